@@ -16,6 +16,7 @@ _HTML = "usr/share/doc/{}/html"
 _SQLITE_LISTS = (
     "releaselog|syntax|session/|changes|toc|keyword|hlr|hp1|requirement|sitemap|doclist|news|matrix"
 )
+_GUIDES = "(swriter|scalc|shared|simpress|sdraw)/guide/|sdatabase/"
 # Set, root in the packages, pattern of the pages, pattern of paths to leave out.
 MANUALS = (
     ("apache", "usr/share/doc/apache2-doc/manual/en", "*.html", ""),
@@ -31,6 +32,24 @@ MANUALS = (
     ),
     ("django", _HTML.format("python-django-doc"), "**/*.html", "^(?!topics|faq|howto|intro)"),
     ("sqlite", "usr/share/doc/sqlite3", "**/*.html", f"c3ref/|{_SQLITE_LISTS}"),
+    *(
+        (f"libreoffice{name}", f"usr/share/libreoffice/help/{code}/text", "**/*.html", pattern)
+        for name, code, pattern in (
+            (
+                "",
+                "en-US",
+                f"^(?!{_GUIDES}|(shared|scalc|swriter|simpress)/01/|shared/(optionen|autopi)/)",
+            ),
+            *((f"-{code}", code, f"^(?!{_GUIDES})") for code in ("de", "fr", "es")),
+        )
+    ),
+    *(
+        ("rust", "usr/share/doc/rust-doc/html", f"{part}/**/*.html", "print")
+        for part in ("book", "edition-guide", "rustc", "rustdoc")
+    ),
+    ("tomcat", "usr/share/tomcat10-docs/docs", "**/*.html", "api/|Api|changelog"),
+    ("nodejs", "usr/share/doc/nodejs/api", "*.html", "^(all|index|toc)"),
+    ("zsh", "usr/share/doc/zsh-common/html", "*.html", ""),
 )
 
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from threadpoolctl import threadpool_limits
@@ -35,7 +36,15 @@ gc.disable()  # a million objects are collected with the tests, and none of them
 @pytest.hookimpl(trylast=True)  # after they were shuffled
 def pytest_collection_modifyitems(items):
     """Begin with the files that take longest: one at the end is waited for by the other worker."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/integration/"))
+    slow = set(Path(__file__).with_name("slow_files.txt").read_text(encoding="utf-8").split())
+
+    def rank(item):
+        file = item.nodeid.partition("::")[0]
+        if file.startswith("tests/integration/"):
+            return 0
+        return 1 if file in slow or file.startswith(("tests/attacks/", "tests/property/")) else 2
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish():

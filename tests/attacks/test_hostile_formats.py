@@ -184,14 +184,14 @@ PDFS = {
         ),
         {"read"},
     ),
-    "a picture of 5,000 by 5,000": (
+    "a picture of 5,000 by 5,000": (  # on a small page, which OCR looks at sooner
         pdf(
-            b"q 600 0 0 700 0 0 cm /X0 Do Q",
+            b"q 60 0 0 70 0 0 cm /X0 Do Q",
             more=[
                 b"<< /Type /XObject /Subtype /Image /Width 5000 /Height 5000 /ColorSpace "
                 b"/DeviceGray /BitsPerComponent 8 /Length 9 >>\nstream\n123456789\nendstream"
             ],
-        ),
+        ).replace(b"[0 0 612 792]", b"[0 0 61 79]  "),
         {*REFUSED, "extra.missing"},
     ),
     "an outline that goes round": (

@@ -62,6 +62,17 @@ def test_one_hostile_folder_hides_no_other(folder):
     assert read_kind(folder / "run") != "run"
 
 
+@pytest.mark.parametrize("change", [{"created": 5}, {"files": [["output/a", "1", "d"]]}])
+def test_odd_values_and_pipes_hide_no_other_folder(folder, change):
+    stated = {"format": 1, "kind": "records", "files": [], "parents": [], "created": "2026"}
+    for name, data in {"fine": stated, "odd": {**stated, **change}}.items():
+        (folder / name).mkdir()
+        (folder / name / "artifact.json").write_text(json.dumps(data))
+        os.mkfifo(folder / name / "recipe.yaml")  # opening one would wait for its writer
+    kinds = {found.name: found.kind for found in list_folder_artifacts(folder)}
+    assert kinds == {"fine": "records", "odd": "broken", "run": "broken"}
+
+
 def test_an_answer_of_a_model_is_no_verdict_and_stops_no_run():
     assert read_json_answer(DEEP, "verdict") == ""
     assert _parse_permutation(DEEP, 2) == ([0, 1], False)

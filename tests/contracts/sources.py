@@ -18,8 +18,3 @@ def modules():
 def tree_of(path):
     """Return the syntax tree of a file."""
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def functions_of(tree):
-    """Return every function of a tree, nested ones too."""
-    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]

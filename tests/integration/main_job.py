@@ -74,7 +74,7 @@ class MainJob:
             "steps.reader.start=null",
             "steps.reader.train={steps: 12, batch_size: 2, threads: 1, save_every_s: 0}",
             "steps.report.compare.model_questions=2",
-            "steps.report.max_questions=4",
+            "steps.report.max_questions=2",
             "steps.report.max_new_tokens=8",
             *more,
         ]  # fmt: skip

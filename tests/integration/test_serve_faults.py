@@ -211,6 +211,17 @@ def test_a_head_that_does_not_come_is_not_waited_for():
         assert patient.recv(100) == b""
 
 
+@pytest.mark.parametrize(
+    "sent", [b"\x16\x03\x01\x02 a hello of TLS\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\x00b\r\n\r\n"]
+)
+def test_what_is_not_http_has_an_error_in_the_usual_shape(sent):
+    with impatient(0.5) as connect, connect() as client:
+        client.sendall(sent)
+        head, _, body = b"".join(iter(lambda: client.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
 def test_a_key_asks_no_more_often_than_it_may():
     served = ServedModel("run", scripted_model({"*": "x"}))
     headers = {"Authorization": f"Bearer {KEY}"}

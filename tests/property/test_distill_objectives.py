@@ -22,7 +22,8 @@ CHOICES = [
     {"name": "distillm2"},
 ]
 F_DIVERGENCES = [choice for choice in CHOICES if choice["name"] != "akl"]
-logits = st.lists(st.floats(-30, 30), min_size=6, max_size=6)
+# Rounded, since akl orders the tokens: a shift makes those equal that differ in the last place.
+logits = st.lists(st.floats(-30, 30).map(lambda value: round(value, 6)), min_size=6, max_size=6)
 any_choice = pytest.mark.parametrize("choice", CHOICES, ids=str)
 
 

@@ -18,6 +18,7 @@ from stillroom.cli.options import (
     output_options,
     path_option,
     paths_option,
+    refuse_idle_options,
 )
 from stillroom.cli.output import print_json, print_text
 from stillroom.cli.proof import (
@@ -29,6 +30,7 @@ from stillroom.cli.proof import (
     verify_evidence_file,
 )
 from stillroom.errors import DataError, IntegrityError, Problem, ResourceError
+from stillroom.jobs.files import refuse_existing_file
 from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
@@ -241,9 +243,12 @@ def verify_command(
 
     trust = load_trust(keys, authorities) if keys or authorities else None
     is_evidence = path.is_file() and not locate_manifest(path).is_file()
-    if is_evidence or within or model:
+    _refuse_idle_options(is_replayed=amount is not None, is_asked=within is not None)
+    if is_evidence or within:
+        refuse_idle_options({"amount"}, "applies to a run, and --within to the evidence of answers")
         verify_evidence_file(path, trust, within=within, model=model, as_json=as_json)
         return
+    refuse_existing_file(out)
     result = verify_signed(path, trust)
     replayed = None
     if amount is not None and not result.findings:
@@ -272,6 +277,13 @@ def verify_command(
         if not as_json:
             print_replay(replayed)
         raise_replay(replayed)
+
+
+def _refuse_idle_options(*, is_replayed: bool, is_asked: bool) -> None:
+    if not is_asked:
+        refuse_idle_options({"model"}, "needs --within")
+    if not is_replayed:
+        refuse_idle_options({"seed", "moved", "out"}, "needs --replay")
 
 
 _MAX_UNCOVERED = 20

@@ -20,6 +20,7 @@ from stillroom.cli.options import (
     mark_option,
     output_options,
     path_option,
+    refuse_idle_options,
     view_options,
 )
 from stillroom.cli.output import print_text
@@ -156,7 +157,9 @@ def ask_command(
     settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
     access = build_access(tenant, principals)
     question = remove_marks(question) or question
-    if out is not None:
+    if out is None:
+        refuse_idle_options({"is_marked"}, "needs --out")
+    else:
         _check_answer_file(out)
     with open_run(
         run,
@@ -190,6 +193,8 @@ _TYPES = {
 
 def _check_answer_file(path: Path) -> None:
     """Refuse an existing file and an unknown suffix, before anything is asked."""
+    from stillroom.jobs.files import refuse_existing_file
+
     if path.suffix.lower() not in _TYPES:
         raise DataError(
             f"answers are not written as {path.suffix or 'a file without a suffix'}",
@@ -198,14 +203,7 @@ def _check_answer_file(path: Path) -> None:
             expected=f"one of: {' '.join(_TYPES)}",
             next="choose another --out, or --json for JSON",
         )
-    if path.exists():
-        raise DataError(
-            f"{path} already exists",
-            code="data.exists",
-            where=str(path),
-            expected="a new file",
-            next="choose another --out",
-        )
+    refuse_existing_file(path)
 
 
 def write_answers(
@@ -253,8 +251,10 @@ def _render(answer: Answer, question: str, kind: str) -> str:
             + "".join(f"<p>{part}</p>\n" for part in paragraphs)
             + "</body>\n</html>\n"
         )
-    head = f"# {question}\n\n" if kind == "text/markdown" else ""
-    end = "  \n" if head else "\n"  # two spaces break a line of Markdown
+    head, end = "", "\n"
+    if kind == "text/markdown":
+        head, end = f"# {html.escape(question, quote=False)}\n\n", "  \n"  # two spaces break a line
+        notes = [html.escape(note, quote=False) for note in notes]
     shown = "".join(note + end for note in notes)
     return f"{head}{text}\n" + (f"\n{shown}" if notes else "")
 

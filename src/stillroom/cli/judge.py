@@ -68,9 +68,9 @@ def keep_answers(
 )
 @click.argument("run", type=existing_path)
 @click.argument("answer_id", default="")
-@click.option("--right", "verdict", flag_value="right", help="The answer is right.")
-@click.option("--wrong", "verdict", flag_value="wrong", help="The answer is wrong.")
-@click.option("--absent", "verdict", flag_value="absent", help="The documents hold no answer.")
+@flag_option("--right", help="The answer is right.")
+@flag_option("--wrong", help="The answer is wrong.")
+@flag_option("--absent", help="The documents hold no answer.")
 @click.option("--quote", metavar="TEXT", help="This text of the documents answers.")
 @flag_option("--list", "is_list", help="List the judgments.")
 @click.option("--delete", metavar="ID", help="Delete all that is stored on a question.")
@@ -79,21 +79,22 @@ def keep_answers(
 def judge_command(
     run: Path,
     answer_id: str,
-    verdict: str | None,
     quote: str | None,
     is_list: bool,
     delete: str | None,
     tenant: str,
     principals: tuple[str, ...],
     as_json: bool,
+    **verdicts: bool,
 ) -> None:
     """Judge an answer of 'ask', to train and evaluate readers.
 
     RUN is a run or an index; ANSWER_ID is printed by 'ask', and is the last answer by default.
     Judgments are kept in RUN.judgments, as question sets: train.jsonl and test.jsonl.
     """
-    chosen = [verdict, quote, is_list or None, delete]
-    if sum(one is not None for one in chosen) != 1:
+    given = [name for name, is_given in verdicts.items() if is_given]
+    given += ["quote"] * (quote is not None)
+    if len(given) + is_list + (delete is not None) != 1:
         raise click.UsageError(
             "give one of --right, --wrong, --absent, --quote TEXT, --list and --delete ID"
         )
@@ -118,8 +119,8 @@ def judge_command(
             _print_list(store, judgments, index, as_json=as_json)
             return
         asked = store.find_answer(answer_id, own)
-        given = cast("Verdict", verdict or "quote")
-        judgment = record_judgment(store, index, asked, given, quote or "", access=access)
+        verdict = cast("Verdict", given[0])
+        judgment = record_judgment(store, index, asked, verdict, quote or "", access=access)
     _print_judgment(store, judgment, as_json=as_json)
 
 

@@ -111,7 +111,10 @@ class _PathType(click.Path):
         if not _is_utf8(whole := str(path.absolute())):  # jobs state it in JSON and YAML
             self.fail(f"{whole!a} is not valid UTF-8", param, ctx)
         # Work is written beside an output, to a name made from its own.
-        return path.resolve() if path.name in ("", "..") else path
+        path = path.resolve() if path.name in ("", "..") else path
+        if not path.name:
+            self.fail(f"{path} has no name; name a file or folder in it", param, ctx)
+        return path
 
 
 existing_path = _PathType()

@@ -19,10 +19,12 @@ from stillroom.cli.options import (
     overwrite_option,
     path_option,
     paths_option,
+    refuse_idle_options,
 )
 from stillroom.cli.output import format_row, print_json, print_json_text, print_text
 from stillroom.errors import DataError, IntegrityError, Problem, RecipeError
 from stillroom.jobs import atomic_write, choose_reporter, escape_line
+from stillroom.jobs.files import refuse_existing_file
 
 if TYPE_CHECKING:
     from stillroom.flow import OpenedRun
@@ -92,14 +94,7 @@ class EvidenceWriter:
             read_password,
         )
 
-        if path.is_file():
-            raise DataError(
-                f"{path} exists already",
-                code="data.exists",
-                where=str(path),
-                expected="a new file for the evidence of each answer",
-                next="choose another name",
-            )
+        refuse_existing_file(path, "--evidence")
         self._signer = load_signing_key(key, read_password()) if key else find_configured_key()
 
     def watch(
@@ -367,6 +362,8 @@ def attest_command(
             expected="--out FOLDER with --format all",
             next="give --out, or one format",
         )
+    if out is None:
+        refuse_idle_options({"overwrite"}, "needs --out")
     graph = read_graph(run, reports=reports, name=name, provider=provider)
     papers, left_out = write_all(graph) if is_all else ([FORMATS[format_name](graph)], {})
     if out is not None:

@@ -18,6 +18,7 @@ from stillroom.cli.options import (
     flag_option,
     output_options,
     path_option,
+    refuse_idle_options,
 )
 from stillroom.cli.output import format_row, print_json, print_measurements, print_rows, print_text
 from stillroom.errors import DataError, RecipeError
@@ -66,17 +67,26 @@ def show_command(
     may also be a text file, or a record (--record).
     """
     path = Path(what)
-    if trace and path.exists():
-        show_trace(path, record, within, min_words, as_json=as_json)
+    if not path.exists():
+        _show_method(what, as_json)
     elif (path / "header.json").is_file() and not (path / "artifact.json").exists():
         _show_cache(path, as_json)
-    elif path.exists():
-        if lineage or record:
-            _show_lineage(path, examples, record, within, as_json)
-        else:
-            _show_artifact(path, as_json)
+    elif trace:
+        refuse_idle_options({"lineage", "examples"}, "has no effect with --trace")
+        show_trace(path, record, within, min_words, as_json=as_json)
+    elif lineage or record:
+        refuse_idle_options({"min_words"}, "needs --trace")
+        _show_lineage(path, examples, record, within, as_json)
     else:
-        _show_method(what, as_json)
+        refuse_idle_options({"examples"}, "needs --lineage")
+        refuse_idle_options({"within"}, "needs --lineage or --trace")
+        refuse_idle_options({"min_words"}, "needs --trace")
+        _show_artifact(path, as_json)
+
+
+def _refuse_options_of_artifacts() -> None:
+    idle = {"lineage", "examples", "record", "within", "trace", "min_words"}
+    refuse_idle_options(idle, "applies to a run, an artifact or an answer")
 
 
 def _show_lineage(
@@ -239,6 +249,7 @@ def _show_cache(path: Path, as_json: bool) -> None:
     from stillroom.distill import LogitCache
     from stillroom.distill.logit_cache.cache import describe_cache
 
+    _refuse_options_of_artifacts()
     with LogitCache.open(path) as cache:
         description = describe_cache(cache)
     if as_json:
@@ -268,6 +279,7 @@ def _show_method(name: str, as_json: bool) -> None:
             expected="the folder of an artifact, or a name listed by `stillroom list methods`",
             next=suggest(name, [row.name for row in known]) or "stillroom list methods",
         )
+    _refuse_options_of_artifacts()
     if as_json:
         descriptions = [
             {
@@ -367,8 +379,11 @@ def _list_job_rows(folder: Path) -> list[dict[str, str]]:
     rows = []
     for path in sorted(folder.glob("*")):
         if (path / ARTIFACT_FILE).is_file():
-            artifact = read_artifact(path)
-            line = f"{artifact.kind}, finished {artifact.created}, {artifact.digest[:12]}"
+            try:
+                artifact = read_artifact(path)
+                line = f"{artifact.kind}, finished {artifact.created}, {artifact.digest[:12]}"
+            except DataError as error:
+                line = error.problems[0].what
             rows.append({"name": path.name, "summary": line})
     for path in sorted(folder.glob(".*.partial")):
         name = path.name.removeprefix(".").removesuffix(".partial")

@@ -153,8 +153,8 @@ def resolve_inputs(inputs: Mapping[str, str]) -> None:
 def _suggest_next(value: str, *, is_typed: bool) -> str:
     """Return what to do about a missing path; a recipe that is typed here may mean files here."""
     parts = Path(value).parts
-    tails = (Path(*parts[start:]) for start in range(1, len(parts)))
-    here = next((tail for tail in tails if is_typed and tail.exists()), None)
+    tails = (Path(*parts[start:]) for start in range(1, len(parts)) if is_typed)
+    here = next(filter(os.path.exists, tails), None)  # false, too, of a name that is too long
     if here:
         start = "relative paths start at the folder of the recipe"
         return f"if {here.absolute()} is meant, write that: {start}"

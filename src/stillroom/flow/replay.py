@@ -345,12 +345,17 @@ def plan_replay(
         _examine_job(path, folder, artifact, moved or {})
         for folder, artifact in list_ancestors(path)
     ]
+    reporter = reporter or QuietReporter()
+    used = [before for job in jobs for _, before in job.moved]
+    for old in moved or ():
+        if not any(Path(before).is_relative_to(old) for before in used):
+            reporter.warn(f"no input is moved from {old}; recipe.yaml of a job names its inputs")
     pool = [(job, one.name) for job in jobs if not job.open for one in job.segments]
     costs = [job.costs.get(name, 0.0) for job, name in pool]
     picked, strata = draw_segments(costs, amount.of(len(pool)), seed)
     for job in jobs:
         job.drawn = frozenset(pool[place][1] for place in picked if pool[place][0] is job)
-    return ReplayPlan(path, [*jobs, *_list_absent(jobs)], seed, strata, reporter or QuietReporter())
+    return ReplayPlan(path, [*jobs, *_list_absent(jobs)], seed, strata, reporter)
 
 
 def _list_absent(jobs: Sequence[JobReplay]) -> list[JobReplay]:

@@ -36,6 +36,7 @@ __all__ = [
     "open_cache",
     "open_shared_database",
     "refuse_existing",
+    "refuse_existing_file",
     "replace_folder",
     "swap_folders",
     "sync_folder",
@@ -167,6 +168,22 @@ def draft_folder(target: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             shutil.rmtree(work, ignore_errors=True)  # last: frees the name of the lock
+
+
+def refuse_existing_file(path: Path | None, option: str = "--out") -> None:
+    """Refuse an output file, if one is named, that exists, before any work is done for it.
+
+    Raises:
+        DataError: If it exists.
+    """
+    if path is not None and path.exists():
+        raise DataError(
+            f"{path} already exists",
+            code="data.exists",
+            where=str(path),
+            expected="a new file",
+            next=f"choose another {option}",
+        )
 
 
 def refuse_existing(folder: Path, holds: Collection[str], *, overwrite: bool) -> None:

@@ -105,11 +105,12 @@ def resolve_checkpoint(
         )
     location = find_output(path, "checkpoint") if path.is_dir() else path
     if location.is_file() and location.suffix != ".gguf":
+        is_part = (location.parent / "config.json").is_file()
         raise CheckpointError(
             f"{location} is not a checkpoint",
             code="checkpoint.not-a-checkpoint",
             expected="a folder with config.json, or a .gguf file",
-            next=f"use its folder: {location.parent}",
+            next=f"use its folder: {location.parent}" if is_part else "check the path",
         )
     return _single_gguf(location)
 

@@ -52,6 +52,9 @@ __all__ = [
 ARTIFACT_FILE = "artifact.json"
 ArtifactKind = Literal["records", "dataset", "checkpoint", "index", "media", "report"]
 _FORMAT = 1
+_MAX_DEPTH = 100
+_MAX_PATH_LENGTH = 4096  # Linux's PATH_MAX
+_MAX_SIZE = 1 << 63
 _UNCLAIMED = frozenset({"claim", "record", "created", "host", "timed_files"})
 _PACKAGES = ("stillroom", "torch", "transformers", "safetensors", "numpy", "xllamacpp")
 
@@ -239,8 +242,10 @@ def locate_manifest(path: Path) -> Path:
     return found or (beside[0] if beside and path.is_file() else inside)
 
 
-def read_artifact(folder: Path) -> Artifact:
+def read_artifact(folder: Path, *, is_judged: bool = False) -> Artifact:
     """Read the artifact.json of a folder, or of a file; see ``locate_manifest``.
+
+    ``is_judged`` leaves odd values of files and parents to the caller, who names each of them.
 
     Raises:
         DataError: If there is none, or the file is not an artifact of Stillroom.
@@ -267,6 +272,8 @@ def read_artifact(folder: Path) -> Artifact:
         )
     try:
         data = load_json(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise TypeError("it is not an object")
         if data.get("format") != _FORMAT or data.get("kind") not in get_args(ArtifactKind):
             raise ValueError(f"format {data.get('format')!r}, kind {data.get('kind')!r}")
         artifact = Artifact.from_json(data)
@@ -274,6 +281,8 @@ def read_artifact(folder: Path) -> Artifact:
         parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
         if not all(isinstance(part, Mapping) for part in parts):
             raise TypeError("origin, details, versions or host is not an object")
+        if not is_judged:
+            _check_values(artifact)
         return artifact
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -282,6 +291,40 @@ def read_artifact(folder: Path) -> Artifact:
             expected=f"format {_FORMAT} and one of: {', '.join(get_args(ArtifactKind))}",
             next=f"stillroom verify {folder}",
         ) from error
+
+
+def _check_values(artifact: Artifact) -> None:
+    """Refuse values that code which takes their types for granted could not use.
+
+    Raises:
+        TypeError: If one has another type.
+        ValueError: If one is out of bounds.
+    """
+    if _is_deeper([artifact.origin, artifact.details, artifact.host], _MAX_DEPTH):
+        raise ValueError("it is nested too deeply")
+    if not isinstance(artifact.created, str) or type(artifact.seed) is not int:
+        raise TypeError("created is not a text, or seed not an integer")
+    for entry in (*artifact.files, *artifact.timed_files):
+        if not isinstance(entry.path, str) or not isinstance(entry.digest, str):
+            raise TypeError("the path or the digest of a file is not a text")
+        if type(entry.size_bytes) is not int or not 0 <= entry.size_bytes < _MAX_SIZE:
+            raise ValueError(f"{entry.path!r:.80} has no size in bytes")
+    for parent in artifact.parents:
+        if "\0" in str(parent.path) or len(str(parent.path)) > _MAX_PATH_LENGTH:
+            raise ValueError(f"{parent.path!r:.80} is no path")
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Return whether JSON is nested in more levels, counted without recursion."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, (Mapping, list))
+            for item in (outer.values() if isinstance(outer, Mapping) else outer)
+        ]
+    return bool(level)
 
 
 def get_working_folder(out: Path) -> Path:

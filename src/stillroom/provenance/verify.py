@@ -116,7 +116,7 @@ def verify_signed(
     root = Path(os.path.realpath(path))  # links lead to what is verified, but not within it
     record = locate_manifest(path)
     if not record.exists() and not (path / SIGNATURE_FILE).exists():
-        read_artifact(path)  # raises the specific error
+        read_artifact(path, is_judged=True)  # raises the specific error
     if record.exists() and os.path.realpath(record) != os.path.realpath(locate_manifest(root)):
         root = Path(os.path.realpath(path.parent)) / path.name  # the link's own, beside it
     verifier = _ArtifactVerifier(root, trust or Trust(), follow=parents)
@@ -144,7 +144,7 @@ def list_run_folders(path: Path) -> list[Path]:
         )
     if path.is_dir() and not locate_manifest(path).exists():
         return [path]
-    artifact = read_artifact(path)
+    artifact = read_artifact(path, is_judged=True)
     steps = [
         resolve_parent(path, parent)
         for parent in artifact.parents
@@ -171,7 +171,7 @@ class _ArtifactVerifier:
             yield self.find(record, "is not a regular file", "link")
             return
         try:
-            artifact = read_artifact(folder)
+            artifact = read_artifact(folder, is_judged=True)
             manifest = parse_json(record.read_bytes())
         except (DataError, RecursionError, OSError, ValueError) as error:
             first = str(error).split("\n", 1)[0]
@@ -355,7 +355,7 @@ class _ArtifactVerifier:
         what = f"({parent.role}) is not what it was when {self.root.name} was made from it"
         if _has_manifest(path, parent):
             try:
-                artifact = read_artifact(path)
+                artifact = read_artifact(path, is_judged=True)
             except (DataError, RecursionError):
                 return  # reported when the folder itself is verified
             if parent.digest and artifact.digest != parent.digest:

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _POSITION = re.compile(r":(\d+):(\d+)$")
+_INDEX = re.compile(r"\d{1,18}")  # of an item; Python refuses to read thousands of digits
 _INTERPOLATION = re.compile(r"\$\{env:")
 
 
@@ -277,7 +278,7 @@ def _read_override(override: str, where: str) -> tuple[KeyPath, YamlTree]:
     for places in (tree.keys, tree.values):
         for path in places:
             places[path] = where
-    return tuple(int(part) if part.isdecimal() else part for part in parts), tree
+    return tuple(int(part) if _INDEX.fullmatch(part) else part for part in parts), tree
 
 
 def _set_value(data: Any, path: KeyPath, value: Any, where: str) -> Any:

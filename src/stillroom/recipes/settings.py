@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from stillroom.errors import RecipeError
-from stillroom.registry.method import CheckedModel
+from stillroom.registry.method import MAX_INT, CheckedModel
 
 __all__ = [
     "DISTINCT",
@@ -49,8 +49,6 @@ __all__ = [
     "choose_by_key",
     "resolve_references_in",
 ]
-
-MAX_SEED = 2**63 - 1
 
 
 class Settings(CheckedModel):
@@ -95,7 +93,7 @@ class Recipe(Settings):
 
     version: Literal[1] = Field(1, description="version of the recipe grammar")
     kind: str = Field(description="job kind")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="random seed; same bytes on one machine")
+    seed: int = Field(0, ge=0, le=MAX_INT, description="random seed; same bytes on one machine")
 
 
 @dataclass(frozen=True)

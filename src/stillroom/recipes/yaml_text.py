@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from stillroom.errors import Problem, RecipeError
 from stillroom.recipes.settings import Recipe
@@ -172,12 +172,7 @@ class _TreeBuilder:
         from ruamel.yaml import YAML
         from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            self.fail(
-                "the recipe, or a name that it states, is not UTF-8",
-                code="recipe.encoding",
-                expected="UTF-8 text; rename a file or folder whose name is not",
-            )
+        text = self.read_text(text)
         try:
             self.events = iter(YAML(typ="rt", pure=True).parse(text))
             self.document()
@@ -231,7 +226,8 @@ class _TreeBuilder:
             return self.mapping(path, depth)
         if name == "SequenceStartEvent":
             return self.sequence(path, depth)
-        return resolve_scalar(event.value) if event.implicit[0] else event.value
+        text = self.read_text(event.value, event.start_mark)
+        return resolve_scalar(text) if event.implicit[0] else text
 
     def mapping(self, path: KeyPath, depth: int) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
@@ -243,7 +239,7 @@ class _TreeBuilder:
                     mark=event.start_mark,
                     expected="keys of plain text",
                 )
-            key = event.value
+            key = self.read_text(event.value, event.start_mark)
             if event.anchor is not None or event.tag is not None:
                 self.refuse(f"the anchor or tag of the key '{key}'", event)
             here = (*path, key)
@@ -269,6 +265,18 @@ class _TreeBuilder:
             sequence.append(self.node(event, (*path, len(sequence)), depth + 1))
         return sequence
 
+    def read_text(self, text: str, mark: Any = None) -> str:
+        """Return a text with the letters that JSON escapes as a pair of surrogates."""
+        try:
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            self.fail(
+                "the recipe, or a name that it states, is not UTF-8",
+                code="recipe.encoding",
+                mark=mark,
+                expected="UTF-8 text; rename a file or folder whose name is not",
+            )
+
     def place(self, mark: Any) -> str:
         return f"{self.where}:{mark.line + 1}:{mark.column + 1}" if mark else self.where
 
@@ -283,7 +291,9 @@ class _TreeBuilder:
             )
         )
 
-    def fail(self, message: str, *, code: str = "", mark: Any = None, expected: str = "") -> None:
+    def fail(
+        self, message: str, *, code: str = "", mark: Any = None, expected: str = ""
+    ) -> NoReturn:
         raise RecipeError(
             message,
             code=code or "recipe.yaml",

@@ -183,10 +183,10 @@ class Record:
         if self.fields.get("label") is False and len(self.messages) > 1:
             return frozenset(range(len(self.messages)))
         extras = self.fields.get(EXTRAS_FIELD)
+        known = extras if isinstance(extras, dict) else {}
+        turns = ((turn, known.get(str(turn))) for turn in range(len(self.messages)))
         return frozenset(
-            int(turn)
-            for turn, extra in (extras.items() if isinstance(extras, dict) else ())
-            if isinstance(extra, dict) and extra.get("weight") == 0 and turn.isdecimal()
+            turn for turn, extra in turns if isinstance(extra, dict) and extra.get("weight") == 0
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -23,6 +24,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -31,16 +33,32 @@ from pydantic_core import CoreSchema, core_schema
 from stillroom.errors import RecipeError
 from stillroom.registry.catalog import list_names, suggest
 
-__all__ = ["CheckedModel", "Method", "MethodField", "Registry"]
+__all__ = ["MAX_INT", "CheckedModel", "Method", "MethodField", "Registry"]
 
 
 _SAMPLING = {"top_k", "top_p"}
+MAX_INT = 2**63 - 1
+"""The largest whole number that 64 bits hold, for settings and seeds."""
 
 
 class CheckedModel(BaseModel):
     """Settings: frozen, no unknown keys, no infinite numbers, no minimum above its maximum."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+    @field_validator("*")
+    @classmethod
+    def _check_whole_numbers(cls, value: Any) -> Any:
+        """Refuse whole numbers that neither tensors nor files nor iterators can count."""
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, int) and not ~MAX_INT <= part <= MAX_INT:
+                raise RecipeError(
+                    f"{part} does not fit a signed integer of 64 bits",
+                    code="recipe.value",
+                    expected=f"a number from {~MAX_INT} to {MAX_INT}",
+                    next="write one within these bounds",
+                )
+        return value
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
@@ -228,11 +246,9 @@ class Registry(Generic[M]):
 
     def _load(self, name: str) -> type[M] | None:
         """Import the class of a method; None if there is none, or it has another base class."""
-        if (
-            name.isidentifier()
-            and (self.folder / f"{name}.py").is_file()
-            and not name.startswith("_")
-        ):
+        is_public = name.isidentifier() and not name.startswith("_")
+        # os.path is false, too, of a name that is too long for a file.
+        if is_public and os.path.isfile(self.folder / f"{name}.py"):  # noqa: PTH113
             module = importlib.import_module(f"{self.group}.{name}")
             for member in vars(module).values():
                 if not inspect.isclass(member) or member.__module__ != module.__name__:

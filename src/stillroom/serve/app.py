@@ -24,7 +24,7 @@ from stillroom.flow.opening import find_index
 from stillroom.provenance.signing import Trust
 from stillroom.provenance.text_marks import TextMarker
 from stillroom.serve.access import ApiKey, RequestLimits
-from stillroom.serve.errors import add_error_handlers
+from stillroom.serve.errors import JsonReply, add_error_handlers
 from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.media_check import MediaCheckService
 from stillroom.serve.middleware.auth import AuthMiddleware
@@ -84,7 +84,13 @@ def create_app(
         if jobs is not None:
             await jobs.stop()
 
-    app = FastAPI(title="Stillroom", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Stillroom",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        default_response_class=JsonReply,
+    )
     add_error_handlers(app)
     table = RouteTable(app)
     keys = [ApiKey(key) if isinstance(key, str) else key for key in api_keys]

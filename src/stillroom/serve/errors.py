@@ -6,6 +6,7 @@ that is also in the server's log.
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.exceptions import HTTPException
+from typing_extensions import override
 
 from stillroom.errors import (
     BackendError,
@@ -32,6 +35,7 @@ from stillroom.recipes.yaml_text import format_path
 
 __all__ = [
     "ApiError",
+    "JsonReply",
     "add_error_handlers",
     "client_disconnected",
     "find_missing_extra",
@@ -85,6 +89,18 @@ class ApiError(Exception):  # sent to the client; not part of StillroomError
         if self.problems:
             error["problems"] = [asdict(problem) for problem in self.problems]
         return {"error": error}
+
+
+class JsonReply(JSONResponse):
+    """Reply of JSON: lone surrogates, invalid in UTF-8, stay escaped; NaN and infinity are null."""
+
+    @override
+    def render(self, content: Any) -> bytes:
+        try:
+            return to_json(content, inf_nan_mode="null")
+        except PydanticSerializationError:
+            finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+            return json.dumps(finite).encode()
 
 
 def client_disconnected() -> ApiError:
@@ -147,22 +163,22 @@ def to_api_error(error: BaseException) -> ApiError:
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error of an app with an error object."""
 
-    def answer(refusal: ApiError) -> JSONResponse:
-        return JSONResponse(refusal.to_json(), refusal.status, refusal.headers)
+    def answer(refusal: ApiError) -> JsonReply:
+        return JsonReply(refusal.to_json(), refusal.status, refusal.headers)
 
-    async def on_refusal(request: Request, error: Exception) -> JSONResponse:
+    async def on_refusal(request: Request, error: Exception) -> JsonReply:
         return answer(to_api_error(error))
 
-    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+    async def on_invalid(request: Request, error: Exception) -> JsonReply:
         if not isinstance(error, RequestValidationError):
             return answer(_to_validation_error([], None))
         return answer(_to_validation_error(error.errors(), error.body))
 
-    async def on_http(request: Request, error: Exception) -> JSONResponse:
+    async def on_http(request: Request, error: Exception) -> JsonReply:
         status = error.status_code if isinstance(error, HTTPException) else 500
         if status == 400:  # of nesting, digits or encodings that Python's reader of JSON refuses
             return answer(ApiError(400, "the body is not valid JSON", code="invalid_json"))
-        message = f"{request.method} {request.url.path[:200]} is not served here"
+        message = f"{request.method[:20]} {request.url.path[:200]} is not served here"
         if status not in {404, 405}:
             message = "the request cannot be read"
         headers = error.headers if isinstance(error, HTTPException) else None

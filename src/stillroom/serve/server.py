@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import json
 import signal
 import socket
 import threading
@@ -242,6 +243,10 @@ def check_host(host: str, keys: Sequence[ApiKey]) -> None:
 
 _HEADER_TIMEOUT_S = 15.0
 _BACKLOG = 512
+_NO_HTTP_HEAD = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n"
+)
 
 
 def is_loopback(host: str) -> bool:
@@ -358,7 +363,10 @@ def build_header_timeout_protocol(head_s: float) -> type[asyncio.Protocol]:
     """
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+    from stillroom.serve.errors import ApiError
+
     base: Any = AutoHTTPProtocol
+    refusal = ApiError(400, "the request is not valid HTTP", code="invalid_http")
 
     class Patient(base):  # type: ignore[misc]  # whichever of uvicorn's two is installed
         def connection_made(self, transport: Any) -> None:
@@ -376,6 +384,13 @@ def build_header_timeout_protocol(head_s: float) -> type[asyncio.Protocol]:
 
         def _awaits_head(self) -> bool:
             return self.cycle is None or self.cycle.response_complete
+
+        def send_400_response(self, msg: str) -> None:
+            is_replying = self.cycle is not None and self.cycle.response_started
+            if not is_replying or self.cycle.response_complete:
+                body = json.dumps(refusal.to_json()).encode()
+                self.transport.write(_NO_HTTP_HEAD % len(body) + body)
+            self.transport.close()
 
         def _give_up(self) -> None:
             if self._awaits_head():

@@ -113,6 +113,16 @@ def test_lines_of_an_answer_stay_lines_and_a_heading_is_one(tmp_path):
     assert (tmp_path / "a.md").read_text(encoding="utf-8").startswith("# How so?\n\n1. Open")
 
 
+def test_names_of_files_and_the_question_are_no_html_in_markdown(tmp_path):
+    cited = replace(CITATION, location=replace(CITATION.location, path="<img src=x>.md"))
+    answer = [Answer(Completion("Yes [1].", 1, 1, "stop", "m"), (cited,))]
+    out = tmp_path / "a.md"
+    list(write_answers(answer, out, "<b>Why?", model="m", is_marked=False))
+    text = out.read_text(encoding="utf-8")
+    assert text.startswith("# &lt;b&gt;Why?\n")
+    assert "[1] &lt;img src=x&gt;.md" in text
+
+
 def test_a_marked_question_is_asked_and_written_without_its_mark(run, tmp_path):
     question = open_marker().mark("Where does it rise?", Disclosure(model_name="m"))
     out = tmp_path / "answer.md"

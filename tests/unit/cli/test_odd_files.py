@@ -1,9 +1,12 @@
 """What is neither text nor a folder is refused as any other mistake, not as a fault of ours."""
 
 import importlib
+import json
 
 import pytest
+from click.testing import CliRunner
 
+from stillroom.cli.app import stillroom
 from stillroom.errors import StillroomError
 
 
@@ -54,3 +57,20 @@ def test_a_method_is_shown_beside_the_work_of_a_job_of_its_name(tmp_path, monkey
     (tmp_path / ".sentence.partial").mkdir()
     show_command.main(["sentence"], standalone_mode=False)
     assert capsys.readouterr().out.startswith("sentence  (")
+
+
+def test_a_page_of_checks_replaces_no_file(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    result = CliRunner().invoke(stillroom, ["forensics", "check", ".", "--html", str(page)])
+    assert (result.exception.code, page.read_text()) == ("data.exists", "mine")
+
+
+def test_jobs_beside_one_that_cannot_be_read_are_listed(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "artifact.json").write_text("{")
+    result = CliRunner().invoke(stillroom, ["list", "jobs", str(tmp_path), "--json"])
+    rows = json.loads(result.stdout)["jobs"]
+    assert [row["name"] for row in rows] == ["a", "b"]
+    assert all("cannot be read" in row["summary"] for row in rows)

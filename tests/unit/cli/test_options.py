@@ -157,6 +157,20 @@ def test_an_output_named_by_dots_is_the_folder_that_they_name(tmp_path, monkeypa
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "here"]
 
 
+def test_a_relevance_level_beyond_what_trec_eval_reads_is_a_usage_error():
+    call = ["rag", "score", "q.txt", "r.txt", "--relevance-level", str(2**31)]
+    refused = CliRunner().invoke(stillroom, call)
+    assert (refused.exit_code, "is not in the range" in refused.stderr) == (2, True)
+
+
+def test_the_root_is_no_output(monkeypatch):
+    monkeypatch.chdir("/")
+    for out in ("/", ".", "tmp/.."):
+        call = ["make", "tmp", "--out", out]
+        refused = CliRunner().invoke(stillroom, call)
+        assert (refused.exit_code, "/ has no name" in refused.stderr) == (2, True)
+
+
 def test_the_bound_of_64_bits_is_enforced_and_not_shown():
     @click.command()
     @count_option("--n", help="Number.")

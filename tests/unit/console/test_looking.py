@@ -1,6 +1,7 @@
 """Merge, Diffusion and Forensics: what their pages ask for, within bounds."""
 
 import io
+import re
 
 import pytest
 
@@ -110,3 +111,9 @@ def test_a_picture_is_looked_at_and_needs_the_token(client, headers):
     told = client.post("/v1/forensics/check", files=files, headers=headers).json()
     assert told["files"][0]["path"] == "a.png"
     assert "not a sign of a forgery" in told["files"][0]["verdict"]
+
+
+def test_direction_characters_in_a_name_turn_no_other_text(client):
+    css = client.get("/static/console.css").text
+    (elements,) = re.findall(r"^(.+?) \{ unicode-bidi: isolate; \}", css, re.MULTILINE)
+    assert {"a", "code", "span"} <= set(elements.split(", "))

@@ -19,7 +19,7 @@ from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.sampling.animation import TerminalAnimation, write_animation
 from stillroom.diffusion.sampling.sampler import StepEvent
 from stillroom.diffusion.sampling.sequence import build_infill_request, decode_sample, decode_tokens
-from stillroom.errors import StillroomError
+from stillroom.errors import DataError, StillroomError
 from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.records import write_records
 from stillroom.testing import tiny_checkpoint
@@ -200,7 +200,9 @@ def test_what_was_given_around_holes_is_marked_and_what_was_written_counted(fold
     words = ["sample", folder, "--holes", "The [[2]] stood [[3]] the", "--html", str(page)]
     (sample,) = call_json(*words)["samples"]
     assert sample["tokens"] == 5
-    done = call(*words)
+    with pytest.raises(DataError, match="already exists"):
+        call(*words)
+    done = call(*words[:-2])
     assert re.search(r"^5 tokens, \d+ steps, \d+ passes$", done.stderr, re.MULTILINE)
     text = page.read_text()
     frames = json.loads(re.search(r"const frames = (\[.*?\]), given", text, re.DOTALL)[1])

@@ -265,7 +265,8 @@ def test_heads_are_compared_within_their_group():
         ({"hidden_size": 42}, "student.hidden_size"),
         ({"hidden_size": 128}, "student.hidden_size"),
         ({"intermediate_size": 500}, "student.intermediate_size"),
-        ({"kv_heads": 4}, "student.attention_heads"),
+        ({"kv_heads": 4}, "student.kv_heads"),
+        ({"attention_heads": 8}, "student.attention_heads"),
     ],
 )
 def test_refuses_sizes_that_no_model_can_have(tmp_path, settings, where):

@@ -48,6 +48,7 @@ def test_a_file_beside_the_asker_is_named_and_never_taken_for_a_hubs_model(tmp_p
     for name, said in (
         ("mine", f"if {tmp_path / 'mine.jsonl'} is meant"),
         ("no", "check the path;"),
+        ("x" * 300, "check the path;"),
     ):
         text = f"kind: diffusion.train\nrecords: {name}.jsonl"
         recipe = parse_recipe(text, folder=tmp_path / "recipes")

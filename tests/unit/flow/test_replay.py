@@ -382,6 +382,13 @@ def test_command_says_what_was_drawn_and_writes_a_signed_summary(
     assert verify(honest).exit_code == verify(run).exit_code == 0
 
 
+def test_a_summary_replaces_no_file(honest, tmp_path):
+    out = tmp_path / "summary.json"
+    out.write_text("mine")
+    told = verify(honest, "--replay", "1", "--out", out)
+    assert (told.exception.code, out.read_text()) == ("data.exists", "mine")
+
+
 def test_command_names_what_differs(run):
     path = step(run, "records") / "output" / "records.jsonl"
     path.write_text(path.read_text().replace("barley", "parsley"))
@@ -395,6 +402,12 @@ def test_command_names_what_differs(run):
 def test_input_without_two_places_is_refused(honest):
     told = verify(honest, "--replay", "1", "--input", "notes")
     assert told.exception.code == "replay.input"
+
+
+def test_place_that_no_input_is_at_is_warned_of(honest):
+    told = verify(honest, "--replay", "1", "--input", "/srv/notes=./notes")
+    assert told.exit_code == 0
+    assert "warning: no input is moved from /srv/notes; recipe.yaml of a job" in told.stderr
 
 
 def test_damaged_list_of_segments_is_refused(run):

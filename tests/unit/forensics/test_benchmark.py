@@ -148,6 +148,12 @@ class TestSplits:
         assert set(places.values()) == {"train", "validation", "test"}
         assert not [line for line in find_leaks(items) if line.startswith(by)]
 
+    def test_shares_above_the_whole_are_refused(self):
+        with pytest.raises(DataError, match=r"0\.9 and 0\.9 are more than the whole") as caught:
+            split_items(make_items(30), held_out=0.9, validation=0.9)
+        assert caught.value.code == "forensics.split"
+        assert split_items(make_items(30), held_out=0.9, validation=0.1)
+
     def test_a_person_who_is_put_into_another_split_is_a_leak(self):
         items = split_items(make_items(30), by="identity", held_out=0.4)
         test = next(item for item in items if item.split == "test")

@@ -51,7 +51,10 @@ def family(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def half_family(tmp_path_factory):
-    """A base and three fine-tunes, bfloat16: their task vectors are full of equal magnitudes."""
+    """A base and three fine-tunes, bfloat16: their task vectors are full of equal magnitudes.
+
+    Of one layer: most tests merge every tensor with every method.
+    """
     folder = tmp_path_factory.mktemp("half")
-    base = tiny_checkpoint(folder / "base", dtype=torch.bfloat16)
+    base = tiny_checkpoint(folder / "base", layers=1, dtype=torch.bfloat16)
     return base, [fine_tune(base, folder / f"tune{seed}", seed) for seed in (1, 2, 3)]

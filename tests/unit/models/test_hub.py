@@ -37,6 +37,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         resolve_checkpoint(str(path))
     assert caught.value.code == "checkpoint.not-a-checkpoint"
+    assert caught.value.problems[0].next == "check the path"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=f"use its folder: {tmp_path}"):
+        resolve_checkpoint(str(path))
 
 
 def test_an_artifact_of_another_kind_is_refused(tmp_path):

@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -202,3 +203,29 @@ def test_a_file_of_the_user_with_that_name_is_not_overwritten(run, tmp_path, tex
     for _ in range(2):
         write_from(run.synth, tmp_path / "out")
     assert not verify_artifact(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"files": [["output/a", "1", "d"]]}, "has no size in bytes"),
+        ({"files": [["output/a", -1, "d"]]}, "has no size in bytes"),
+        ({"files": [["output/a", 10**400, "d"]]}, "has no size in bytes"),
+        ({"timed_files": [[5, 1, "d"]]}, "is not a text"),
+        ({"parents": [{"role": "x", "path": "a\0b", "digest": "d"}]}, "is no path"),
+        ({"parents": [{"role": "x", "path": "a/" * 5000, "digest": "d"}]}, "is no path"),
+        ({"created": 5}, "created is not a text"),
+        ({"seed": float("nan")}, "seed not an integer"),
+        ({"details": json.loads("[" * 300 + "]" * 300)}, "is not an object"),
+        ({"details": {"a": json.loads("[" * 300 + "]" * 300)}}, "nested too deeply"),
+        ([], "it is not an object"),
+    ],
+)
+def test_values_that_no_code_could_use_are_refused(run, tmp_path, change, problem):
+    path = run.merge / "artifact.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps({**stated, **change} if isinstance(change, dict) else change))
+    with pytest.raises(DataError) as caught:
+        read_artifact(run.merge)
+    assert caught.value.code == "data.not-an-artifact"
+    assert problem in caught.value.problems[0].what

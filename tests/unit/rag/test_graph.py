@@ -315,6 +315,8 @@ def test_graphml_is_read_by_another_tool(small, tmp_path):
     networkx = pytest.importorskip("networkx")
     words = ["rag", "graph-show", str(small / "graph"), "--graphml", str(tmp_path / "g.graphml")]
     assert CliRunner().invoke(stillroom, words).exit_code == 0
+    again = CliRunner().invoke(stillroom, words)
+    assert again.exception.code == "data.exists"
     read = networkx.read_graphml(tmp_path / "g.graphml")
     graph = KnowledgeGraph.open(small / "graph")
     assert read.number_of_nodes() == len(graph.entities)

@@ -57,6 +57,7 @@ def test_the_last_override_wins_and_places_below_are_forgotten():
         ("a..b=1", "recipe.override"),
         ("models.5.x=1", "recipe.override"),
         ("models.x=1", "recipe.override"),
+        ("models." + "9" * 5000 + ".x=1", "recipe.override"),
         ("a.b=1", "recipe.override"),
         ("a=[1", "recipe.yaml"),
         ("a={x: 1, x: 2}", "recipe.duplicate-key"),

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ValidationError
 
 from stillroom.errors import RecipeError
 from stillroom.recipes import DISTINCT, Duration, Recipe, Reference, Secret, Settings, Size
+from stillroom.recipes.loader import parse_group
 
 
 class Holder(BaseModel):
@@ -28,6 +29,23 @@ class Holder(BaseModel):
 )
 def test_sizes_are_bytes(text, size_bytes):
     assert Holder(size=text).size == size_bytes
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 7, 10**30])
+def test_a_whole_number_that_nothing_can_count_is_refused_where_it_stands(number):
+    class Group(Settings):
+        sizes: tuple[int, ...] = ()
+        steps: int | None = None
+
+    for group in (f"steps: {number}", f"sizes: [1, {number}]"):
+        with pytest.raises(RecipeError) as caught:
+            parse_group(Group, group, "r.yaml")
+        assert caught.value.code == "recipe.value"
+        assert str(number) in caught.value.problems[0].what
+        assert caught.value.problems[0].where.startswith("r.yaml:1:")
+        assert caught.value.problems[0].expected == f"a number from {-(2**63)} to {2**63 - 1}"
+    assert parse_group(Group, f"sizes: [{-(2**63)}]").sizes == (-(2**63),)
+    assert parse_group(Group, f"steps: {2**63 - 1}").steps == 2**63 - 1
 
 
 @pytest.mark.parametrize(

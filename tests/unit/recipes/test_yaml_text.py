@@ -1,3 +1,4 @@
+import json
 import math
 import time
 
@@ -116,6 +117,8 @@ def test_duplicate_keys_name_both_places():
         ("{a: " * 5000, "recipe.too-large"),
         ("a: " + "x" * 300_000, "recipe.too-large"),
         ("a: \ud800", "recipe.encoding"),
+        ('a: "\\ud800"', "recipe.encoding"),
+        ('"\\udc00": 1', "recipe.encoding"),
         ("'" * 100_001, "recipe.yaml"),
     ],
 )
@@ -127,6 +130,11 @@ def test_what_is_no_yaml_is_said_and_never_breaks_the_reader(text, code):
         read_yaml(text, "r.yaml")
     assert caught.value.code == code
     assert caught.value.problems[0].where.startswith("r.yaml")
+
+
+def test_a_letter_beyond_the_basic_plane_is_read_from_json_as_from_yaml():
+    value = {"\N{GRINNING FACE}": "a \N{GRINNING FACE}"}
+    assert read(json.dumps(value)) == read(json.dumps(value, ensure_ascii=False)) == value
 
 
 def test_a_number_of_a_million_digits_stays_text():

@@ -15,6 +15,7 @@ from stillroom.records import (
     read_records,
     to_row,
 )
+from stillroom.records.types import EXTRAS_FIELD
 
 ASK = {"role": "user", "content": "Why?"}
 SAY = {"role": "assistant", "content": "Because."}
@@ -385,3 +386,8 @@ def test_pairs_of_llama_factory_and_of_a_system_message_are_read():
 def test_pairs_without_one_common_prompt_are_refused(row):
     with pytest.raises(DataError):
         from_row(row)
+
+
+def test_an_odd_number_of_a_turn_in_a_strangers_record_is_no_fault():
+    extras = {"9" * 5000: {"weight": 0}, "\N{SUPERSCRIPT TWO}": {"weight": 0}, "1": {"weight": 0}}
+    assert Record(TURNS, {EXTRAS_FIELD: extras}).turns_without_loss == {1}

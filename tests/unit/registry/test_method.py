@@ -46,7 +46,8 @@ def test_a_method_is_chosen_by_name_settings_or_itself(registry):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "_hidden", "../base", "registry.loud", "empty", "nope", "lou"]
+    "name",
+    ["", "_hidden", "../base", "registry.loud", "empty", "nope", "lou", "x" * 300, "\ud800", "\0"],
 )
 def test_what_is_no_method_is_refused_by_name(registry, name):
     (registry.folder / "empty.py").write_text("from pluggable.base import Base\n")

@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import json
+import math
 import threading
 import time
 from contextlib import closing
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from stillroom.errors import BackendError, DataError
 from stillroom.records import Answer, Citation, Completion, Location
 from stillroom.serve import RequestLimits, ServedModel, create_app, routes
+from stillroom.serve.errors import JsonReply
 from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.media_check import MediaCheckService
 from stillroom.serve.middleware.metrics import ServerMetrics
@@ -575,3 +577,16 @@ def test_every_file_of_routes_is_listed():
     folder = Path(routes.__file__).parent
     names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert {module.__name__.rpartition(".")[2] for module in ROUTES} == names
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"a": [math.nan, math.inf], "b": "é"}, {"a": [None, None], "b": "é"}),
+        ({"a": math.nan, "b": "\ud800"}, {"a": None, "b": "\ud800"}),
+    ],
+)
+def test_a_reply_is_json_whatever_it_holds(content, expected):
+    app = FastAPI(default_response_class=JsonReply)
+    app.get("/")(lambda: content)
+    assert request(app, "GET", "/").json() == expected

@@ -107,6 +107,14 @@ def test_a_broken_form_and_one_without_files_are_refused():
     check_error(send(None, headers=headers, content=b"x"), 400, "invalid_form")
 
 
+def test_a_file_without_a_name_is_named_as_such():
+    content = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\npixels\r\n--x--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    reply = send(None, headers=headers, content=content)
+    check_error(reply, 400, "invalid_input")
+    assert "no file name" in reply.text
+
+
 def test_a_body_without_a_length_is_counted_as_it_comes():
     async def pieces():
         yield b"--x\r\n"

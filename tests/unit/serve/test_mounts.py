@@ -109,6 +109,10 @@ def test_documents_are_reranked_in_the_usual_shape():
     assert reply["results"][0]["document"] == {"text": "aa"}
     assert reply["results"][0]["relevance_score"] == pytest.approx(1 / (1 + math.exp(-3)))
     assert "document" not in rerank(app).json()["results"][0]
+    body = {"model": "judge", "query": "a", "documents": ["a \ud800"], "return_documents": True}
+    headers = {"Content-Type": "application/json"}
+    halved = request(app, "POST", "/v1/rerank", content=json.dumps(body), headers=headers)
+    assert halved.json()["results"][0]["document"] == {"text": "a \ud800"}
     check_error(rerank(app, documents=[]), 400, "invalid_request")
     check_error(rerank(app, documents=["x"] * 257), 400, "invalid_input")
     check_error(rerank(app, query=" "), 400, "invalid_input")

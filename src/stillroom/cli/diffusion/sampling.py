@@ -74,6 +74,7 @@ def sample_command(
     from stillroom.cli.diffusion.options import open_model, read_schema, read_settings
     from stillroom.diffusion.sampling.sequence import decode_sample
     from stillroom.diffusion.sampling.settings import read_preset
+    from stillroom.jobs.files import refuse_existing_file
 
     holes, given = options["holes"], {**options, "preset": preset, "settings": settings}
     for one, other in (("preset", "settings"), ("chat", "holes")):
@@ -82,6 +83,7 @@ def sample_command(
     for parameter, option in (("holes", "holes"), ("watch", "watch"), ("page", "html")):
         if schema is not None and given[parameter]:
             raise click.UsageError(f"give either --schema or --{option}")
+    refuse_existing_file(options["page"], "--html")
     loaded_preset = read_preset(preset) if preset is not None else None
     decoding = read_settings(settings, options["overrides"], loaded_preset)
     model = open_model(

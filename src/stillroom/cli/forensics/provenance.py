@@ -20,6 +20,7 @@ from stillroom.cli.options import (
     path_option,
     paths_option,
     read_engine,
+    refuse_idle_options,
 )
 from stillroom.cli.output import print_json, print_text
 
@@ -254,7 +255,11 @@ def check_command(
     from stillroom.forensics.labeling.lab import has_lab, open_lab
     from stillroom.jobs import atomic_write
     from stillroom.jobs.engines import open_engine
+    from stillroom.jobs.files import refuse_existing_file
 
+    refuse_existing_file(html, "--html")
+    if not detectors:
+        refuse_idle_options({"prevalence", "maps"}, "needs --detector")
     lists = open_trust_lists(official=official, interim=interim, user=trust)
     lab = open_lab() if has_lab() else None
     limits = _read_limits(detectors)

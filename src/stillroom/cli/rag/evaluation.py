@@ -35,6 +35,7 @@ __all__ = ["score_command"]
 @count_option(
     "--relevance-level",
     default=1,
+    most=2**31 - 1,  # trec_eval reads it into 32 bits
     show_default=True,
     help="Minimum grade of a relevant id, for all measures but ndcg (trec_eval's -l).",
 )

@@ -15,6 +15,7 @@ from stillroom.cli.options import (
     flag_option,
     output_options,
     path_option,
+    refuse_idle_options,
 )
 from stillroom.cli.output import print_json, print_text
 
@@ -54,11 +55,13 @@ def graph_show_command(
     as_json: bool,
 ) -> None:
     """Show a graph or one of its entities, check it, or export it."""
+    from stillroom.jobs.files import refuse_existing_file
     from stillroom.rag.graph.knowledge_graph import KnowledgeGraph, describe_entity, describe_graph
     from stillroom.rag.index.searcher import Index
 
-    if check and index is None:
-        raise click.UsageError("--check needs --index")
+    if index is None:
+        refuse_idle_options({"check", "tenant", "principals"}, "needs --index")
+    refuse_existing_file(graphml, "--graphml")
     opened = KnowledgeGraph.open(graph)
     access = build_access(tenant, principals)
     passages = Index.open(index, access=access) if index is not None else None

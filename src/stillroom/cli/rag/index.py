@@ -22,6 +22,7 @@ from stillroom.cli.options import (
     path_option,
     qrels_options,
     quiet_option,
+    refuse_idle_options,
     resolve_qrels,
     run_job_recipe,
     run_options,
@@ -284,6 +285,14 @@ def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
     from stillroom.jobs import choose_reporter
     from stillroom.rag.maintenance.rebuild import drop_previous, roll_back
 
+    if options["rollback"] or options["drop_previous"]:
+        if options["rollback"] and options["drop_previous"]:
+            raise click.UsageError("give either --rollback or --drop-previous")
+        if options["overrides"]:
+            raise click.UsageError(f"{options['overrides'][0]} applies to a new index only")
+        used = {"rollback", "drop_previous", "overrides", "quiet"}
+        used |= {"anyway"} if options["rollback"] else set()
+        refuse_idle_options(options.keys() - used, "applies to a new index only")
     if options["rollback"]:
         reporter = choose_reporter(quiet=options["quiet"])
         done = roll_back(index, anyway=options["anyway"], reporter=reporter)
@@ -417,6 +426,9 @@ def migrate_command(
     if bool(store) == drop_source:
         raise click.UsageError("give either --to STORE or --drop-source")
     if drop_source:
+        if settings:
+            raise click.UsageError(f"{settings[0]} applies to --to STORE only")
+        refuse_idle_options({"queries"}, "applies to --to STORE only")
         was_there = drop(index)
         if as_json:
             print_json({"dropped": was_there})
@@ -424,6 +436,8 @@ def migrate_command(
             print_text("the source was removed" if was_there else "no source is kept")
         return
     store_settings = dict(setting.partition("=")[::2] for setting in settings)
+    if "name" in store_settings:
+        raise click.UsageError("--to names the store: leave out name=")
     method = STORES.build({"name": store, **store_settings})
     done = migrate_index(index, method, queries=queries, reporter=choose_reporter(quiet=quiet))
     if as_json:

@@ -117,9 +117,13 @@ def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_jso
         ]
         print_json({"counts": shown, "rows": [row.to_json() for row in rows]})
         return
+    is_shown = False
     for (step_name, by, why), count in counts.most_common():
         if reason.casefold() in why.casefold() and method in {"", by} and step in {"", step_name}:
             print_text(f"{count:8}  {f'{step_name}/' if step_name else ''}{by}: {why}")
+            is_shown = True
+    if not is_shown:
+        print_text(f"0 of {counts.total():,} dropped rows match", err=True)
     width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
     for row in rows:
         print_text("─" * width)

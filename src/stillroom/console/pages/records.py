@@ -83,7 +83,7 @@ def record_routes(context: PageContext) -> list[Route]:
                 expected="a visible record",
                 next="reload the page",
             )
-        count = int(form["turns"]) if form.get("turns", "").isdecimal() else 0
+        count = int(form["turns"][:9]) if form.get("turns", "").isdecimal() else 0
         turns = [
             (form.get(f"role{n}", ""), form.get(f"text{n}", "").replace("\r\n", "\n"))
             for n in range(min(count, 100))
@@ -92,7 +92,7 @@ def record_routes(context: PageContext) -> list[Route]:
             review.decide,
             key,
             action,
-            seen=int(form["seen"]) if form.get("seen", "").isdecimal() else -1,
+            seen=int(form["seen"][:18]) if form.get("seen", "").isdecimal() else -1,
             messages=turns if action == "edit" else (),
             note=form.get("note", ""),
         )

@@ -328,9 +328,10 @@ class CacheVerification:
         line = f"{self.records} records are intact"
         if not self.scored:
             return line + "; none was rescored"
+        place = f" at {self.where}" if self.where else ""
         return (
             f"{line}\n{self.scored} records ({self.positions} positions) rescored: largest "
-            f"difference {self.largest:.5f} nats at {self.where}, mean {self.mean:.6f}; "
+            f"difference {self.largest:.5f} nats{place}, mean {self.mean:.6f}; "
             f"allowed {self.tolerance:g}"
         )
 

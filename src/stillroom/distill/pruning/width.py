@@ -155,7 +155,7 @@ def _search_shape(
     }[settings.prune]
     free = tuple(name for name in free if fixed[name] is None)
     start = teacher.with_sizes(fixed)
-    _check_not_larger(start, teacher)
+    _check_not_larger(asdict(start), teacher)
     if not free:
         _check_sizes(start, teacher, is_implied=is_implied)
         return start
@@ -240,6 +240,7 @@ def _read_given_sizes(
     }
     if settings.keep is not None:
         sizes["layers"] = len(settings.keep)
+    _check_not_larger(sizes, teacher)  # before any is implied, so that the given one is named
     group_size = teacher.attention_heads // max(teacher.kv_heads, 1)
     if is_implied:
         heads, hidden = sizes["attention_heads"] or sizes["kv_heads"], sizes["hidden_size"]
@@ -258,7 +259,6 @@ def _check_sizes(shape: StudentShape, teacher: StudentShape, *, is_implied: bool
     Raises:
         RecipeError: Naming the setting.
     """
-    _check_not_larger(shape, teacher)
     heads, kv_heads = shape.attention_heads, shape.kv_heads
     if heads % kv_heads:
         raise _size_error(
@@ -289,13 +289,11 @@ def _check_sizes(shape: StudentShape, teacher: StudentShape, *, is_implied: bool
         )
 
 
-def _check_not_larger(shape: StudentShape, teacher: StudentShape) -> None:
-    sizes = asdict(shape)
+def _check_not_larger(sizes: Mapping[str, int | None], teacher: StudentShape) -> None:
     for name, most in asdict(teacher).items():
-        if not 1 <= sizes[name] <= most:
-            raise _size_error(
-                name, f"student.{name} is {sizes[name]}", f"from 1 to the teacher's {most}"
-            )
+        size = sizes.get(name)
+        if size is not None and not 1 <= size <= most:
+            raise _size_error(name, f"student.{name} is {size}", f"from 1 to the teacher's {most}")
 
 
 def _is_head_dim_implied(checkpoint: Checkpoint) -> bool:

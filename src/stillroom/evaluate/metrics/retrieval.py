@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 
+_MAX_DIGITS = 18  # of a rank that fits 64 bits
 _CUTOFF_MEASURES = {
     "ndcg": "ndcg_cut",
     "recall": "recall",
@@ -164,7 +165,7 @@ def parse_measure(name: str) -> tuple[str, int]:
     if not trec_name and not separator:
         base, _, depth = name.rpartition("_") if name[-1:].isdecimal() else (name, "", "")
         trec_name = base if base in (_CUTOFF_MEASURES if depth else _FULL_MEASURES).values() else ""
-    if not trec_name or (depth and not (depth.isdecimal() and int(depth) > 0)):
+    if not trec_name or (depth and not _is_cutoff(depth)):
         raise DataError(
             f"'{name}' is not a measure of retrieval",
             code="metric.unknown-measure",
@@ -173,6 +174,11 @@ def parse_measure(name: str) -> tuple[str, int]:
             next="write for instance ndcg@10",
         )
     return trec_name, int(depth or 0)
+
+
+def _is_cutoff(text: str) -> bool:
+    """Whether a text is a rank; trec_eval reads those beyond 64 bits as another, and scores 0."""
+    return text.isdecimal() and len(text) <= _MAX_DIGITS and int(text) > 0
 
 
 def _truncate_ranks(ranks: dict[str, float], depth: int) -> dict[str, float]:

@@ -55,8 +55,14 @@ def split_items(
         seed: Seed of the assignment.
 
     Raises:
-        DataError: If a row lacks the column, or most rows are connected.
+        DataError: If a row lacks the column, most rows are connected, or shares exceed the whole.
     """
+    if held_out + validation > 1:
+        raise _refused(
+            f"the shares {held_out:g} and {validation:g} are more than the whole",
+            "shares of the test and validation splits that add up to at most 1",
+            "lower --held-out or --validation",
+        )
     keys = [_keys(item, by) for item in items]
     for item, row_keys in zip(items, keys, strict=True):
         if not row_keys:

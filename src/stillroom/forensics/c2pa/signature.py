@@ -29,6 +29,7 @@ from stillroom.forensics.c2pa.credentials import (
 from stillroom.forensics.c2pa.signer import CA_FILE, CHAIN_FILE, KEY_FILE, Signer, sign_bytes
 from stillroom.forensics.extras import require_packages
 from stillroom.jobs import atomic_write, escape_line
+from stillroom.jobs.files import refuse_existing_file
 from stillroom.objects.disk import write_secret
 from stillroom.provenance import ARTIFACT_FILE
 from stillroom.provenance.text_marks import TextMarker, open_marker
@@ -244,13 +245,7 @@ def sign_file(
     """
     is_text = is_text_file(file)
     mime = _TEXT_TYPES[file.suffix.lower()] if is_text else detect_mime_type(file)
-    if out.exists():
-        raise DataError(
-            f"{out} already exists",
-            code="data.exists",
-            expected="a new file",
-            next="choose another --out",
-        )
+    refuse_existing_file(out)
     named = _TEXT_TYPES.get(out.suffix.lower()) if is_text else detect_mime_type(out)
     if named != mime:
         raise DataError(

@@ -323,7 +323,7 @@ def check_file(
     lists = [*lists, *([lab.trust] if lab is not None else [])]
     try:
         if not path.is_file():
-            return FileCheckResult(path, error="the file does not exist")
+            return FileCheckResult(path, error=_say_what_is_there(path))
         kind = detect_file_type(path)
         if kind is None:
             return _unknown(path)
@@ -402,8 +402,19 @@ def _report_unreadable(known: FileCheckResult, stage: str, error: DataError) -> 
     return replace(known, quality=(*known.quality, f"{stage}: {problem}"))
 
 
+def _say_what_is_there(path: Path) -> str:
+    """Return why a path is no file: nothing, perhaps at the end of a link, or a pipe or loop."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "the file does not exist"
+    except OSError:  # a link that leads to itself
+        pass
+    return "it is not a regular file"
+
+
 def _unknown(path: Path) -> FileCheckResult:
-    return FileCheckResult(path, error=f"{path.suffix or 'files without an ending'} is not media")
+    return FileCheckResult(path, error=f"{path.suffix or 'a file without an ending'} is not media")
 
 
 def _inspect_faces(

@@ -527,7 +527,8 @@ def _group(
 
 def _in_order(group: str) -> tuple[bool, int, str]:
     number = group.removeprefix("layer ")
-    return (not number.isdigit(), int(number) if number.isdigit() else 0, group)
+    is_number = number.isdecimal() and len(number) < 19  # a stranger's name may be of any length
+    return (not is_number, int(number) if is_number else 0, group)
 
 
 def _make_unique(names: Sequence[str]) -> tuple[str, ...]:

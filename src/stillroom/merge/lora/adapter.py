@@ -165,6 +165,14 @@ class Adapter:
             return ""
         return _digest(self._file.read(key, 0, self._file.entry(key).rows))
 
+    def find_tied(self, name: str, base: Checkpoint) -> str:
+        """Return the base's tied embedding if a tensor is the head, saved as a copy; or empty."""
+        if name != HEAD or name in base or not self.is_replaced(name):
+            return ""
+        digest = self.digest_replaced(name)
+        known = (tensor for tensor in self.names() if tensor in base)
+        return next((held for held in known if self.digest_replaced(held) == digest), "")
+
     def factors(
         self, name: str, width: int | None = None, *, dtype: Any = np.float64
     ) -> tuple[Array, Array]:
@@ -329,7 +337,7 @@ class AdaptedCheckpoint:
         self._norms: dict[str, Array] = {}
         problems = []
         for name in adapter.names():
-            if self._is_tied_copy(name):
+            if adapter.find_tied(name, base):
                 continue
             shape = base.shape(name) if name in base else None
             if shape is None or not adapter.fits(name, shape):
@@ -349,17 +357,6 @@ class AdaptedCheckpoint:
     def names(self) -> list[str]:
         """Return the sorted names of all tensors."""
         return self.base.names()
-
-    def _is_tied_copy(self, name: str) -> bool:
-        """Whether a tensor is the output head of a tying base, saved as a copy of the embedding."""
-        if name != HEAD or name in self.base or not self.adapter.is_replaced(name):
-            return False
-        digest = self.adapter.digest_replaced(name)
-        return any(
-            self.adapter.digest_replaced(tensor) == digest
-            for tensor in self.adapter.names()
-            if tensor in self.base
-        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -271,7 +271,7 @@ def _sum_whole(
             expected="the checkpoint that the adapters were trained on",
             next="give the base, too",
         )
-    start = read_rows(base, name, dtype=np.float64)
+    start = read_rows(base, having[0][0].find_tied(name, base) or name, dtype=np.float64)
     total = start.copy()
     for adapter, weight in having:
         total += weight * (adapter.replacement(name) - start)

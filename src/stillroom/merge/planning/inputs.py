@@ -195,7 +195,8 @@ def list_run_checkpoints(final: MergeSource) -> list[MergeSource]:
     """
     folder = final.checkpoint.folder / CANDIDATES
     steps = sorted(
-        (path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name)
+        (path for path in folder.glob("*") if path.name.isdecimal()),
+        key=lambda path: int(path.name),
     )
     opened = [MergeSource(f"{final.name}@{path.name}", Checkpoint.open(path)) for path in steps]
     if opened and opened[-1].checkpoint.fingerprint == final.checkpoint.fingerprint:

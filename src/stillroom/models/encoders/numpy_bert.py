@@ -18,6 +18,7 @@ from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -164,6 +165,14 @@ class NumpyBert:
         # so texts are encoded one at a time.
         self._threads = ThreadpoolController()
         self._lock = threading.Lock()
+        self._opened: NumpyBert | None = None
+
+    def share(self) -> NumpyBert:
+        """Return an encoder of the same weights, whose tokenizer has settings of its own."""
+        shared = copy.copy(self)
+        shared.tokenizer = copy.copy(self.tokenizer)  # under the same lock
+        shared._opened = self  # of this class; open as long as one that shares it
+        return shared
 
     def adapt(self, updates: Mapping[str, Vectors]) -> NumpyBert:
         """Return an encoder that shares all weights but those to which an update is added.
@@ -251,8 +260,15 @@ class NumpyBert:
         return normalized + self._weights[f"{name}bias"]
 
 
+_OPENING = threading.Lock()
+_OPENED: WeakValueDictionary[tuple[Any, ...], NumpyBert] = WeakValueDictionary()
+
+
 def open_bert(folder: Path) -> NumpyBert | None:
     """Open a folder's encoder, or return None if it is not a supported BERT.
+
+    Weights and vocabulary are shared with those of the same files that are still open: an index's
+    embedder is often its reader's base.
 
     Raises nothing: folders that cannot be opened or run here (old files name some tensors
     differently) are left to transformers and its errors.
@@ -260,15 +276,22 @@ def open_bert(folder: Path) -> NumpyBert | None:
     from stillroom.checkpoints import Checkpoint
 
     try:
-        held = Checkpoint.open(folder)
-        tokenizer = _open_tokenizer(folder) if _is_plain(held.config) else None
-        if tokenizer is None:
-            return None
-        encoder = NumpyBert(held, tokenizer)
-        encoder.states([0])  # fails on missing tensors or wrong shapes
+        files = [file.resolve() for file in sorted(folder.iterdir()) if file.is_file()]
+        stats = [file.stat() for file in files]
+        key = (*files, *((at.st_ino, at.st_size, at.st_mtime_ns) for at in stats))
+        with _OPENING:
+            opened = _OPENED.get(key)
+            if opened is None:
+                held = Checkpoint.open(folder)
+                tokenizer = _open_tokenizer(folder) if _is_plain(held.config) else None
+                if tokenizer is None:
+                    return None
+                opened = NumpyBert(held, tokenizer)
+                opened.states([0])  # fails on missing tensors or wrong shapes
+                _OPENED[key] = opened
     except Exception:  # noqa: BLE001  # tokenizers raises it bare
         return None
-    return encoder
+    return opened.share()
 
 
 def erf(values: Vectors) -> Vectors:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILTIN_READER",
     "FEATURES",
+    "MULTILINGUAL_READER",
     "OVERLAP_READER",
     "READ_PASSAGES",
     "SentenceReader",
@@ -67,7 +68,12 @@ __all__ = [
 READ_PASSAGES = 5
 """Passages that a reader is calibrated for: the best of a search."""
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
-_BUILTIN_FOLDERS = {BUILTIN_READER: "builtin", "builtin:reader-large": "builtin_large"}
+MULTILINGUAL_READER = "builtin:reader-multilingual"
+_BUILTIN_FOLDERS = {
+    BUILTIN_READER: "builtin",
+    "builtin:reader-large": "builtin_large",
+    MULTILINGUAL_READER: "builtin_multilingual",
+}
 _MAX_SHORT_TOKENS = 24
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
@@ -221,8 +227,9 @@ def open_reader(reference: str) -> SentenceReader | OverlapReader:
     """Return the reader of a reference; the last four stay open, each opened by one thread.
 
     Args:
-        reference: Folder or artifact of a reader; ``builtin:reader`` or ``builtin:reader-large``
-            for a packaged one, or ``builtin:overlap`` for word overlap without a model.
+        reference: Folder or artifact of a reader; ``builtin:reader``, ``builtin:reader-large`` or
+            ``builtin:reader-multilingual`` for a packaged one, or ``builtin:overlap`` for word
+            overlap without a model.
 
     Raises:
         CheckpointError: If there is none, or its base is neither cached nor installed.
@@ -238,18 +245,52 @@ def _open_cached(reference: str) -> SentenceReader | OverlapReader:
     return SentenceReader(find_reader(reference))
 
 
-def open_available_reader(reference: str) -> tuple[SentenceReader | OverlapReader, str]:
-    """Return a reader, or word overlap in place of the packaged one, and why if so.
+def open_available_reader(
+    reference: str, languages: Iterable[str] = ()
+) -> tuple[SentenceReader | OverlapReader, str]:
+    """Return the reader for documents, and a warning if it is not the one that suits them best.
+
+    In place of ``builtin:reader``, and of a training that kept it unchanged, that is
+    ``builtin:reader-multilingual`` for documents of which most are not in English, and word overlap
+    where no base can be opened.
+
+    Args:
+        reference: As for ``open_reader``.
+        languages: Languages of the documents to be read, as ISO 639-1 codes; empty where unknown.
 
     Raises:
         CheckpointError: If there is no such reader, and it is not the packaged one.
     """
+    known = [language for language in languages if language]
+    foreign = sorted({language for language in known if language != "en"})
+    warning = ""
+    if 2 * known.count("en") < len(known) and _is_packaged(reference):
+        try:
+            return open_reader(MULTILINGUAL_READER), ""
+        except CheckpointError as error:
+            warning = (
+                f"most passages found are in {', '.join(foreign)}, which {BUILTIN_READER} was not "
+                f"trained on; {MULTILINGUAL_READER} cannot be opened: {error.problems[0].next}"
+            )
     try:
-        return open_reader(reference), ""
+        return open_reader(reference), warning
     except CheckpointError as error:
         if reference != BUILTIN_READER:
             raise
-        return OverlapReader(), f"{BUILTIN_READER} cannot be opened ({error.code})"
+        return OverlapReader(), (
+            "sentences are selected by word overlap only, since "
+            f"{BUILTIN_READER} cannot be opened ({error.code})"
+        )
+
+
+def _is_packaged(reference: str) -> bool:
+    """Return whether a reader is ``builtin:reader``, perhaps as a training kept it unchanged."""
+    if reference == BUILTIN_READER or reference in {OVERLAP_READER, *_BUILTIN_FOLDERS}:
+        return reference == BUILTIN_READER
+    try:
+        return open_reader(reference).fingerprint == open_reader(BUILTIN_READER).fingerprint
+    except CheckpointError:
+        return False
 
 
 def find_reader(reference: str) -> Path:

@@ -72,6 +72,8 @@ if TYPE_CHECKING:
 __all__ = ["train_reader"]
 
 _SPARE_HITS = 12
+_EVIDENCE_HITS = 3
+_MAX_EVIDENCE = 1000  # characters
 _OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 _SHORT_WEIGHTS = (0.0, 0.2, 0.5)
 _RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -245,6 +247,9 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
             job.check_cancelled()
             hits = retrieve(index, question.text, recipe.k + _SPARE_HITS)
             labeled = label_passages(question, map(read_passage, hits))
+            if question.evidence and not any(any(passage.answers) for passage in labeled):
+                hits += _find_evidence(index, question)
+                labeled = label_passages(question, map(read_passage, hits))
             documents = [
                 hit.passage.document_id
                 for hit, passage in zip(hits, labeled, strict=True)
@@ -262,6 +267,20 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
             next="check that the questions are about this index",
         )
     return retrieved
+
+
+def _find_evidence(index: Index, question: JudgedQuestion) -> list[Hit]:
+    """Return a passage that answers, found by its own words, or none.
+
+    What a search for the question misses is what a reader has the most to learn from.
+    """
+    for part in question.evidence:
+        # Without what a query would take for a phrase or a field.
+        for hit in retrieve(index, normalize_text(part.quote)[:_MAX_EVIDENCE], _EVIDENCE_HITS):
+            (passage,) = label_passages(question, [read_passage(hit)])
+            if any(passage.answers):
+                return [hit]
+    return []
 
 
 def _holds_judgments(path: Path) -> bool:

@@ -33,8 +33,7 @@ from stillroom.text.language import detect_language
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
-    from stillroom.rag.answer_selection.overlap import OverlapReader, ScoredSentence
-    from stillroom.rag.answer_selection.reader import SentenceReader
+    from stillroom.rag.answer_selection.overlap import ScoredSentence
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
     from stillroom.records import Document
 
@@ -68,9 +67,10 @@ class Quote(AnswerStrategy):
         BUILTIN_READER,
         min_length=1,
         description="sentence reader: the folder of a job of kind rag.reader; builtin:reader, "
-        "trained on questions about articles and manuals; builtin:reader-large, which is better "
-        "on manuals and takes five times the processor time; builtin:overlap, word overlap "
-        "without a model",
+        "trained on questions about articles and manuals, in whose place "
+        "builtin:reader-multilingual reads documents that are not in English; "
+        "builtin:reader-large, which is better on manuals and takes five times the processor "
+        "time; builtin:overlap, word overlap without a model",
     )
     passages: int = Field(
         READ_PASSAGES,
@@ -95,7 +95,7 @@ class Quote(AnswerStrategy):
     @property
     @override
     def moment(self) -> str:
-        return self._open_reader()[0].fingerprint
+        return open_available_reader(self.reader)[0].fingerprint
 
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
@@ -112,7 +112,10 @@ class Quote(AnswerStrategy):
             inquiry.abstain("nothing-found")
             return
         with stage("select"):
-            reader, warning = self._open_reader()
+            reader, warning = open_available_reader(
+                self.reader,
+                [inquiry.index.document(hit.passage.document_id).language for hit in hits],
+            )
             if warning:
                 add_warning(warning)
             question, passages = inquiry.query.text, [candidates(hit) for hit in hits]
@@ -171,11 +174,6 @@ class Quote(AnswerStrategy):
             if not _is_label(text):
                 chosen.setdefault(" ".join(text.split()), sentence)
         return list(chosen.values())
-
-    def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
-        """Return the reader, and a warning if it is not the one of the settings."""
-        reader, why = open_available_reader(self.reader)
-        return reader, f"sentences are selected by word overlap only, since {why}" if why else ""
 
 
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:

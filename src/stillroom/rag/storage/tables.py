@@ -7,13 +7,16 @@ of its own (segments, postings, vectors) is not here.
 from __future__ import annotations
 
 import json
+import os
+import threading
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from stillroom.errors import IntegrityError
 from stillroom.provenance.digests import load_json
@@ -46,6 +49,7 @@ __all__ = [
     "ReusableTables",
     "ReusedDocument",
     "SnapshotTables",
+    "ThreadConnections",
     "check_digest",
     "check_documents",
     "check_facts",
@@ -54,6 +58,49 @@ __all__ = [
 
 ALIVE = "{0}.born <= :snapshot AND {0}.died > :snapshot"
 """Condition on a row that a snapshot shows."""
+
+
+class _Connection(Protocol):
+    def close(self) -> None: ...
+
+
+ConnectionT = TypeVar("ConnectionT", bound=_Connection)
+
+
+class _HeldConnection(Generic[ConnectionT]):
+    """A connection that is closed with its last reference, but not by a forked process."""
+
+    def __init__(self, connection: ConnectionT) -> None:
+        self.connection, self._process = connection, os.getpid()
+
+    def __del__(self) -> None:
+        if self._process == os.getpid():  # else it would end the parent's connection, too
+            self.connection.close()
+
+
+class ThreadConnections(Generic[ConnectionT]):
+    """A connection to one database for each thread that reads, closed when the thread has ended.
+
+    A server starts a thread for each request; connections that outlive it would use up the file
+    descriptors, or the connections that a database allows.
+    """
+
+    def __init__(self, connect: Callable[[], ConnectionT]) -> None:
+        """Open no connection yet."""
+        self._connect = connect
+        self.close()
+
+    @contextmanager
+    def use(self) -> Iterator[ConnectionT]:
+        """Give the connection of the current thread, which stays open until the body ends."""
+        held: _HeldConnection[ConnectionT] | None = getattr(self._local, "held", None)
+        if held is None or getattr(held.connection, "closed", False):
+            held = self._local.held = _HeldConnection(self._connect())
+        yield held.connection
+
+    def close(self) -> None:
+        """Close every thread's connection: one in use, when it is not in use any more."""
+        self._local = threading.local()  # holds the only reference to idle ones
 
 
 class IndexTables(ABC):

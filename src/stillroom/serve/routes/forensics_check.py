@@ -113,6 +113,10 @@ async def _write_files(
     files: list[UploadedFile] = []
     for key, value in form.multi_items():
         if not isinstance(value, UploadFile):
+            if key == "file":
+                raise ApiError(
+                    400, "a part 'file' has no file name", code="invalid_input", param="file"
+                )
             if key != "prevalence":
                 raise ApiError(
                     400,

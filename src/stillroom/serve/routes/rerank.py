@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.records.text_credentials import remove_marks
+from stillroom.serve.errors import JsonReply
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.mounts import ServedModel
 from stillroom.serve.openai.requests import OpenAIRequest
@@ -85,7 +86,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
             for index in order
         ]
         head = {"id": f"rerank-{uuid.uuid4().hex[:24]}", "object": "list", "model": body.model}
-        return JSONResponse({**head, "results": results})
+        return JsonReply({**head, "results": results})
 
 
 def _score_texts(served: ServedModel, query: str, texts: Sequence[str]) -> list[float]:

@@ -191,7 +191,10 @@ def _read_origin(artifact: Artifact) -> tuple[str, str]:
 
 def _read_recipe_kind(folder: Path) -> str:
     """Return the kind in the resolved recipe, read from its first lines."""
-    with suppress(OSError, ValueError), (folder / "recipe.yaml").open(encoding="utf-8") as file:
+    path = folder / "recipe.yaml"
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return ""
+    with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
         for line, _ in zip(file, range(8), strict=False):
             key, _, value = line.partition(":")
             if key == "kind":
@@ -202,6 +205,6 @@ def _read_recipe_kind(folder: Path) -> str:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file of an artifact, or None if missing or invalid."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None

@@ -142,7 +142,7 @@ def _is_raised(run: XmlElement) -> bool:
     if properties is None:
         return False
     baseline = _get_attribute(properties, "baseline")
-    return (baseline.isdecimal() and int(baseline) > 0) or any(
+    return parse_bounded(baseline, 0, 1) > 0 or any(
         str(element.tag).endswith("}vertAlign") and _get_attribute(element, "val") == "superscript"
         for element in properties
     )
@@ -407,7 +407,7 @@ def _series_points(element: Any) -> dict[int, str]:
         text = "".join(node.text or "" for node in point.iter(f"{_C}v")).strip()
         text = _serial_date(text) if is_date else text
         if place.isdecimal() and text and len(points) < _MAX_POINTS:
-            index = int(place)
+            index = parse_bounded(place, 0, 2**31)
             points[index] = (
                 f"{text} {points[index]}" if index in points else text
             )  # the inner level comes first
@@ -437,4 +437,5 @@ def _format_number(value: str) -> str:
 
 def parse_bounded(value: str | None, least: int, most: int) -> int:
     """Return a whole number within bounds; ``least`` for anything else."""
-    return min(max(int(value), least), most) if value and value.isdecimal() else least
+    # Python refuses to read thousands of digits.
+    return min(max(int(value[:18]), least), most) if value and value.isdecimal() else least

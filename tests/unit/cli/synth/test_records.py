@@ -69,6 +69,12 @@ def test_reason_method_and_step_narrow(run):
     assert sum(one["count"] for one in told["counts"]) == 4
 
 
+@pytest.mark.parametrize("option", ["--method", "--reason", "--step"])
+def test_where_no_row_matches_that_is_said(run, option):
+    said = call(run, option, "nothing")
+    assert (said.exit_code, said.stderr) == (0, "0 of 4 dropped rows match\n")
+
+
 def test_what_other_commands_leave_is_shown_too(tmp_path):
     duplicates = tmp_path / "duplicates.jsonl"
     duplicates.write_text(

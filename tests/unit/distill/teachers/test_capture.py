@@ -10,7 +10,7 @@ from tests.unit.distill.targets import draw_any, draw_distinct
 from stillroom.cli.app import stillroom
 from stillroom.distill.data.tokenized import make_batch
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.logit_cache.capture import estimate_cache_cost
+from stillroom.distill.logit_cache.capture import CacheVerification, estimate_cache_cost
 from stillroom.distill.teachers import local
 from stillroom.errors import ResourceError, StillroomError
 from stillroom.jobs import Machine
@@ -116,6 +116,11 @@ def test_capture_verify_and_show(recipe_file, tmp_path, invoke):
     assert checked["largest"] < 1e-4
     assert "logit cache" in invoke("show", out)
     assert json.loads(invoke("show", out, "--json"))["cache"]["header"]["mode"] == "top_k"
+
+
+def test_where_nothing_differs_no_place_is_named():
+    found = CacheVerification(3, 3, 20, largest=0.0, mean=0.0, where="", tolerance=0.01)
+    assert "difference 0.00000 nats, mean 0.000000;" in str(found)
 
 
 @pytest.mark.parametrize("mode", ["top_k", "sampled", "dense"])

@@ -78,7 +78,13 @@ def test_every_measure_by_hand():
     assert all(values["silent"] == 0 for values in found.values())
 
 
-@pytest.mark.parametrize("name", ["recall", "ndcg@0", "ndcg@ten", "f1@3", "", "@5", "mrr@-1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("recall", "ndcg@0", "ndcg@ten", "f1@3", "", "@5", "mrr@-1"),
+        *(f"ndcg@{2**63}", "ndcg@" + "9" * 5000, "P_" + "9" * 5000),
+    ],
+)
 def test_an_unknown_measure_is_refused(name):
     with pytest.raises(DataError) as caught:
         score_run({}, {}, (name,))

@@ -1,6 +1,7 @@
 """The verdict says the strongest evidence there is, and no more; one bad file costs that file."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -95,6 +96,11 @@ def test_a_bad_file_does_not_stop_the_others(media, found):
     assert [name for name, one in found.items() if one.error] == ["broken.jpg"]
     assert check_file(media / "notes.txt").error
     assert check_file(media / "missing.png").error == "the file does not exist"
+    os.mkfifo(media / "pipe.png")
+    try:
+        assert check_file(media / "pipe.png").error == "it is not a regular file"
+    finally:
+        (media / "pipe.png").unlink()  # other tests list the folder
 
 
 def test_the_page_escapes_what_files_say(media):

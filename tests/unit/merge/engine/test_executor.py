@@ -152,8 +152,9 @@ def test_excluded_tensors_are_copied_from_the_base_and_reported(family, tmp_path
     assert torch.equal(tensors_of(tmp_path / "out")[NORM], tensors_of(base)[NORM])
 
 
-def test_storage_type_is_the_wider_one_or_the_one_asked_for(family, half_family, tmp_path):
-    mixed = [family[1][0], half_family[1][0]]
+def test_storage_type_is_the_wider_one_or_the_one_asked_for(family, tmp_path):
+    narrow = rewrite(family[1][1], tmp_path / "narrow", lambda _, tensor: tensor.bfloat16())
+    mixed = [family[1][0], narrow]
     merge_checkpoints("linear", None, mixed, tmp_path / "wide")
     assert Checkpoint.open(tmp_path / "wide").dtype(NORM) is torch.float32
     merge_checkpoints("linear", None, mixed, tmp_path / "half", dtype="float16")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, ShapeError
+from stillroom.evaluate import regex_search
 from stillroom.merge.lora.adapter import AdaptedCheckpoint, Adapter, is_adapter
 from stillroom.testing import tiny_checkpoint
 
@@ -260,7 +261,10 @@ def test_an_adapter_of_another_base_is_refused_with_every_tensor_that_does_not_f
         adapter.rows(f"{Q}.weight", 0, 4, np.zeros(4, np.float32))
 
 
-def test_a_pattern_that_does_not_come_to_an_end_is_refused(tmp_path):
+def test_a_pattern_that_does_not_come_to_an_end_is_refused(tmp_path, monkeypatch):
+    """Else this test does not end."""
+    regex_search._PROCESS.close()
+    monkeypatch.setattr(regex_search, "_CPU_S", 0)  # searches are stopped within a second
     module = f"model.layers.0.{'a' * 40}c"
     tensors = {
         f"{module}.lora_A.weight": torch.zeros(3, 64),
@@ -269,3 +273,4 @@ def test_a_pattern_that_does_not_come_to_an_end_is_refused(tmp_path):
     with refused(CheckpointError, "merge.adapter-broken") as caught:
         Adapter.open(write_adapter(tmp_path / "a", tensors, rank_pattern={"(a+)+b": 3}))
     assert "(a+)+b" in caught.value.problems[0].what
+    regex_search._PROCESS.close()

@@ -8,10 +8,13 @@ import torch
 from click.testing import CliRunner
 from tests.unit.merge.lora.test_adapter import EMBEDDING, Q, refused, write_adapter
 
+from stillroom.checkpoints import Checkpoint
 from stillroom.cli.merge.adapters import adapters_command
 from stillroom.errors import CheckpointError, DataError, RecipeError
-from stillroom.merge.lora.adapter import Adapter
+from stillroom.merge.lora.adapter import AdaptedCheckpoint, Adapter
 from stillroom.merge.lora.combination import choose_rank, compress_product, merge_adapters
+from stillroom.merge.lora.extraction import extract_lora
+from stillroom.merge.tensors.structure import HEAD
 from stillroom.provenance import read_artifact, render_tree, verify_artifact, walk_lineage
 
 K = "model.layers.1.self_attn.k_proj"
@@ -207,3 +210,15 @@ def test_a_sum_proves_what_it_was_made_from(tmp_path):
     with (tmp_path / "sum" / "adapter_config.json").open("a") as file:
         file.write(" ")
     assert {one.kind for one in verify_artifact(tmp_path / "more")} == {"changed"}
+
+
+def test_what_is_extracted_from_tied_checkpoints_is_added(family, tmp_path):
+    base = Checkpoint.open(family[0])
+    assert base.is_tied
+    for number, path in enumerate(family[1][:2]):
+        extract_lora(Checkpoint.open(path), base, tmp_path / str(number), rank=4)
+    adapters = [Adapter.open(tmp_path / str(number)) for number in range(2)]
+    merge_adapters(adapters, [1, 0.5], tmp_path / "sum", base=base)
+    found = Adapter.open(tmp_path / "sum")
+    assert (found.replacement(HEAD) == found.replacement(f"{EMBEDDING}.weight")).all()
+    assert AdaptedCheckpoint(base, found).names() == base.names()

@@ -1,11 +1,13 @@
 """A query is read in numpy as torch would read it, and without torch."""
 
+import gc
 import json
 import math
 import os
 import struct
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -329,6 +331,21 @@ def test_threads_that_truncate_do_not_truncate_for_others(folder):
 
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(count, [16, 0, 16, 0])) == [{16}, {162}, {16}, {162}]
+
+
+def test_an_encoder_that_is_open_is_read_once_and_shared(folder):
+    name, path = "embeddings.word_embeddings.weight", folder / "model.safetensors"
+    first, second = open_bert(folder), open_bert(folder)
+    assert second._weights[name] is first._weights[name]
+    first.tokenizer.model_max_length = 7
+    assert second.tokenizer.model_max_length != 7
+    before = second.states([2, 5, 3])
+    save_file({key: 2 * one for key, one in load_file(path).items()}, path)
+    assert not np.array_equal(open_bert(folder).states([2, 5, 3]), before)
+    held = weakref.ref(second._weights[name])
+    del first, second
+    gc.collect()
+    assert held() is None
 
 
 def test_word_embeddings_in_half_precision_are_not_widened_as_a_whole(folder):

@@ -20,6 +20,7 @@ from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentStore
 from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.flow.replay import ReplayAmount, plan_replay
+from stillroom.jobs import Job
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
@@ -416,7 +417,9 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path, 
     assert first.short_logit == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("reference", ["builtin:reader", "builtin:reader-large"])
+@pytest.mark.parametrize(
+    "reference", ["builtin:reader", "builtin:reader-large", "builtin:reader-multilingual"]
+)
 def test_a_packaged_reader_is_whole_and_has_a_card(reference):
     folder = find_reader(reference)
     config = json.loads((folder / "reader.json").read_bytes())
@@ -596,6 +599,21 @@ def choose(trained, folder, monkeypatch, before, after):
     job = SimpleNamespace(output=folder, say=told.append, warn=told.append)
     recipe = SimpleNamespace(start=trained / "output")
     return training_run._choose(recipe, held_out, after, job), told
+
+
+def test_a_question_in_other_words_is_learned_from_though_a_search_misses_its_passage(
+    place, encoder, tmp_path, monkeypatch
+):
+    row = {"question": "What do the cats do?", "answers": [], "evidence": ["The mill ground corn."]}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    recipe = make_recipe(place, encoder, questions=f"[{tmp_path / 'odd.jsonl'}]")
+    monkeypatch.setattr(training_run, "_SPARE_HITS", 1 - recipe.k)
+    job = Job.start(tmp_path / "reader", "recipe\n")
+    (entry,) = training_run._retrieve(recipe, job)
+    searched, found = (hit.passage.text for hit in entry.hits)
+    assert "mill" not in searched
+    assert "The mill ground corn." in found
+    assert entry.document == entry.hits[1].passage.document_id
 
 
 def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):

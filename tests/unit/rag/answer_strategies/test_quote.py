@@ -1,6 +1,7 @@
 """Quotes, the default of answers: verbatim sentences, their places, and silence."""
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -11,7 +12,7 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.overlap import ScoredSentence
-from stillroom.rag.answer_selection.reader import _open_cached
+from stillroom.rag.answer_selection.reader import _open_cached, find_reader, open_reader
 from stillroom.rag.answer_strategies.quote import Quote, _join_runs
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
@@ -195,6 +196,43 @@ def test_a_missing_reader_is_an_error_unless_it_is_the_packaged_one(index, monke
     assert "word overlap only" in notice
     assert "checkpoint.not-a-reader" in notice
     assert str(tmp_path) not in notice  # clients of a server read it
+
+
+def test_documents_in_another_language_are_read_by_the_multilingual_reader(tmp_path, monkeypatch):
+    (tmp_path / "documents").mkdir()
+    text = "Der Ofen der alten Töpferei am Fluss verbrennt nur trockenes Holz von Eichen.\n"
+    (tmp_path / "documents" / "ofen.txt").write_text(text, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    english = find_reader("builtin:reader")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "reader.safetensors").write_bytes((english / "reader.safetensors").read_bytes())
+    settings = json.loads((english / "reader.json").read_text())
+    (other / "reader.json").write_text(json.dumps(settings | {"threshold": 0.0}))
+    folders = "stillroom.rag.answer_selection.reader._BUILTIN_FOLDERS"
+    with Index.open(tmp_path / "index") as opened:
+        _open_cached.cache_clear()
+        monkeypatch.setattr(
+            folders, {"builtin:reader": english, "builtin:reader-multilingual": other}
+        )
+        found = ask(opened, Untouched(), "Was verbrennt der Ofen?")
+        assert found.completion.model == open_reader(str(other)).fingerprint
+        assert text.strip() in found.completion.text
+        kept = shutil.copytree(english, tmp_path / "kept")  # as a training that changed nothing
+        for reader, expected in {str(kept): str(other), str(other): str(other)}.items():
+            asked = {"name": "quote", "reader": reader}
+            found = ask(opened, Untouched(), "Was verbrennt der Ofen?", answering=asked)
+            assert found.completion.model == open_reader(expected).fingerprint
+
+        _open_cached.cache_clear()
+        monkeypatch.setattr(
+            folders, {"builtin:reader": english, "builtin:reader-multilingual": tmp_path}
+        )
+        found = ask(opened, Untouched(), "Was verbrennt der Ofen?")
+        assert found.completion.model == open_reader("builtin:reader").fingerprint
+        assert "are in de, which builtin:reader was not trained on" in found.details["notices"][0]
+    _open_cached.cache_clear()
 
 
 def test_the_command_tells_quotes_with_their_bytes(index, tmp_path):

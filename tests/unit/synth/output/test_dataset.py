@@ -84,6 +84,11 @@ def test_nothing_is_lost_where_fields_are_kept(records, tmp_path):
     assert (again.messages[0].content, again.origin.license) == ("Who?", "CC-BY-4.0")
 
 
+def test_the_heading_of_a_card_is_one_line_without_html(records, tmp_path):
+    export_records([records], tmp_path / "out", name="<b>Bees\n\n# of")
+    assert "\n# &lt;b&gt;Bees # of\n" in (tmp_path / "out/README.md").read_text()
+
+
 def test_the_card_says_splits_origin_and_license(records, tmp_path):
     words = ["synth", "export", records, "--out", tmp_path / "out", "--name", "Bees: a set"]
     done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)

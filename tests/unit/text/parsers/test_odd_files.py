@@ -141,6 +141,14 @@ def test_charts_of_every_kind_and_diagrams_are_read():
     )
 
 
+def test_a_number_of_thousands_of_digits_in_a_chart_is_no_fault():
+    etree = pytest.importorskip("lxml.etree")
+    space = "http://schemas.openxmlformats.org/drawingml/2006/chart"
+    point = f'<c:pt idx="{"9" * 5000}"><c:v>8</c:v></c:pt>'
+    xml = f'<c:chartSpace xmlns:c="{space}"><c:ser><c:val>{point}</c:val></c:ser></c:chartSpace>'
+    assert "8" in extract_chart_text(etree.fromstring(xml))
+
+
 def test_slides_with_charts_keep_their_values_and_count_pictures():
     pptx = pytest.importorskip("pptx")
     from pptx.chart.data import CategoryChartData

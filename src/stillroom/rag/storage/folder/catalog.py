@@ -22,7 +22,6 @@ import json
 import os
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ from stillroom.rag.storage.snapshots import (
     make_damage_error,
     make_format_error,
 )
-from stillroom.rag.storage.tables import ALIVE, IndexTables
+from stillroom.rag.storage.tables import ALIVE, IndexTables, ThreadConnections
 
 __all__ = [
     "SNAPSHOTS",
@@ -164,9 +163,7 @@ class Catalog(IndexTables):
             IntegrityError: If it is missing, damaged or of another format.
         """
         self.path = folder / LEDGER
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections = ThreadConnections(self._connect)
         if not self.path.is_file():
             raise _make_missing_error(folder)
         self._identity = _identify_file(self.path)
@@ -191,7 +188,8 @@ class Catalog(IndexTables):
     @override
     def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] | None = None) -> list[Any]:
         try:
-            return self._connect().execute(sql, values or ()).fetchall()
+            with self._connections.use() as connection:
+                return connection.execute(sql, values or ()).fetchall()
         except sqlite3.Error as error:
             raise self.damaged(str(error)) from error
 
@@ -227,24 +225,13 @@ class Catalog(IndexTables):
 
     def close(self) -> None:
         """Close every thread's connection."""
-        with self._lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
-            self._local = threading.local()
+        self._connections.close()
 
     def _connect(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = connect_ledger(self.path)
-            if (
-                _identify_file(self.path) != self._identity
-            ):  # another index, whose keys have other rows
-                connection.close()
-                raise _replaced(self.path)
-            self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
+        connection = connect_ledger(self.path)
+        if _identify_file(self.path) != self._identity:  # another index: its keys have other rows
+            connection.close()
+            raise _replaced(self.path)
         return connection
 
 

@@ -159,8 +159,8 @@ class PostgresVectors:
         if is_selective(allowed, total, depth):
             return None
         limit = min(_MAX_CANDIDATES, max(depth, -(-depth * total // max(1, allowed))))
-        connection = self._reading.session.connection
-        with self._reading.session.server.errors(), connection.transaction():
+        session = self._reading.session
+        with session.connection as connection, session.server.errors(), connection.transaction():
             connection.execute(f"SET LOCAL hnsw.ef_search = {max(40, limit)}".encode())
             connection.execute(b"SET LOCAL enable_seqscan = off")
             rows = self._fetch(_NEAREST, query, limit, condition)

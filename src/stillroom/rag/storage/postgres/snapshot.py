@@ -10,9 +10,9 @@ its user may see, and no other document has a position.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ from stillroom.rag.storage.tables import (
     ReusableTables,
     ReusedDocument,
     SnapshotTables,
+    ThreadConnections,
 )
 from stillroom.rag.types import AuxiliaryVectors
 
@@ -98,49 +99,46 @@ class PostgresTables(IndexTables):
 
 
 class PostgresSession(PostgresTables):
-    """Connections of one process to one index, one per reading thread."""
+    """Connections of one process to one index: one per reading thread, and one that holds."""
 
     def __init__(self, server: PostgresSchema) -> None:
-        """Open the first connection.
+        """Open the connection that holds snapshots.
 
         Raises:
             ResourceError: If the server cannot be reached.
             IntegrityError: If it does not have the index.
         """
         self.server = server
-        self._local = threading.local()
-        self._lock = threading.Lock()
-        self._connections: list[psycopg.Connection[Any]] = []
+        self._connections = ThreadConnections(self._connect)
         self.released: deque[int] = deque()
         """Snapshots to release: held, but not read any more."""
+        self._lease_connection = self._connect()
         try:
-            self._lease_connection = self.connection
-            self.description = read_settings(server, self.connection)
+            self.description = read_settings(server, self._lease_connection)
         except BaseException:
             self.close()
             raise
 
     @property
-    def connection(self) -> psycopg.Connection[Any]:
-        """Connection of the current thread."""
-        connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
-        if connection is None or connection.closed:
-            connection = self.server.connect("reader")
-            connection.execute("SET default_transaction_read_only = on")
-            self._local.connection = connection
-            with self._lock:
-                self._connections.append(connection)
+    def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        """Connection of the current thread, which stays open until the body ends."""
+        return self._connections.use()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = self.server.connect("reader")
+        connection.execute("SET default_transaction_read_only = on")
         return connection
 
     @override
     def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        connection = self.connection
-        with self.server.errors():
+        with self.connection as connection, self.server.errors():
             return fetch_rows(connection, sql, values)
 
     def lock(self, number: int) -> None:
         """Hold a snapshot, and release those that are not read any more."""
         lock = compute_lock_id(self.server.schema)
+        if self._lease_connection.closed:  # the server was restarted
+            self._lease_connection = self._connect()
         with self.server.errors():
             self._lease_connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", (lock, number))
             while self.released:
@@ -148,12 +146,9 @@ class PostgresSession(PostgresTables):
                 self._lease_connection.execute("SELECT pg_advisory_unlock_shared(%s, %s)", values)
 
     def close(self) -> None:
-        """Close every thread's connection."""
-        with self._lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
-            self._local = threading.local()
+        """Close every connection."""
+        self._connections.close()
+        self._lease_connection.close()
 
 
 class _SnapshotLease:

@@ -131,7 +131,9 @@ def _check_searched(reading: PostgresSnapshot) -> Iterator[IntegrityIssue]:
     for number, count, digest in reading.query(
         "SELECT number, postings, digest FROM batches ORDER BY number"
     ):
-        if digest_batch(reading.session.connection, number) != (count, digest):
+        with reading.session.connection as connection:
+            is_intact = digest_batch(connection, number) == (count, digest)
+        if not is_intact:
             problem = f"the rows of batch {number} have changed"
             yield IntegrityIssue("postings", problem, is_derived=True)
     for table, sql in (

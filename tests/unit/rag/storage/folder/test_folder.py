@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from tests.processes import run_process
@@ -11,6 +12,7 @@ from tests.processes import run_process
 from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.rag.storage.folder.catalog import Catalog
 from stillroom.rag.storage.folder.segments import get_segment_folder
 from stillroom.rag.storage.folder.store import check_folder
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
@@ -213,6 +215,43 @@ def test_a_question_that_is_being_answered_keeps_its_snapshot(place):
         remove(place, "animals/dogs.md", keep=1)
         assert "animals/dogs.md" in paths_of(second)
         assert paths_of(first.newest()) == paths_of(second.newest())
+
+
+def test_threads_that_have_ended_leave_no_open_file(place):
+    def count_open():
+        opened = Path("/proc/self/fd").iterdir()
+        return sum(path.resolve().name == "ledger.sqlite" for path in opened)
+
+    with Index.open(place) as index:
+        for _ in range(8):  # the server answers each request in a thread of its own
+            thread = threading.Thread(target=retrieve, args=(index, "purr", 1))
+            thread.start()
+            thread.join()
+        assert count_open() == 1
+    assert count_open() == 0
+
+
+def test_an_index_that_is_closed_while_a_thread_reads_closes_when_it_has_read(place):
+    """Closing a connection of SQLite during a statement would crash the process."""
+    is_reading, is_closed, found = threading.Event(), threading.Event(), []
+    catalog = Catalog(place / "output")
+
+    def wait():
+        is_reading.set()
+        return is_closed.wait(60)
+
+    def read():
+        with catalog._connections.use() as connection:
+            connection.create_function("wait", 0, wait)
+        found.extend(catalog.query("SELECT wait() UNION ALL SELECT 2"))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    is_reading.wait(60)
+    catalog.close()
+    is_closed.set()
+    thread.join()
+    assert found == [(1,), (2,)]
 
 
 def test_an_index_that_was_replaced_is_not_mixed_with_the_one_that_is_open(place, folder, build):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,64 @@ def make(folder, documents, **settings):
         writer.commit(IndexUpdate(puts=puts), reason="built", keep=4)
         update_manifest(writer)
     return folder
+
+
+def test_threads_that_have_ended_leave_no_connection(tmp_path, server):
+    folder = make(tmp_path, {"a.md": "purr one", "b.md": "bark two"})
+
+    def count_readers():
+        with psycopg.connect(server) as connection:
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'stillroom r%'"
+            return connection.execute(sql).fetchone()[0]
+
+    before = count_readers()
+    with Index.open(folder, embedder=WordEmbedder()) as index:
+        for _ in range(8):  # the server answers each request in a thread of its own
+            thread = threading.Thread(target=index.passage_at, args=(0,))
+            thread.start()
+            thread.join()
+        assert count_readers() - before <= 2  # one reads, one holds the snapshot
+
+
+def test_an_index_follows_again_after_the_server_was_restarted(tmp_path, server):
+    folder = make(tmp_path, {"a.md": "purr one"})
+    with Index.open(folder, embedder=WordEmbedder()) as index:
+        with psycopg.connect(server) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
+                "WHERE application_name LIKE 'stillroom r%'"
+            )
+        with open_store(folder).write() as writer:
+            puts = [(WordDocument("b.md", "bark two"), DocumentMetadata())]
+            writer.commit(IndexUpdate(puts=puts), reason="updated", keep=4)
+            update_manifest(writer)
+        for _ in range(2):  # one connection reads, one holds the snapshot
+            with pytest.raises(ResourceError, match="does not answer"):
+                index.newest()
+        assert len(index.newest()) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_does_not_end_the_connections_of_its_parents_threads(tmp_path):
+    folder = make(tmp_path, {"a.md": "purr one", "b.md": "bark two"})
+    is_open, is_forked, found = threading.Event(), threading.Event(), []
+
+    def read():
+        for number in (0, 1):
+            found.append(index.passage_at(number).text)
+            is_open.set()
+            is_forked.wait(60)
+
+    with Index.open(folder, embedder=WordEmbedder()) as index:
+        thread = threading.Thread(target=read)
+        thread.start()
+        is_open.wait(60)
+        if not (process := os.fork()):
+            os._exit(0)
+        os.waitpid(process, 0)
+        is_forked.set()
+        thread.join()
+    assert found == ["purr one", "bark two"]
 
 
 def test_an_index_lives_in_a_database_through_the_command_line(folder, tmp_path, address):
