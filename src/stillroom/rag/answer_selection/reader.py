@@ -106,6 +106,9 @@ class SentenceReader:
 
     def _adopt(self, folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         self._base, self._encoder, held = adapt_base(folder, self.config, tensors, _HEADS)
+        self.precision = "float32"
+        if self._base.width > _MAX_FLOAT_WIDTH and can_quantize():
+            self._encoder, self.precision = self._encoder.quantize(), "int8"
         self._sentence, self._none = held["sentence.weight"][0], held["no_answer.weight"][0]
         self._sentence_bias = float(held["sentence.bias"][0])
         self._none_bias = float(held["no_answer.bias"][0])
@@ -115,7 +118,8 @@ class SentenceReader:
         self._calibration = read_numbers(self.config["calibration"], FEATURES)
         if not 0 <= read_numbers(self.config, ("threshold",))["threshold"] <= 1:
             raise ValueError(f"the threshold {self.threshold} is not a probability")
-        self.fingerprint = digest_json([self.config, digest_tensors(tensors)])
+        parts = [self.config, digest_tensors(tensors), self.precision]
+        self.fingerprint = digest_json(parts[: 2 + (self.precision != "float32")])
 
     @property
     def threshold(self) -> float:
