@@ -21,6 +21,7 @@ from stillroom.flow.papers.facts import select_metrics
 from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.node import Node, read_recipe
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
+from stillroom.provenance.sources import has_path, is_reference
 
 __all__ = [
     "describe_reader",
@@ -378,29 +379,37 @@ def _describe_verification(graph: ProvenanceGraph) -> str:
     return "\n".join(lines)
 
 
-PACKAGED = "builtin:reader"
 PACKAGED_LICENSE = "CC-BY-SA-4.0"
-_PACKAGED_NOTICE = (
-    "The packaged reader that it starts from was trained on questions and passages of SQuAD 1.1 "
-    "(Rajpurkar et al. 2016) and XQuAD (Artetxe et al. 2020), which are under CC BY-SA 4.0."
-)
+_SQUAD = "SQuAD 1.1 (Rajpurkar et al. 2016)"
+_PACKAGED_SOURCES = {
+    "builtin:reader": f"{_SQUAD} and XQuAD (Artetxe et al. 2020), which are under CC BY-SA 4.0",
+    "builtin:reader-large": f"{_SQUAD}, which is under CC BY-SA 4.0",
+    "builtin:reader-multilingual": f"{_SQUAD}, which is under CC BY-SA 4.0, and of the help of "
+    "LibreOffice (MPL-2.0) and GNOME (CC BY-SA 3.0)",
+}
 
 
 def describe_reader(folder: Path, artifact: Artifact, name: str, license: str) -> str:
     """Return what a reader is, in a paragraph."""
-    recipe = read_recipe(folder, artifact)
+    recipe = _read_settings(folder, artifact)
     base = str(recipe.get("base", "an encoder that is not recorded")).removeprefix("hub:")
     text = (
         f"{name} is a sentence reader: an encoder ({base} with low-rank updates) that picks the "
         "sentences of retrieved passages that answer a question. They are quoted; it writes no "
         f"text. Its combined license is {license or 'not recorded'}."
     )
-    return f"{text} {_PACKAGED_NOTICE}" if PACKAGED in _list_starts(folder, artifact) else text
+    notices = [
+        "The packaged reader that it starts from was trained on questions and passages of "
+        f"{source}."
+        for start, source in _PACKAGED_SOURCES.items()
+        if start in _list_starts(folder, artifact)
+    ]
+    return " ".join([text, *notices])
 
 
 def describe_reader_training(folder: Path, artifact: Artifact) -> str:
     """Return what the training did, and whether its result was kept."""
-    recipe, details = read_recipe(folder, artifact), artifact.details
+    recipe, details = _read_settings(folder, artifact), artifact.details
     train, comparison = details.get("train") or {}, details.get("comparison") or {}
     start = recipe.get("start")
     lines = [
@@ -429,13 +438,14 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
 
 def find_reader_bases(folder: Path, artifact: Artifact) -> dict[str, str]:
     """Return the encoder of a reader, as a card lists it, with an empty digest."""
-    base = read_recipe(folder, artifact).get("base")
+    base = _read_settings(folder, artifact).get("base")
     return {str(base).removeprefix("hub:").partition("@")[0]: ""} if base else {}
 
 
 def list_licenses(folder: Path, artifact: Artifact) -> list[str]:
     """Return the licenses of the weights that a reader starts from."""
-    return [PACKAGED_LICENSE] if PACKAGED in _list_starts(folder, artifact) else []
+    is_packaged = _PACKAGED_SOURCES.keys() & set(_list_starts(folder, artifact))
+    return [PACKAGED_LICENSE] if is_packaged else []
 
 
 def _list_starts(folder: Path, artifact: Artifact) -> Iterator[str]:
@@ -443,7 +453,7 @@ def _list_starts(folder: Path, artifact: Artifact) -> Iterator[str]:
     seen: set[Path] = set()
     while folder not in seen:
         seen.add(folder)
-        start = read_recipe(folder, artifact).get("start")
+        start = _read_settings(folder, artifact).get("start")
         if not start:
             return
         yield str(start)
@@ -451,3 +461,13 @@ def _list_starts(folder: Path, artifact: Artifact) -> Iterator[str]:
         if not (folder / ARTIFACT_FILE).is_file():
             return
         artifact = read_artifact(folder)
+
+
+def _read_settings(folder: Path, artifact: Artifact) -> dict[str, Any]:
+    """Return the recipe of a reader, with the base and start that its training took."""
+    taken = {
+        parent.role: parent.path
+        for parent in artifact.parents
+        if parent.role in ("base", "start") and has_path(parent) and is_reference(parent.path)
+    }
+    return {**read_recipe(folder, artifact), **taken}

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from filecmp import cmpfiles
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +58,10 @@ __all__ = [
     "FEATURES",
     "MULTILINGUAL_READER",
     "OVERLAP_READER",
+    "PACKAGED_READERS",
     "READ_PASSAGES",
     "SentenceReader",
+    "choose_reader",
     "describe_reading",
     "find_reader",
     "open_available_reader",
@@ -69,12 +72,15 @@ READ_PASSAGES = 5
 """Passages that a reader is calibrated for: the best of a search."""
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
 MULTILINGUAL_READER = "builtin:reader-multilingual"
+PACKAGED_READERS = (BUILTIN_READER, MULTILINGUAL_READER)
+"""Readers that answer where no other one is named, by the language of the documents."""
 _BUILTIN_FOLDERS = {
     BUILTIN_READER: "builtin",
     "builtin:reader-large": "builtin_large",
     MULTILINGUAL_READER: "builtin_multilingual",
 }
 _MAX_SHORT_TOKENS = 24
+_CODE_LETTERS = 2
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
 _HEADS = {"sentence": 1, "no_answer": 1, "ends": 2}
@@ -254,9 +260,8 @@ def open_available_reader(
 ) -> tuple[SentenceReader | OverlapReader, str]:
     """Return the reader for documents, and a warning if it is not the one that suits them best.
 
-    In place of ``builtin:reader``, and of a training that kept it unchanged, that is
-    ``builtin:reader-multilingual`` for documents of which most are not in English, and word overlap
-    where no base can be opened.
+    That is the one of ``choose_reader``; where the base of ``builtin:reader`` is missing, word
+    overlap.
 
     Args:
         reference: As for ``open_reader``.
@@ -265,21 +270,11 @@ def open_available_reader(
     Raises:
         CheckpointError: If there is no such reader, and it is not the packaged one.
     """
-    known = [language for language in languages if language]
-    foreign = sorted({language for language in known if language != "en"})
-    warning = ""
-    if 2 * known.count("en") < len(known) and _is_packaged(reference):
-        try:
-            return open_reader(MULTILINGUAL_READER), ""
-        except CheckpointError as error:
-            warning = (
-                f"most passages found are in {', '.join(foreign)}, which {BUILTIN_READER} was not "
-                f"trained on; {MULTILINGUAL_READER} cannot be opened: {error.problems[0].next}"
-            )
+    chosen, warning = choose_reader(reference, languages)
     try:
-        return open_reader(reference), warning
+        return open_reader(chosen), warning
     except CheckpointError as error:
-        if reference != BUILTIN_READER:
+        if chosen != BUILTIN_READER:
             raise
         return OverlapReader(), (
             "sentences are selected by word overlap only, since "
@@ -287,14 +282,40 @@ def open_available_reader(
         )
 
 
+def choose_reader(reference: str, languages: Iterable[str]) -> tuple[str, str]:
+    """Return the reader for documents in such languages, and a warning if it cannot be opened.
+
+    In place of ``builtin:reader``, and of a training that kept it unchanged, that is
+    ``builtin:reader-multilingual`` for documents of which most are not in English.
+
+    Args:
+        reference: As for ``open_reader``.
+        languages: Languages of the documents; what is no ISO 639-1 code counts as unknown.
+
+    Raises:
+        CheckpointError: If the reference leads nowhere.
+    """
+    known = [language for language in languages if len(language) == _CODE_LETTERS]
+    if 2 * known.count("en") >= len(known) or not _is_packaged(reference):
+        return reference, ""
+    try:
+        open_reader(MULTILINGUAL_READER)
+    except CheckpointError as error:
+        foreign = ", ".join(sorted({*known} - {"en"}))
+        return reference, (
+            f"most documents to be read are in {foreign}, which {BUILTIN_READER} was not trained "
+            f"on; {MULTILINGUAL_READER} cannot be opened: {error.problems[0].next}"
+        )
+    return MULTILINGUAL_READER, ""
+
+
 def _is_packaged(reference: str) -> bool:
     """Return whether a reader is ``builtin:reader``, perhaps as a training kept it unchanged."""
-    if reference == BUILTIN_READER or reference in {OVERLAP_READER, *_BUILTIN_FOLDERS}:
-        return reference == BUILTIN_READER
-    try:
-        return open_reader(reference).fingerprint == open_reader(BUILTIN_READER).fingerprint
-    except CheckpointError:
+    if reference == OVERLAP_READER:
         return False
+    files = [CONFIG_FILE, WEIGHTS_FILE]
+    own, packaged = map(find_reader, (reference, BUILTIN_READER))
+    return cmpfiles(own, packaged, files, shallow=False)[0] == files
 
 
 def find_reader(reference: str) -> Path:

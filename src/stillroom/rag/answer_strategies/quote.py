@@ -23,6 +23,7 @@ from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
     READ_PASSAGES,
+    choose_reader,
     open_available_reader,
 )
 from stillroom.rag.generation.session import count_citations, digest_sentence
@@ -113,7 +114,7 @@ class Quote(AnswerStrategy):
             return
         with stage("select"):
             reader, warning = open_available_reader(
-                self.reader,
+                choose_reader(self.reader, inquiry.index.languages)[0],
                 [inquiry.index.document(hit.passage.document_id).language for hit in hits],
             )
             if warning:

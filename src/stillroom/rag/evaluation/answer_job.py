@@ -52,6 +52,7 @@ from stillroom.rag.evaluation.reader_comparison import (
     match_quotes,
     probe_silence,
     select_model_questions,
+    suit_readers,
 )
 from stillroom.rag.evaluation.reader_decision import BASE_ARM
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
@@ -125,11 +126,12 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; resuming continues.
     """
     pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
-    if recipe.compare is not None:
-        pipelines = list_arms(recipe, pipelines[0])
     questions, labels = _read_questions(recipe, job.warn), _read_labels(recipe)
     decision: dict[str, Any] = {}
     with recipe.open_index() as index, closing(_open_model(recipe)) as model:
+        if recipe.compare is not None:
+            recipe = suit_readers(recipe, index)
+            pipelines = list_arms(recipe, pipelines[0])
         evidence = EvidenceMap(index)
         locations = {question.id: evidence.locate(question) for question in questions}
         readings, served = _answer_all(recipe, pipelines, questions, index, model, job)

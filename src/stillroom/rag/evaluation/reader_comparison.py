@@ -34,6 +34,7 @@ from stillroom.provenance.sources import list_ancestors
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
     OVERLAP_READER,
+    choose_reader,
     find_reader,
     open_reader,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "measure_arm",
     "probe_silence",
     "select_model_questions",
+    "suit_readers",
     "tabulate_arms",
 ]
 
@@ -90,6 +92,18 @@ _TABULATED = (
 _SHOWN_ANSWERS = 10
 _SHOWN_CHARACTERS = 240
 Rows = Mapping[str, Sequence["GradedAnswer"]]
+
+
+def suit_readers(recipe: AnswerEvaluationRecipe, index: Index) -> AnswerEvaluationRecipe:
+    """Return a recipe that names the packaged reader with which ``ask`` reads the index."""
+    assert recipe.compare is not None  # noqa: S101  # callers have looked
+    languages = index.languages
+    readers = {
+        arm: choose_reader(name, languages)[0] if name == BUILTIN_READER else name
+        for arm, name in recipe.compare.readers.items()
+    }
+    compare = recipe.compare.model_copy(update={"readers": readers})
+    return recipe.model_copy(update={"compare": compare})
 
 
 def list_arms(

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 from stillroom.evaluate import Metric, paired_difference
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
-from stillroom.rag.answer_selection.reader import BUILTIN_READER, OVERLAP_READER
+from stillroom.rag.answer_selection.reader import (
+    BUILTIN_READER,
+    MULTILINGUAL_READER,
+    OVERLAP_READER,
+    PACKAGED_READERS,
+)
 
 if TYPE_CHECKING:
     from stillroom.rag.evaluation.answer_job import GradedAnswer
@@ -32,7 +37,11 @@ __all__ = [
 ]
 
 BASE_ARM = "base"
-_LABELS = {BUILTIN_READER: "the packaged reader", OVERLAP_READER: "word overlap"}
+_LABELS = {
+    BUILTIN_READER: "the packaged reader",
+    MULTILINGUAL_READER: "the packaged multilingual reader",
+    OVERLAP_READER: "word overlap",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +226,7 @@ def _write_head(
     beaten = [
         labels[arm]
         for arm in sides.beaten
-        if not (is_selected and readers.get(arm) == BUILTIN_READER)
+        if not (is_selected and readers.get(arm) in PACKAGED_READERS)
     ]
     if len(compared) == 1:
         return f"Nothing to compare: {own} is the only reader."

@@ -11,6 +11,7 @@ from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
 from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.provenance import digest_file
+from stillroom.provenance.digests import load_json
 from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.replay import TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings
@@ -66,7 +67,9 @@ class ReaderRecipe(Recipe):
     )
     start: Reference | None = Field(
         default=None,
-        description="reader to train further, of the same base and rank; null starts from the base",
+        description="reader to train further, of the same base and rank; builtin:reader gives way "
+        "to builtin:reader-multilingual and its base where most documents are not in English; null "
+        "starts from the base",
     )
     k: int = Field(default=3, ge=1, le=20, description="passages of a training example")
     unanswerable: float = Field(
@@ -111,7 +114,37 @@ def run(recipe: ReaderRecipe, job: Job) -> Artifact:
     """
     from stillroom.rag.answer_selection.training_run import train_reader
 
-    return train_reader(recipe, job)
+    suited, warning = _suit_start(recipe)
+    if warning:
+        job.warn(warning)
+    elif suited != recipe:
+        job.say(f"most documents are not in English: {suited.start} of {suited.base} is the start")
+    return train_reader(suited, job)
+
+
+def _suit_start(recipe: ReaderRecipe) -> tuple[ReaderRecipe, str]:
+    """Return the recipe with the packaged reader for its documents as the start, and its base.
+
+    And a warning if that reader cannot be opened.
+    """
+    from stillroom.rag.answer_selection.reader import (
+        BUILTIN_READER,
+        CONFIG_FILE,
+        choose_reader,
+        find_reader,
+    )
+    from stillroom.rag.index.searcher import Index
+
+    if recipe.start != BUILTIN_READER:
+        return recipe, ""
+    with Index.open(Path(recipe.index), verify=False) as index:
+        start, warning = choose_reader(recipe.start, index.languages)
+    if start == recipe.start:
+        return recipe, warning
+    changes = {"start": start}
+    if recipe.base == DEFAULT_EMBEDDER:
+        changes["base"] = load_json((find_reader(start) / CONFIG_FILE).read_bytes())["base"]
+    return recipe.model_copy(update=changes), ""
 
 
 def estimate(recipe: ReaderRecipe) -> Estimate:
@@ -136,7 +169,8 @@ def _list_start(recipe: ReaderRecipe) -> tuple[str, ...]:
     """Return the digest of the weights of the reader that is trained further."""
     from stillroom.rag.answer_selection.reader import WEIGHTS_FILE, find_reader
 
-    return () if recipe.start is None else (digest_file(find_reader(recipe.start) / WEIGHTS_FILE),)
+    start = _suit_start(recipe)[0].start
+    return () if start is None else (digest_file(find_reader(start) / WEIGHTS_FILE),)
 
 
 JOB_KIND = JobKind(

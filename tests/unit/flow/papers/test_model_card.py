@@ -277,6 +277,23 @@ def test_changed_recipe_of_a_reader_is_not_believed(reader):
     assert "builtin:reader" not in render_card(read_graph(path.parent))
 
 
+@pytest.mark.parametrize(
+    ("start", "source"), [("multilingual", "help of LibreOffice (MPL-2.0)"), ("large", "SQuAD 1.1")]
+)
+def test_card_of_a_reader_names_the_start_and_base_that_were_taken(reader, start, source):
+    path = reader / "steps" / "reader-1" / "artifact.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    taken = {"base": "hub:org/encoder", "start": f"builtin:reader-{start}"}
+    told["parents"] += [{"role": role, "path": name, "digest": ""} for role, name in taken.items()]
+    path.write_text(json.dumps(told), encoding="utf-8")
+    card = render_card(read_graph(path.parent))
+    assert front_of(card)["base_model"] == ["org/encoder"]
+    assert f"the weights are those of builtin:reader-{start} (" in card
+    assert source in card
+    assert "XQuAD" not in card
+    assert front_of(card)["license_name"] == "CC-BY-SA-4.0 AND unknown"
+
+
 def test_license_of_a_student_names_data_without_one(run):
     records = run / "steps" / "records-1" / "artifact.json"
     told = json.loads(records.read_text())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from tests.unit.models.tiny_encoders import config_of, write_tokenizer
+from tests.unit.models.tiny_encoders import config_of, make_encoder, write_tokenizer
 from tests.unit.train.forgery import reseal
 from transformers import AutoModel, BertConfig, BertModel, MPNetConfig, MPNetModel
 
@@ -24,7 +24,7 @@ from stillroom.jobs import Job
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
-from stillroom.rag.answer_selection import training_run
+from stillroom.rag.answer_selection import reader, training_run
 from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
 from stillroom.rag.answer_selection.encoding import encode_passages, find_rows, find_sentences
 from stillroom.rag.answer_selection.examples import (
@@ -41,6 +41,8 @@ from stillroom.rag.answer_selection.reader import (
     open_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
+from stillroom.rag.jobs.reader import ReaderTrainSettings
+from stillroom.rag.jobs.reader import run as run_reader
 from stillroom.recipes import parse_recipe
 from stillroom.testing import scripted_model, tiny_checkpoint
 from stillroom.train.settings import LoraSettings
@@ -563,6 +565,94 @@ def test_a_kept_reader_is_written_with_its_shift_and_its_training_is_replayed(
     assert not verify_artifact(tmp_path / "first")
     job = plan_replay(tmp_path / "first", ReplayAmount.parse("1"), seed=1).run().jobs[0]
     assert not job.differences
+
+
+GERMAN = {
+    "ofen.md": "# Der Ofen\n\nDer Ofen der Töpferei verbrennt nur trockenes Holz von Eichen.\n",
+    "fluss.md": "# Der Fluss\n\nDer Fluss trennt die beiden alten Dörfer des Tals voneinander.\n",
+}
+
+
+def pack(monkeypatch, multilingual):
+    """Let a folder be the packaged multilingual reader."""
+    folders = {"builtin:reader": find_reader("builtin:reader")}
+    monkeypatch.setattr(
+        reader, "_BUILTIN_FOLDERS", folders | {"builtin:reader-multilingual": multilingual}
+    )
+    _open_cached.cache_clear()
+
+
+@pytest.fixture
+def german(tmp_path):
+    """Return a folder with an index of German documents, questions, and a recipe."""
+    (tmp_path / "documents").mkdir()
+    for name, text in GERMAN.items():
+        (tmp_path / "documents" / name).write_text(text, encoding="utf-8")
+    recipe = "kind: rag.index\ndocuments: documents\nembedder: builtin:static\n"
+    run_recipe(parse_recipe(recipe, folder=tmp_path), tmp_path / "index")
+    rows = [
+        {"question": f"Was ist {one}?", "answers": [one], "evidence": [text.split("\n")[2]]}
+        for text in GERMAN.values()
+        for one in re.findall(r"[A-Z]\w+", text.split("\n")[2])
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    yield tmp_path
+    _open_cached.cache_clear()
+
+
+def read_start(folder, **changes):
+    """Return the recipe of a reader that begins as the packaged one, in a folder with an index."""
+    settings = {"start": "builtin:reader", "train.steps": 2, "train.threads": 1, **changes}
+    text = "kind: rag.reader\nindex: index\nquestions: [questions.jsonl]\n"
+    return parse_recipe(text, overrides=[f"{k}={v}" for k, v in settings.items()], folder=folder)
+
+
+def test_training_on_german_documents_begins_as_the_multilingual_reader(
+    german, encoder, trained, monkeypatch
+):
+    pack(monkeypatch, trained / "output")
+    artifact = run_recipe(read_start(german), german / "reader")
+    taken = {parent.role: parent.path for parent in artifact.parents}
+    assert (taken["start"], taken["base"]) == ("builtin:reader-multilingual", str(encoder))
+    assert artifact.details["kept"] == "start"
+    for name in ("reader.json", "reader.safetensors"):
+        kept = (german / "reader" / "output" / name).read_bytes()
+        assert kept == (trained / "output" / name).read_bytes()
+    for amount in ("1", "all"):
+        replayed = plan_replay(german / "reader", ReplayAmount.parse(amount), seed=1).run()
+        assert not replayed.jobs[0].differences
+
+
+def test_a_base_that_is_not_that_of_the_multilingual_reader_is_refused(
+    german, place, encoder, trained, monkeypatch
+):
+    pack(monkeypatch, trained / "output")
+    other = make_encoder(german / "other")
+    with pytest.raises(CheckpointError) as caught:
+        run_recipe(read_start(german, base=other), german / "reader")
+    assert caught.value.code == "checkpoint.other-base"
+
+
+def test_the_packaged_reader_is_the_start_where_no_other_one_suits_or_can_be_opened(
+    german, place, trained, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(training_run, "train_reader", lambda recipe, job: recipe)
+    for folder, multilingual, warned in (
+        (german, german / "none", 1),
+        (place, trained / "output", 0),
+    ):
+        pack(monkeypatch, multilingual)
+        said: list[str] = []
+        recipe = read_start(folder)
+        assert run_reader(recipe, SimpleNamespace(warn=said.append)) == recipe
+        assert len(said) == warned
+
+
+@pytest.mark.parametrize("name", ["builtin:reader", "builtin:reader-multilingual"])
+def test_the_settings_of_a_reader_fit_each_packaged_start(name):
+    config = json.loads((find_reader(name) / "reader.json").read_bytes())
+    lora = ReaderTrainSettings().lora
+    assert (config["rank"], config["alpha"]) == (lora.rank, lora.alpha)
 
 
 def test_few_readings_without_an_answer_are_told(trained, tmp_path, monkeypatch):

@@ -222,6 +222,24 @@ compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 0}}
     assert details["decision"]["arm"] == "first"
 
 
+@pytest.mark.parametrize(
+    ("languages", "named"),
+    [(["de", "de", "en"], "builtin:reader-multilingual"), (["de", "en", "en"], "builtin:reader")],
+)
+def test_the_packaged_reader_is_the_one_that_reads_the_index(monkeypatch, languages, named):
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader.open_reader", lambda name: None)
+    recipe = reader_comparison.suit_readers(RECIPE, SimpleNamespace(languages=languages))
+    readers = {"owned": "own", "shipped": named, "sentence": "builtin:overlap"}
+    assert recipe.compare.readers == readers
+    arms = {"owned": ask([True] * 10 + [False] * 20), "shipped": ask([True] * 30)}
+    decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
+    assert decision.reader == named
+    kind = named.removeprefix("builtin:reader").replace("-", " ")
+    assert decision.line.startswith(
+        f"Do not use the owned reader: the packaged{kind} reader is better"
+    )
+
+
 def test_a_reader_that_hardly_answers_is_not_to_be_used():
     rights = [at >= 8 for at in range(20)] + [True] * 60 + [False] * 20
     probabilities = [0.9] * 20 + [0.5] * 80
@@ -286,8 +304,10 @@ def test_lines_of_other_arms_are_true(readers, head):
     assert decision.line.startswith(head)
 
 
-def test_questions_that_chose_the_reader_do_not_prove_it_better_than_its_start():
-    recipe = RECIPE.model_copy(update={"questions": "own"})
+@pytest.mark.parametrize("start", ["builtin:reader", "builtin:reader-multilingual"])
+def test_questions_that_chose_the_reader_do_not_prove_it_better_than_its_start(start):
+    compare = ReaderComparison(readers={"owned": "own", "shipped": start})
+    recipe = RECIPE.model_copy(update={"questions": "own", "compare": compare})
     arms = {"owned": ask([True] * 30), "shipped": ask([False] * 30)}
     decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
     assert decision.line.startswith("Not decided")
