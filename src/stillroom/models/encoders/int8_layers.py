@@ -93,7 +93,7 @@ class _Graph:
 
     def _add_layer(self, states: str, layer: str, width: int) -> str:
         names = [f"{layer}attention.self.{part}." for part in ("query", "key", "value")]
-        parts = self._add("Split", self._linear(states, *names), outputs=3, axis=-1, num_outputs=3)
+        parts = self._add_several(3, "Split", self._linear(states, *names), axis=-1, num_outputs=3)
         split = self._hold(np.array([-1, self._heads, width // self._heads]))
         queries, keys, values = (
             self._add("Transpose", self._add("Reshape", part, split), perm=order)
@@ -118,7 +118,7 @@ class _Graph:
         )
         scale = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / _MOST
         integers = np.round(weight / scale[:, None]).astype(np.int8).T
-        quantized, step, zero = self._add("DynamicQuantizeLinear", states, outputs=3)
+        quantized, step, zero = self._add_several(3, "DynamicQuantizeLinear", states)
         zeros = self._hold(np.zeros((), dtype=np.int8))
         product = self._add("MatMulInteger", quantized, self._hold(integers), zero, zeros)
         real = self._add("Cast", product, to=self._onnx.TensorProto.FLOAT)
@@ -128,9 +128,7 @@ class _Graph:
     def _norm(self, states: str, name: str) -> str:
         scale, bias = (self._weights[f"{name}LayerNorm.{kind}"] for kind in ("weight", "bias"))
         constants = [self._hold(vector.astype(np.float32)) for vector in (scale, bias)]
-        return self._add(
-            "LayerNormalization", states, *constants, axis=-1, epsilon=self._epsilon
-        )
+        return self._add("LayerNormalization", states, *constants, axis=-1, epsilon=self._epsilon)
 
     def _hold(self, values: Any) -> str:
         """Add a constant."""
@@ -139,8 +137,11 @@ class _Graph:
         self._constants.append(self._onnx.numpy_helper.from_array(array, name))
         return name
 
-    def _add(self, kind: str, *inputs: str, outputs: int = 1, **settings: Any) -> Any:
-        """Add a node, and return the name of its output, or names."""
+    def _add(self, kind: str, *inputs: str, **settings: Any) -> str:
+        """Add a node, and return the name of its output."""
+        return self._add_several(1, kind, *inputs, **settings)[0]
+
+    def _add_several(self, outputs: int, kind: str, *inputs: str, **settings: Any) -> list[str]:
         names = [f"n{len(self._nodes)}_{number}" for number in range(outputs)]
         self._nodes.append(self._onnx.helper.make_node(kind, list(inputs), names, **settings))
-        return names if outputs > 1 else names[0]
+        return names

@@ -24,14 +24,15 @@ import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from filecmp import cmpfiles
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stillroom.errors import CheckpointError
-from stillroom.models.hub import resolve_checkpoint
+from stillroom.models.encoders.int8_layers import can_quantize
+from stillroom.models.hub import is_local, resolve_checkpoint
 from stillroom.provenance import digest_json
 from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import (
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILTIN_READER",
     "FEATURES",
+    "LARGE_READER",
+    "MAX_READ_PASSAGES",
     "MULTILINGUAL_READER",
     "OVERLAP_READER",
     "PACKAGED_READERS",
@@ -68,18 +71,20 @@ __all__ = [
     "open_reader",
 ]
 
-READ_PASSAGES = 5
-"""Passages that a reader is calibrated for: the best of a search."""
+READ_PASSAGES, MAX_READ_PASSAGES = 5, 50
+"""Passages that a reader is calibrated for unless its file says otherwise, and at most."""
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
-MULTILINGUAL_READER = "builtin:reader-multilingual"
-PACKAGED_READERS = (BUILTIN_READER, MULTILINGUAL_READER)
-"""Readers that answer where no other one is named, by the language of the documents."""
+LARGE_READER, MULTILINGUAL_READER = "builtin:reader-large", "builtin:reader-multilingual"
+PACKAGED_READERS = (BUILTIN_READER, LARGE_READER, MULTILINGUAL_READER)
+"""Readers that answer where no other one is named."""
 _BUILTIN_FOLDERS = {
     BUILTIN_READER: "builtin",
-    "builtin:reader-large": "builtin_large",
+    "builtin:reader-small": "builtin",
+    LARGE_READER: "builtin_large",
     MULTILINGUAL_READER: "builtin_multilingual",
 }
 _MAX_SHORT_TOKENS = 24
+_MAX_FLOAT_WIDTH = 384
 _CODE_LETTERS = 2
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
@@ -124,8 +129,15 @@ class SentenceReader:
         self._calibration = read_numbers(self.config["calibration"], FEATURES)
         if not 0 <= read_numbers(self.config, ("threshold",))["threshold"] <= 1:
             raise ValueError(f"the threshold {self.threshold} is not a probability")
+        if not 1 <= self.passages <= MAX_READ_PASSAGES:
+            raise ValueError(f"{self.passages} passages cannot be read")
         parts = [self.config, digest_tensors(tensors), self.precision]
         self.fingerprint = digest_json(parts[: 2 + (self.precision != "float32")])
+
+    @property
+    def passages(self) -> int:
+        """Number of passages that it is calibrated for."""
+        return int(self.config.get("passages", READ_PASSAGES))
 
     @property
     def threshold(self) -> float:
@@ -237,9 +249,9 @@ def open_reader(reference: str) -> SentenceReader | OverlapReader:
     """Return the reader of a reference; the last four stay open, each opened by one thread.
 
     Args:
-        reference: Folder or artifact of a reader; ``builtin:reader``, ``builtin:reader-large`` or
-            ``builtin:reader-multilingual`` for a packaged one, or ``builtin:overlap`` for word
-            overlap without a model.
+        reference: Folder or artifact of a reader; ``builtin:reader-small`` (or
+            ``builtin:reader``), ``-large`` or ``-multilingual`` for a packaged one, or
+            ``builtin:overlap`` for word overlap without a model.
 
     Raises:
         CheckpointError: If there is none, or its base is neither cached nor installed.
@@ -286,7 +298,8 @@ def choose_reader(reference: str, languages: Iterable[str]) -> tuple[str, str]:
     """Return the reader for documents in such languages, and a warning if it cannot be opened.
 
     In place of ``builtin:reader``, and of a training that kept it unchanged, that is
-    ``builtin:reader-multilingual`` for documents of which most are not in English.
+    ``builtin:reader-multilingual`` for documents of which most are not in English, and for others
+    ``builtin:reader-large`` where its base is on this machine and onnxruntime is installed.
 
     Args:
         reference: As for ``open_reader``.
@@ -296,8 +309,10 @@ def choose_reader(reference: str, languages: Iterable[str]) -> tuple[str, str]:
         CheckpointError: If the reference leads nowhere.
     """
     known = [language for language in languages if len(language) == _CODE_LETTERS]
-    if 2 * known.count("en") >= len(known) or not _is_packaged(reference):
+    if not _is_packaged(reference):
         return reference, ""
+    if 2 * known.count("en") >= len(known):
+        return (LARGE_READER if _has_large_reader() else reference), ""
     try:
         open_reader(MULTILINGUAL_READER)
     except CheckpointError as error:
@@ -311,11 +326,20 @@ def choose_reader(reference: str, languages: Iterable[str]) -> tuple[str, str]:
 
 def _is_packaged(reference: str) -> bool:
     """Return whether a reader is ``builtin:reader``, perhaps as a training kept it unchanged."""
-    if reference == OVERLAP_READER:
-        return False
+    if reference == OVERLAP_READER or reference in _BUILTIN_FOLDERS:
+        return reference == BUILTIN_READER
     files = [CONFIG_FILE, WEIGHTS_FILE]
     own, packaged = map(find_reader, (reference, BUILTIN_READER))
     return cmpfiles(own, packaged, files, shallow=False)[0] == files
+
+
+@cache
+def _has_large_reader() -> bool:
+    """Return whether the large reader can be opened as fast as the small one, and at once."""
+    if not can_quantize() or LARGE_READER not in _BUILTIN_FOLDERS:
+        return False
+    config = load_json((find_reader(LARGE_READER) / CONFIG_FILE).read_bytes())
+    return is_local(str(config["base"]))
 
 
 def find_reader(reference: str) -> Path:

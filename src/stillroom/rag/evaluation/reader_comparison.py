@@ -36,6 +36,7 @@ from stillroom.rag.answer_selection.reader import (
     OVERLAP_READER,
     choose_reader,
     find_reader,
+    open_available_reader,
     open_reader,
 )
 from stillroom.rag.answer_strategies.quote import Quote
@@ -240,8 +241,10 @@ def count_passages(
     recipe: AnswerEvaluationRecipe, arm: RetrievalPipeline, first: RetrievalPipeline
 ) -> int:
     """Return the number of passages to show: to the model as many as the first reader reads."""
-    read = first.answering.passages if isinstance(first.answering, Quote) else 0
-    return max(recipe.k, read) if arm.name == BASE_ARM else recipe.k
+    quote = first.answering
+    if arm.name != BASE_ARM or not isinstance(quote, Quote):
+        return recipe.k
+    return max(recipe.k, quote.passages or open_available_reader(quote.reader)[0].passages)
 
 
 def find_twins(recipe: AnswerEvaluationRecipe) -> list[str]:

@@ -16,6 +16,7 @@ from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
+    LARGE_READER,
     MULTILINGUAL_READER,
     OVERLAP_READER,
     PACKAGED_READERS,
@@ -39,6 +40,7 @@ __all__ = [
 BASE_ARM = "base"
 _LABELS = {
     BUILTIN_READER: "the packaged reader",
+    LARGE_READER: "the packaged large reader",
     MULTILINGUAL_READER: "the packaged multilingual reader",
     OVERLAP_READER: "word overlap",
 }

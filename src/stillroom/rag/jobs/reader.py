@@ -130,6 +130,7 @@ def _suit_start(recipe: ReaderRecipe) -> tuple[ReaderRecipe, str]:
     from stillroom.rag.answer_selection.reader import (
         BUILTIN_READER,
         CONFIG_FILE,
+        LARGE_READER,
         choose_reader,
         find_reader,
     )
@@ -139,7 +140,7 @@ def _suit_start(recipe: ReaderRecipe) -> tuple[ReaderRecipe, str]:
         return recipe, ""
     with Index.open(Path(recipe.index), verify=False) as index:
         start, warning = choose_reader(recipe.start, index.languages)
-    if start == recipe.start:
+    if start in (recipe.start, LARGE_READER):  # the large one takes an hour of training
         return recipe, warning
     changes = {"start": start}
     if recipe.base == DEFAULT_EMBEDDER:

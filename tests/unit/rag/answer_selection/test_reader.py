@@ -37,6 +37,7 @@ from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     _open_cached,
+    choose_reader,
     find_reader,
     open_reader,
 )
@@ -653,6 +654,58 @@ def test_the_settings_of_a_reader_fit_each_packaged_start(name):
     config = json.loads((find_reader(name) / "reader.json").read_bytes())
     lora = ReaderTrainSettings().lora
     assert (config["rank"], config["alpha"]) == (lora.rank, lora.alpha)
+
+
+def test_the_large_reader_reads_english_where_its_base_and_onnxruntime_are(trained, monkeypatch):
+    folders = {**reader._BUILTIN_FOLDERS, "builtin:reader-large": trained / "output"}
+    monkeypatch.setattr(reader, "_BUILTIN_FOLDERS", folders)
+
+    def choose(reference="builtin:reader", languages=("en", "de", "en")):
+        reader._has_large_reader.cache_clear()
+        return choose_reader(reference, languages)
+
+    assert choose() == choose(languages=()) == ("builtin:reader-large", "")
+    assert choose("builtin:reader-small") == ("builtin:reader-small", "")
+    assert choose(str(trained)) == (str(trained), "")
+    with monkeypatch.context() as without:
+        without.setattr(reader, "can_quantize", lambda: False)
+        assert choose() == ("builtin:reader", "")
+    monkeypatch.setattr(reader, "is_local", lambda base: False)
+    assert choose() == ("builtin:reader", "")
+    reader._has_large_reader.cache_clear()
+
+
+def test_a_wide_reader_is_read_in_8_bits_and_says_so(trained, monkeypatch):
+    exact = SentenceReader(trained / "output")
+    monkeypatch.setattr(reader, "_MAX_FLOAT_WIDTH", 0)
+    rounded = SentenceReader(trained / "output")
+    assert (exact.precision, rounded.precision) == ("float32", "int8")
+    assert exact.fingerprint != rounded.fingerprint
+    passages = [("The mill", "The mill ground corn. It rests.", [(0, 21), (22, 31)])]
+    first, second = (
+        opened.read("When does it rest?", passages, NoOverlap()) for opened in (exact, rounded)
+    )
+    assert [one.start for one in first.sentences] == [one.start for one in second.sentences]
+    assert first.probability == pytest.approx(second.probability, abs=0.05)
+    assert first.probability != second.probability
+
+
+def test_a_reader_reads_as_many_passages_as_it_was_calibrated_for(place, trained, tmp_path):
+    shutil.copytree(trained / "output", tmp_path / "one")
+    config = json.loads((tmp_path / "one" / "reader.json").read_bytes())
+    settings = {"name": "quote", "min_probability": 0.0, "reader": str(tmp_path / "one")}
+    read = []
+    for number in (1, 2):
+        (tmp_path / "one" / "reader.json").write_text(json.dumps(config | {"passages": number}))
+        _open_cached.cache_clear()
+        with Index.open(place / "index") as index:
+            answer = ask(index, scripted_model({}), "Where is the mill?", k=1, answering=settings)
+        read.append(answer.details["trace"][0]["found"])
+    assert read == [1, 2]
+    (tmp_path / "one" / "reader.json").write_text(json.dumps(config | {"passages": 51}))
+    with pytest.raises(CheckpointError, match="51 passages cannot be read"):
+        SentenceReader(tmp_path / "one")
+    _open_cached.cache_clear()
 
 
 def test_few_readings_without_an_answer_are_told(trained, tmp_path, monkeypatch):
