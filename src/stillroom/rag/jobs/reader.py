@@ -9,7 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
-from stillroom.models.hub import DEFAULT_EMBEDDER
+from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
 from stillroom.provenance import digest_file
 from stillroom.provenance.digests import load_json
 from stillroom.recipes import DISTINCT, Recipe, Reference
@@ -159,7 +159,8 @@ def estimate(recipe: ReaderRecipe) -> Estimate:
     return Estimate(
         memory_bytes=1_200_000_000 + recipe.train.micro_tokens * _BYTES_PER_TOKEN,
         disk_bytes=40_000_000 + recipe.train.states_mb * 10**6,
-        seconds=tokens * _SECONDS_PER_TOKEN,
+        # The multilingual encoder has twice the layers.
+        seconds=tokens * _SECONDS_PER_TOKEN * (1 + (recipe.base == MULTILINGUAL_EMBEDDER)),
         memory_knob="lower train.micro_tokens",
         disk_knob="lower train.states_mb or train.lora.rank",
         basis=f"{steps} steps of {recipe.train.batch_size} questions with {recipe.k} passages",

@@ -624,6 +624,25 @@ def test_training_on_german_documents_begins_as_the_multilingual_reader(
         assert not replayed.jobs[0].differences
 
 
+def test_the_packaged_arm_on_german_documents_is_the_multilingual_reader(
+    german, trained, monkeypatch
+):
+    pack(monkeypatch, trained / "output")
+    text = """\
+kind: rag.answer_evaluation
+index: index
+questions: questions.jsonl
+model: "scripted:none"
+pipelines: [keyword=>generate]
+max_questions: 2
+compare: {readers: {packaged: "builtin:reader"}, model_questions: 0}
+"""
+    artifact = run_recipe(parse_recipe(text, folder=german), german / "report")
+    (parent,) = [parent for parent in artifact.parents if parent.role == "reader"]
+    assert parent.path == "builtin:reader-multilingual"
+    assert parent.digest == open_reader(str(trained / "output")).fingerprint
+
+
 def test_a_base_that_is_not_that_of_the_multilingual_reader_is_refused(
     german, place, encoder, trained, monkeypatch
 ):
