@@ -713,12 +713,12 @@ def test_a_reader_reads_as_many_passages_as_it_was_calibrated_for(place, trained
     shutil.copytree(trained / "output", tmp_path / "one")
     config = json.loads((tmp_path / "one" / "reader.json").read_bytes())
     settings = {"name": "quote", "min_probability": 0.0, "reader": str(tmp_path / "one")}
-    read = []
+    question, read = "When does a cat rest at night by the river?", []
     for number in (1, 2):
         (tmp_path / "one" / "reader.json").write_text(json.dumps(config | {"passages": number}))
         _open_cached.cache_clear()
         with Index.open(place / "index") as index:
-            answer = ask(index, scripted_model({}), "Where is the mill?", k=1, answering=settings)
+            answer = ask(index, scripted_model({}), question, k=1, answering=settings)
         read.append(answer.details["trace"][0]["found"])
     assert read == [1, 2]
     (tmp_path / "one" / "reader.json").write_text(json.dumps(config | {"passages": 51}))
