@@ -1,5 +1,6 @@
 import csv
 import errno
+import gzip
 import json
 import os
 import subprocess
@@ -198,6 +199,22 @@ def test_several_zstd_frames_are_one_file(tmp_path):
     whole = tmp_path / "c.jsonl.zst"
     whole.write_bytes(b"".join((tmp_path / f"{n}.jsonl.zst").read_bytes() for n in "ab"))
     assert list(read_records(whole)) == RECORDS * 2
+
+
+def test_gzip_lines_as_the_hub_has_them_are_read(tmp_path):
+    write_records(tmp_path / "a.jsonl", RECORDS)
+    packed = gzip.compress((tmp_path / "a.jsonl").read_bytes())
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(packed * 2)
+    assert list(read_records(path)) == RECORDS * 2
+    assert count_records(path) == len(RECORDS) * 2
+    middle = len(packed) // 2
+    for damaged in (packed[:-20], packed[:middle] + bytes(9) + packed[middle + 9 :], b"text"):
+        path.write_bytes(damaged)
+        assert refuse(path, on_drop=lambda *_: None).code == "data.damaged"
+    with pytest.raises(DataError) as caught:
+        write_records(path, RECORDS)
+    assert caught.value.code == "data.suffix"
 
 
 def test_a_zstd_bomb_stays_small_in_memory(tmp_path):
