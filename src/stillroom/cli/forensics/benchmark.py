@@ -70,8 +70,10 @@ def audit_command(manifest: Path, as_json: bool) -> None:
     "import",
     "stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl",
     "stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv",
+    "stillroom forensics benchmark import --folder set --out set/manifest.jsonl",
 )
 @path_option("--deepfakebench", help="A dataset_json file of DeepfakeBench.")
+@path_option("--folder", help="A folder with files in real/ and fake/, or 0_real/ and 1_fake/.")
 @path_option("--ff-train", help="FaceForensics++'s train.json.")
 @path_option("--ff-validation", help="FaceForensics++'s val.json.")
 @path_option("--ff-test", help="FaceForensics++'s test.json.")
@@ -82,6 +84,7 @@ def audit_command(manifest: Path, as_json: bool) -> None:
 @output_options
 def import_command(
     deepfakebench: Path | None,
+    folder: Path | None,
     ff_train: Path | None,
     ff_validation: Path | None,
     ff_test: Path | None,
@@ -89,13 +92,15 @@ def import_command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Import the lists of DeepfakeBench or FaceForensics++ as a manifest.
+    """Import a folder, or the lists of DeepfakeBench or FaceForensics++, as a manifest.
 
-    Paths are kept as in the data set: save the manifest in the folder of the data.
+    Folders named train, val and test give the split, the others the generator of a fake. Paths
+    are kept as in the data set: save the manifest in the folder of the data.
     """
     from stillroom.forensics.benchmark.manifest import (
         import_deepfakebench,
         import_faceforensics,
+        import_folder,
         write_derived_items,
     )
 
@@ -103,6 +108,8 @@ def import_command(
     if deepfakebench is not None:
         sources = {"list": deepfakebench}
         items = import_deepfakebench(deepfakebench, compression=compression)
+    elif folder is not None:
+        items = import_folder(folder, out.parent)
     else:
         items = import_faceforensics(ff_train, ff_validation, ff_test, compression=compression)
     named = {role: path for role, path in sources.items() if path is not None}
