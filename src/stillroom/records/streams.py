@@ -14,6 +14,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -389,9 +390,8 @@ def open_table(lines: Iterable[str]) -> csv.DictReader[str]:
     first = next(lines, "")
     delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
     reader = csv.DictReader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    names = reader.fieldnames or ()
-    for name in names:
-        if name and names.count(name) > 1:
+    for name, count in Counter(reader.fieldnames or ()).items():
+        if name and count > 1:
             raise csv.Error(f"two columns are named {name!r}")
     return reader
 
