@@ -77,7 +77,7 @@ def restack_config(
 ) -> dict[str, Any]:
     """Return a config for a model whose layer i is the former layer ``layers[i]``.
 
-    Layer counts are updated, and what is said of each layer follows it.
+    Layer counts are updated, and the values of each layer follow it.
 
     Args:
         config: The former config.
