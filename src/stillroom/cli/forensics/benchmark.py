@@ -15,6 +15,7 @@ from stillroom.cli.options import (
     existing_path,
     output_options,
     path_option,
+    refuse_idle_options,
     seed_option,
 )
 from stillroom.cli.output import print_json, print_text
@@ -104,16 +105,21 @@ def import_command(
         write_derived_items,
     )
 
-    sources = {"train": ff_train, "validation": ff_validation, "test": ff_test}
-    if deepfakebench is not None:
+    lists = {"ff_train", "ff_validation", "ff_test"}
+    sources: dict[str, Path | None] = {}
+    settings: dict[str, Any] = {"compression": compression}
+    if folder is not None:
+        refuse_idle_options({*lists, "deepfakebench", "compression"}, "has no effect with --folder")
+        items, settings = import_folder(folder, out.parent), {}
+    elif deepfakebench is not None:
+        refuse_idle_options(lists, "has no effect with --deepfakebench")
         sources = {"list": deepfakebench}
         items = import_deepfakebench(deepfakebench, compression=compression)
-    elif folder is not None:
-        items = import_folder(folder, out.parent)
     else:
+        sources = {"train": ff_train, "validation": ff_validation, "test": ff_test}
         items = import_faceforensics(ff_train, ff_validation, ff_test, compression=compression)
     named = {role: path for role, path in sources.items() if path is not None}
-    write_derived_items(out, items, "forensics.import", named, compression=compression)
+    write_derived_items(out, items, "forensics.import", named, **settings)
     clips = len({item.unit for item in items})
     if as_json:
         print_json({"out": str(out), "items": len(items), "clips": clips})
