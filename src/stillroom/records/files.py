@@ -1,9 +1,9 @@
 """Reading and writing of record files (JSONL, Parquet, CSV, text) in bounded memory.
 
-Reads ``.jsonl`` (also ``.jsonl.zst``), ``.parquet``, ``.json``, ``.csv`` and ``.txt`` by suffix;
-writes JSONL (zstd too) and Parquet. Rows count from 1; in JSONL and text the row is the line. Blank
-lines are skipped. The Parquet schema is fixed and not inferred: the open part of a record, its
-``fields``, is JSON text in one column.
+Reads ``.jsonl`` (also with ``.zst`` or ``.gz``), ``.parquet``, ``.json``, ``.csv`` and ``.txt`` by
+suffix; writes JSONL (zstd too) and Parquet. Rows count from 1; in JSONL and text the row is the
+line. Blank lines are skipped. The Parquet schema is fixed and not inferred: the open part of a
+record, its ``fields``, is JSON text in one column.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class RecordWriter:
         self.path = path = Path(path)
         self.count = 0
         suffix = find_suffix(path)
-        if suffix not in {*LINE_SUFFIXES, ".parquet"}:
+        if suffix not in _SINKS:
             raise DataError(
                 f"records are not written as {suffix}",
                 code="data.suffix",

@@ -5,6 +5,7 @@ from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
 
+IMPORT = ("forensics", "benchmark", "import", "--out", "m.jsonl")
 REBUILD = ("rag", "rebuild", ".")
 MIGRATE = ("rag", "migrate", ".")
 
@@ -16,6 +17,19 @@ MIGRATE = ("rag", "migrate", ".")
         (("attest", ".", "--format", "card", "--overwrite"), "--overwrite needs --out"),
         (("forensics", "check", ".", "--maps"), "--maps needs --detector"),
         (("forensics", "check", ".", "--prevalence", "0.1"), "--prevalence needs --detector"),
+        (
+            (*IMPORT, "--folder", ".", "--compression", "raw"),
+            "--compression has no effect with --folder",
+        ),
+        ((*IMPORT, "--folder", ".", "--ff-test", "x"), "--ff-test has no effect with --folder"),
+        (
+            (*IMPORT, "--folder", ".", "--deepfakebench", "x"),
+            "--deepfakebench has no effect with --folder",
+        ),
+        (
+            (*IMPORT, "--deepfakebench", "x", "--ff-test", "x"),
+            "--ff-test has no effect with --deepfakebench",
+        ),
         (("judge", ".", "--right", "--wrong"), "give one of --right"),
         ((*MIGRATE, "--to", "folder", "name=postgres"), "--to names the store"),
         ((*MIGRATE, "--drop-source", "--queries", "3"), "--queries applies to --to STORE only"),

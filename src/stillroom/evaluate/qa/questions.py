@@ -275,7 +275,7 @@ def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
     if path.is_dir() and (path / "queries.jsonl").is_file():
         yield from _read_collection(path)
         return
-    if path.is_dir() or path.suffix in {".parquet", ".zst"}:
+    if path.is_dir() or path.suffix in {".parquet", ".zst", ".gz"}:
         yield from _read_records(path, every=every)
         return
     text = _read_text(path)

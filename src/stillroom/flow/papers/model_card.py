@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.flow.papers.facts import select_metrics
+from stillroom.flow.papers.facts import format_counts, select_metrics
 from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.node import Node, read_recipe
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
@@ -249,22 +249,25 @@ def _describe_data(graph: ProvenanceGraph, shares: Mapping[str, Mapping[str, int
     lines = ["## Training data", "", "| data | human | synthetic | unknown | license |"]
     lines.append("|---|---|---|---|---|")
     lines += [
-        _format_share_row(f"records of {node.name}", shares[node.name], node.license)
+        _format_share_row(f"records of {node.name}", shares[node.name], node)
         for node in graph.select("records", of=graph.subject)
     ]
     for node in indexes:
         counts = node.text.origins if node.text else {}
-        lines.append(_format_share_row(f"documents of {node.name}", counts, node.license))
+        lines.append(_format_share_row(f"documents of {node.name}", counts, node))
     return "\n".join(lines)
 
 
-def _format_share_row(name: str, counts: Mapping[str, int], license: str) -> str:
+def _format_share_row(name: str, counts: Mapping[str, int], node: Node) -> str:
     total = sum(counts.values()) or 1
     cells = [
         f"{counts.get(kind, 0)} ({counts.get(kind, 0) / total:.0%})"
         for kind in ("human", "synthetic", "unknown")
     ]
-    return f"| {name} | {' | '.join(cells)} | {license or 'unknown'} |"
+    license = node.license or "unknown"
+    if not node.license and node.text and any(node.text.licenses):
+        license = format_counts(node.text.licenses)
+    return f"| {name} | {' | '.join(cells)} | {license} |"
 
 
 def _format_interval(metric: Mapping[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""Benchmark manifests, and import of DeepfakeBench and FaceForensics++ lists.
+"""Benchmark manifests, and import of folders and of DeepfakeBench and FaceForensics++ lists.
 
 Columns are those of the lab's manifests. Paths are relative to the manifest, with forward slashes.
 The format is JSON Lines, CSV or Parquet by suffix. An invalid row is an error with its number,
 never skipped.
 
-Importers read lists only, no media. Paths are kept relative to the data set's own folder, with
-forward slashes; absolute paths are cut at that folder.
+Importers read lists and names only, no media. Paths are kept relative to the data set's own
+folder, with forward slashes; absolute paths are cut at that folder.
 
 Source: Yan et al. 2023, "DeepfakeBench", arXiv:2307.01426 (its dataset_json); Roessler et al. 2019,
 "FaceForensics++", arXiv:1901.08971 (its splits of pairs and its folders).
@@ -23,6 +23,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.forensics.media.audio import AUDIO_SUFFIXES
+from stillroom.forensics.media.file_types import list_files, read_folder_label
+from stillroom.forensics.media.images import IMAGE_SUFFIXES
+from stillroom.forensics.media.video import VIDEO_SUFFIXES
 from stillroom.jobs import atomic_write
 from stillroom.jobs.job import write_artifact
 from stillroom.provenance import digest_json, trace_sources
@@ -35,6 +39,7 @@ __all__ = [
     "find_manifest",
     "import_deepfakebench",
     "import_faceforensics",
+    "import_folder",
     "read_items",
     "write_derived_items",
     "write_items",
@@ -188,7 +193,11 @@ def find_manifest(path: Path) -> Path:
             if candidate.is_file():
                 return candidate
         raise _invalid_manifest(
-            path, "is a folder without manifest.jsonl", "a manifest, one row per file; label 1 fake"
+            path,
+            "is a folder without manifest.jsonl",
+            "a manifest, one row per file; label 1 fake",
+            f"if its folders are named real and fake: stillroom forensics benchmark import "
+            f"--folder {path} --out {path / 'manifest.jsonl'}",
         )
     return path
 
@@ -250,13 +259,63 @@ def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
     )
 
 
-def _invalid_manifest(path: Path, problem: str, expected: str) -> DataError:
+def _invalid_manifest(path: Path, problem: str, expected: str, next: str = "") -> DataError:
     return DataError(
         f"the manifest {path.name} {problem}",
         code="forensics.manifest",
         where=str(path),
         expected=expected,
-        next="columns: " + ", ".join(_COLUMNS),
+        next=next or "columns: " + ", ".join(_COLUMNS),
+    )
+
+
+def import_folder(folder: Path, root: Path) -> list[ManifestItem]:
+    """Read the labels of files from folders named ``real`` and ``fake``, or ``0_real``, ``1_fake``.
+
+    Folders named ``train``, ``val`` or ``test`` give the split, the others a fake's generator.
+
+    Args:
+        folder: The folder of the set.
+        root: The folder of the manifest, to which paths are relative.
+
+    Raises:
+        DataError: If there is no file, one has no label or both, or ``folder`` is not in ``root``.
+    """
+    root, folder = root.resolve(), folder.resolve()
+    if not folder.is_relative_to(root):
+        raise _invalid_folder(folder, f"lies outside of {root}, the folder of the manifest")
+    files = list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES)
+    items, unlabeled = [], []
+    for file in files:
+        path = file.relative_to(root).as_posix()
+        names = file.relative_to(folder).parts[:-1]
+        labels = set(filter(None, map(read_folder_label, names)))
+        if len(labels) != 1:
+            unlabeled.append(path)
+            continue
+        label = _LABELS[labels.pop()]
+        splits = [_SPLITS[name.lower()] for name in names if name.lower() in _SPLITS]
+        others = [
+            name for name in names if name.lower() not in _SPLITS and not read_folder_label(name)
+        ]
+        generator = "/".join(others) if label else ""
+        items.append(ManifestItem(path, path, label, generator, split=splits[0] if splits else ""))
+    if not files:
+        raise _invalid_folder(folder, "has no picture, clip or recording")
+    if unlabeled:
+        count = f"{len(unlabeled)} of {len(files)} files"
+        raise _invalid_folder(folder, f"has no label for {count}, such as {unlabeled[0]}")
+    return items
+
+
+def _invalid_folder(folder: Path, problem: str) -> DataError:
+    return DataError(
+        f"{folder.name} {problem}",
+        code="forensics.manifest",
+        where=str(folder),
+        expected="a manifest above files that are each below a folder named real or fake (or "
+        "0_real or 1_fake), not both",
+        next="rename the folders, or write a manifest with the columns " + ", ".join(_COLUMNS),
     )
 
 

@@ -29,10 +29,13 @@ __all__ = [
     "guess_file_type",
     "identify_bytes",
     "list_files",
+    "read_folder_label",
 ]
 
 Modality = Literal["picture", "clip", "sound", "other"]
 """Processing path; ``other`` may carry credentials, and is not decoded."""
+
+_FOLDER_LABEL = re.compile(r"(?:[01]_)?(real|fake)", re.IGNORECASE)
 
 MIME_TYPES = {
     ".jpg": "image/jpeg",
@@ -212,6 +215,12 @@ def list_files(path: Path, endings: AbstractSet[str]) -> list[Path]:
     return sorted(
         file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in endings
     )
+
+
+def read_folder_label(name: str) -> str:
+    """Return ``real`` or ``fake`` if a folder is named so, also ``0_real``, ``1_fake``; else ''."""
+    found = _FOLDER_LABEL.fullmatch(name)
+    return found[1].lower() if found else ""
 
 
 @dataclass(frozen=True)

@@ -353,7 +353,7 @@ def _answer(
         if not expected or not prompt_messages:
             scores.append((0.0, 0))
             continue
-        text = render_prompt(tokenizer, Prompt(prompt_messages))
+        text = render_prompt(tokenizer, Prompt(prompt_messages), record.tools)
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         ids = ids[:, -max_tokens:].to(model.device)
         with torch.inference_mode():

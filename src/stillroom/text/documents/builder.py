@@ -263,6 +263,7 @@ _TOML = re.compile(r"\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL
 _MAX_CHARACTERS = 64 * 1024
 _MAX_FIELDS = 200
 _MAX_DEPTH = 4
+_LICENSE = re.compile(r"[\w .,:;/()+&-]{1,100}")  # nothing that would be markup in a card
 FrontMatterValue = str | int | float | bool | list[str | int | float | bool]
 
 
@@ -273,6 +274,15 @@ class FrontMatter:
     fields: dict[str, FrontMatterValue] = field(default_factory=dict)
     end: int = 0
     error: str = ""
+
+    @property
+    def license(self) -> str:
+        """The license that the text states; empty if it states none, or not as one short name."""
+        names = {name.lower(): value for name, value in self.fields.items()}
+        stated = names.get("license", names.get("licence"))
+        if not isinstance(stated, str) or stated.lower() == "unknown":
+            return ""
+        return " ".join(stated.split()) if _LICENSE.fullmatch(stated) else ""
 
 
 def read_front_matter(text: str) -> FrontMatter:

@@ -1,6 +1,7 @@
 """A model card says what the lineage says, and no more."""
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -8,9 +9,11 @@ from ruamel.yaml import YAML
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
+from stillroom.flow import run_recipe
 from stillroom.flow.papers.graph import read_graph
 from stillroom.flow.papers.model_card import render_card
 from stillroom.provenance import digest_text
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.records import Message, Origin, Record, write_records
 
 
@@ -269,6 +272,28 @@ def test_card_of_a_reader_says_base_data_licenses_and_what_was_not_kept(reader):
     assert "**The result was not kept:** the weights are those of builtin:reader" in card
     assert "Use the owned reader." in card
     assert "| documents of index-1 | 0 (0%) | 0 (0%) | 0 (0%) | unknown |" in card
+
+
+@pytest.mark.parametrize(
+    ("licenses", "base", "row"),
+    [
+        (("CC-BY-4.0", "MIT"), "CC-BY-SA-4.0 AND CC-BY-4.0 AND MIT", "CC-BY-4.0 AND MIT"),
+        (("CC-BY-4.0", ""), "CC-BY-SA-4.0 AND unknown", "1 unknown, 1 CC-BY-4.0"),
+    ],
+)
+def test_licenses_that_the_documents_state_are_in_the_card(licenses, base, row, reader, tmp_path):
+    (tmp_path / "papers").mkdir()
+    for name, license in zip("ab", licenses, strict=True):
+        front = f"---\nlicense: {license}\n---\n" if license else ""
+        (tmp_path / "papers" / f"{name}.md").write_text(f"{front}The ferry {name} sails.\n")
+    index = reader / "steps" / "index-1"
+    shutil.rmtree(index)
+    recipe = IndexRecipe(documents=str(tmp_path / "papers"), embedder="static")
+    run_recipe(recipe, index)
+    (reader / "report.json").write_text('{"metrics": []}', encoding="utf-8")
+    card = render_card(read_graph(reader, name="Bee"))
+    assert front_of(card)["license_name"] == base
+    assert f"| documents of index-1 | 0 (0%) | 0 (0%) | 2 (100%) | {row} |" in card
 
 
 def test_changed_recipe_of_a_reader_is_not_believed(reader):
