@@ -22,6 +22,7 @@ from stillroom.flow import run_recipe
 from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models.encoders.numpy_bert import open_bert
+from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import reader, training_run
@@ -37,11 +38,12 @@ from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     _open_cached,
+    choose_reader,
     find_reader,
     open_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
-from stillroom.rag.jobs.reader import ReaderTrainSettings
+from stillroom.rag.jobs.reader import ReaderTrainSettings, estimate
 from stillroom.rag.jobs.reader import run as run_reader
 from stillroom.recipes import parse_recipe
 from stillroom.testing import scripted_model, tiny_checkpoint
@@ -672,6 +674,18 @@ def test_the_settings_of_a_reader_fit_each_packaged_start(name):
     config = json.loads((find_reader(name) / "reader.json").read_bytes())
     lora = ReaderTrainSettings().lora
     assert (config["rank"], config["alpha"]) == (lora.rank, lora.alpha)
+
+
+def test_training_on_the_multilingual_encoder_is_expected_to_take_twice_the_time(place):
+    plain, other = (
+        estimate(make_recipe(place, base)) for base in (DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER)
+    )
+    assert other.seconds == 2 * plain.seconds > 0
+
+
+@pytest.mark.parametrize("languages", [[], [""], ["en", "de"], ["English", "English"]])
+def test_languages_that_are_unknown_or_mostly_english_choose_no_other_reader(languages):
+    assert choose_reader("builtin:reader", languages) == ("builtin:reader", "")
 
 
 def test_few_readings_without_an_answer_are_told(trained, tmp_path, monkeypatch):
