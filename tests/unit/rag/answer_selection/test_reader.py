@@ -22,6 +22,7 @@ from stillroom.flow import run_recipe
 from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models.encoders.numpy_bert import open_bert
+from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import reader, training_run
@@ -42,7 +43,7 @@ from stillroom.rag.answer_selection.reader import (
     open_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
-from stillroom.rag.jobs.reader import ReaderTrainSettings
+from stillroom.rag.jobs.reader import ReaderTrainSettings, estimate
 from stillroom.rag.jobs.reader import run as run_reader
 from stillroom.recipes import parse_recipe
 from stillroom.testing import scripted_model, tiny_checkpoint
@@ -725,6 +726,18 @@ def test_a_reader_reads_as_many_passages_as_it_was_calibrated_for(place, trained
     with pytest.raises(CheckpointError, match="51 passages cannot be read"):
         SentenceReader(tmp_path / "one")
     _open_cached.cache_clear()
+
+
+def test_training_on_the_multilingual_encoder_is_expected_to_take_twice_the_time(place):
+    plain, other = (
+        estimate(make_recipe(place, base)) for base in (DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER)
+    )
+    assert other.seconds == 2 * plain.seconds > 0
+
+
+@pytest.mark.parametrize("languages", [[], [""], ["en", "de"], ["English", "English"]])
+def test_languages_that_are_unknown_or_mostly_english_choose_no_other_reader(languages):
+    assert choose_reader("builtin:reader", languages) == ("builtin:reader", "")
 
 
 def test_few_readings_without_an_answer_are_told(trained, tmp_path, monkeypatch):
