@@ -64,6 +64,10 @@ def test_a_page_of_checks_replaces_no_file(tmp_path):
     page.write_text("mine")
     result = CliRunner().invoke(stillroom, ["forensics", "check", ".", "--html", str(page)])
     assert (result.exception.code, page.read_text()) == ("data.exists", "mine")
+    words = ["forensics", "check", str(tmp_path), "--overwrite", "--html"]
+    assert CliRunner().invoke(stillroom, [*words, str(page)]).exit_code == 1  # no media
+    assert page.read_text().startswith("<!doctype html>")
+    assert CliRunner().invoke(stillroom, [*words, str(tmp_path)]).exception.code == "data.exists"
 
 
 def test_jobs_beside_one_that_cannot_be_read_are_listed(tmp_path):
