@@ -101,6 +101,11 @@ def _show_lineage(
     )
 
     answer = read_answer(path) if path.is_file() and not record else None
+    if record or path.is_dir():
+        refuse_idle_options({"within"}, "applies to answers, and to any text with --trace")
+    if answer is not None or record:
+        reason = "has no effect with --record" if record else "applies to a run or an artifact"
+        refuse_idle_options({"examples"}, reason)
     if answer is not None:
         node = walk_answer(answer, within or _find_answer_source(answer.asked_of, path))
     else:
