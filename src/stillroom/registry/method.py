@@ -110,7 +110,7 @@ class CheckedModel(BaseModel):
         return lines
 
 
-def _flatten(value: Any, groups: tuple[type, ...]) -> list[Any]:
+def _flatten(value: Any, groups: tuple[type[Any], ...]) -> list[Any]:
     """Return a value and all that is in it, at any depth of such groups."""
     parts = [value]
     for part in parts:
