@@ -382,14 +382,18 @@ def _list_job_rows(folder: Path) -> list[dict[str, str]]:
     from stillroom.provenance import ARTIFACT_FILE, read_artifact
 
     rows = []
-    for path in sorted(folder.glob("*")):
-        if (path / ARTIFACT_FILE).is_file():
-            try:
-                artifact = read_artifact(path)
-                line = f"{artifact.kind}, finished {artifact.created}, {artifact.digest[:12]}"
-            except DataError as error:
-                line = error.problems[0].what
-            rows.append({"name": path.name, "summary": line})
+    for path in sorted(folder.iterdir()):
+        try:
+            (path / ARTIFACT_FILE).lstat()
+            artifact = read_artifact(path)
+            line = f"{artifact.kind}, finished {artifact.created}, {artifact.digest[:12]}"
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except DataError as error:
+            line = error.problems[0].what
+        except OSError as error:  # a folder that this user may not enter, a disk that fails
+            line = f"{path} cannot be read: {error.strerror}"
+        rows.append({"name": path.name, "summary": line})
     for path in sorted(folder.glob(".*.partial")):
         name = path.name.removeprefix(".").removesuffix(".partial")
         rows.append({"name": name, "summary": "unfinished; continue with --resume"})
