@@ -391,7 +391,7 @@ def _list_job_rows(folder: Path) -> list[dict[str, str]]:
             continue
         except DataError as error:
             line = error.problems[0].what
-        except OSError as error:  # a folder that this user may not enter
+        except OSError as error:  # a folder that this user may not enter, a disk that fails
             line = f"{path} cannot be read: {error.strerror}"
         rows.append({"name": path.name, "summary": line})
     for path in sorted(folder.glob(".*.partial")):

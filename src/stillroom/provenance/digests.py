@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from stillroom.objects.disk import require_file
+
 __all__ = [
     "build_unique_object",
     "canonical_json",
@@ -42,7 +44,7 @@ def digest_text(text: str) -> str:
 
 def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
+    with require_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -195,7 +195,7 @@ def find_record_file(path: Path | str) -> Path:
         )
     if not path.is_file():
         raise DataError(
-            f"{path} does not exist",
+            f"{path} is a device or a pipe" if path.exists() else f"{path} does not exist",
             code="data.missing",
             expected="a file of records",
             next="check the path; in a recipe, relative paths start at its folder",

@@ -27,6 +27,7 @@ from stillroom.distill.cross_tokenizer.data import TokenizerView, encode_aligned
 from stillroom.distill.cross_tokenizer.spans import TokenSpans, locate_tokens, map_tokens
 from stillroom.errors import DataError
 from stillroom.models.tokenization.token_bytes import TokenBytes, read_token_bytes
+from stillroom.objects.disk import require_file
 
 __all__ = [
     "AlignmentReport",
@@ -270,7 +271,7 @@ def align_files(teacher: Any, student: Any, files: Sequence[Path]) -> tuple[Alig
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with require_file(path).open(encoding="utf-8", newline="") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(

@@ -29,6 +29,7 @@ from stillroom.forensics.media.images import IMAGE_SUFFIXES
 from stillroom.forensics.media.video import VIDEO_SUFFIXES
 from stillroom.jobs import atomic_write
 from stillroom.jobs.job import write_artifact
+from stillroom.objects.disk import require_file
 from stillroom.provenance import digest_json, trace_sources
 from stillroom.provenance.digests import load_json
 from stillroom.records.streams import iter_rows
@@ -205,12 +206,12 @@ def find_manifest(path: Path) -> Path:
 def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     try:
         if path.suffix == ".parquet":
-            rows = [row for _, row in iter_rows(path)]
+            rows = [row for _, row in iter_rows(require_file(path))]
             for row in rows:
                 if isinstance(row, DataError):
                     raise row
             return rows
-        text = path.read_text(encoding="utf-8-sig")
+        text = require_file(path).read_text(encoding="utf-8-sig")
     except (DataError, OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_manifest(path, f"cannot be read: {error}", "a manifest") from error
     if path.suffix == ".csv":
@@ -487,7 +488,7 @@ def _ff_item(name: str, method: str, split: str, compression: str) -> ManifestIt
 
 def _load(path: Path) -> Any:
     try:
-        return load_json(path.read_text(encoding="utf-8"))
+        return load_json(require_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _invalid_list(path, f"cannot be read: {error}", "a JSON file") from error
 

@@ -19,6 +19,7 @@ from typing import Literal
 from stillroom.forensics.media.audio import AUDIO_SUFFIXES
 from stillroom.forensics.media.images import IMAGE_SUFFIXES
 from stillroom.forensics.media.video import VIDEO_SUFFIXES
+from stillroom.objects.disk import require_file
 
 __all__ = [
     "MIME_TYPES",
@@ -153,7 +154,7 @@ def identify_bytes(path: Path) -> FileType | None:
     Raises:
         OSError: If it cannot be read.
     """
-    with path.open("rb") as file:
+    with require_file(path).open("rb") as file:
         head = file.read(_HEAD)
     suffix = path.suffix.lower()
     for mark, begins in _SIGNATURE_PATTERNS:

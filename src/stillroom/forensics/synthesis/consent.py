@@ -32,6 +32,7 @@ from stillroom.forensics.media.images import (
     open_image,
 )
 from stillroom.jobs import atomic_write
+from stillroom.objects.disk import require_file
 from stillroom.provenance import digest_file, digest_json
 from stillroom.provenance.digests import load_json
 
@@ -74,7 +75,7 @@ class Consent:
             DataError: If it is missing, or lacks who, basis, scope, expires or files.
         """
         try:
-            data = load_json(path.read_text(encoding="utf-8"))
+            data = load_json(require_file(path).read_text(encoding="utf-8"))
             missing = [key for key in _KEYS if not data.get(key)]
             expires = date.fromisoformat(str(data["expires"])) if not missing else date.min
         except (OSError, ValueError, AttributeError) as error:

@@ -20,6 +20,7 @@ from stillroom.evaluate.qa.collections import write_run
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.models.factory import DeferredModel
+from stillroom.objects.disk import require_file
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
@@ -214,7 +215,7 @@ def read_labels(path: Path) -> dict[tuple[str, str], bool]:
         DataError: If a line is malformed.
     """
     labels = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(require_file(path).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:

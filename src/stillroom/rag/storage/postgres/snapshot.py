@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.provenance.digests import load_json
-from stillroom.rag.storage.filters import SqlCondition, SqlDialect
+from stillroom.rag.storage.filters import SqlCondition
 from stillroom.rag.storage.postgres.connection import (
     FORMAT,
     POSTGRES_DIALECT,
@@ -176,8 +176,10 @@ class PostgresSession(PostgresTables):
                 self._lease_connection.execute(_RELEASE, self._name_lock(unread))
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; what is held is free at once, not when the server notices."""
         self._connections.close()
+        with suppress(ResourceError), self.server.errors():
+            self._lease_connection.execute("SELECT pg_advisory_unlock_all()")
         self._lease_connection.close()
 
 
@@ -196,10 +198,13 @@ class _SnapshotLease:
 class PostgresSnapshot(PostgresTables, SnapshotTables):
     """One snapshot; see ``stillroom.rag.storage.protocol.SnapshotReader``."""
 
+    dialect = POSTGRES_DIALECT
+
     def __init__(self, session: PostgresSession, snapshot: Snapshot, lease: _SnapshotLease) -> None:
         self.session, self.snapshot, self._lease = session, snapshot, lease
-        self.server = session.server
-        self._size = 0
+        self.server, self.description = session.server, session.description
+        self.size = 0
+        """Number of positions: the passages of the population."""
 
     @classmethod
     def open(cls, server: PostgresSchema, selector: int | str | None = None) -> PostgresSnapshot:
@@ -245,21 +250,6 @@ class PostgresSnapshot(PostgresTables, SnapshotTables):
             value = words if number is None else number if words is None else (words, number)
             yield key, (name, kind, value)
 
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """Description of the index."""
-        return self.session.description
-
-    @property
-    def dialect(self) -> SqlDialect:
-        """SQL dialect of conditions."""
-        return POSTGRES_DIALECT
-
-    @property
-    def size(self) -> int:
-        """Number of positions: the passages of the population."""
-        return self._size
-
     def follow(self) -> PostgresSnapshot:
         """Return the newest snapshot, opened beside this one."""
         return PostgresSnapshot(self.session, *_lease_snapshot(self.session, None))
@@ -277,7 +267,7 @@ class PostgresSnapshot(PostgresTables, SnapshotTables):
         columns = np.array(rows, dtype=np.int64).reshape(-1, 3).T
         keys, contents, counts = (np.ascontiguousarray(column) for column in columns)
         if within is None:
-            self._size = int(counts.sum())
+            self.size = int(counts.sum())
             table = DocumentTable(keys, contents, counts, np.cumsum(counts) - counts)
             self._number_by(table)
             return table
@@ -374,12 +364,7 @@ class PostgresReusableContent(ReusableTables):
 
     def __init__(self, reading: PostgresSnapshot) -> None:
         super().__init__(reading)
-        self.reading = reading
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """Description of the index."""
-        return self.reading.description
+        self.reading, self.description = reading, reading.description
 
     @override
     def vectors_of(self, part: ReusedDocument) -> NDArray[np.float32]:

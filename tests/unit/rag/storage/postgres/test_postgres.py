@@ -78,6 +78,16 @@ def test_threads_that_have_ended_leave_no_connection(tmp_path, server):
         assert count_readers() - before <= 2  # one reads, one holds the snapshot
 
 
+def test_a_reader_that_is_closed_holds_nothing_any_more(tmp_path, server):
+    folder = make(tmp_path, {"a.md": "purr one"})
+    sql, held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", []
+    with psycopg.connect(server, autocommit=True) as connection:
+        for _ in range(20):
+            Index.open(folder, embedder=WordEmbedder()).close()
+            held.append(connection.execute(sql).fetchone()[0])
+    assert set(held) == {0}
+
+
 def end_readers(server):
     """End the sessions of all readers, as a restart of the server does."""
     with psycopg.connect(server) as connection:
