@@ -34,7 +34,7 @@ from stillroom.distill.settings import PruneSettings, SampledTargetSettings, Top
 from stillroom.distill.teachers.local import LocalTeacher, outline_checkpoint
 from stillroom.jobs import Job, check_fits, describe_machine
 from stillroom.jobs.preflight import PreflightFinding, PreflightReport
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import load_model_only, resolve_checkpoint
 from stillroom.models.hub import find_config
 from stillroom.models.local.causal_lm import load_tokenizer
 from stillroom.models.tokenization.chat_template import find_tool_problems
@@ -273,7 +273,7 @@ class _JobInspection:
             ]
         if self.workload.cross_tokenizer_loss is not None or self.split is None:
             return []
-        models = [load_causal_lm(folder, dtype="float32")[0] for folder in self.folders]
+        models = [load_model_only(folder, dtype="float32") for folder in self.folders]
         records = self.split.held_out[:_COMPARED_RECORDS]
         recipe = self.workload.recipe
         fidelities = [
