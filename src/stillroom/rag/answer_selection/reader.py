@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, StillroomError
 from stillroom.models.encoders.int8_layers import can_quantize
 from stillroom.models.hub import is_local, resolve_checkpoint
 from stillroom.provenance import digest_json
@@ -67,6 +67,7 @@ __all__ = [
     "choose_reader",
     "describe_reading",
     "find_reader",
+    "is_foreign",
     "open_available_reader",
     "open_reader",
 ]
@@ -308,11 +309,11 @@ def choose_reader(reference: str, languages: Iterable[str]) -> tuple[str, str]:
     Raises:
         CheckpointError: If the reference leads nowhere.
     """
-    known = [language for language in languages if len(language) == _CODE_LETTERS]
     if not _is_packaged(reference):
         return reference, ""
-    if 2 * known.count("en") >= len(known):
-        return (LARGE_READER if _has_large_reader() else reference), ""
+    known = _select_known(languages)
+    if not is_foreign(known):
+        return _prefer_large(reference)
     try:
         open_reader(MULTILINGUAL_READER)
     except CheckpointError as error:
@@ -322,6 +323,30 @@ def choose_reader(reference: str, languages: Iterable[str]) -> tuple[str, str]:
             f"on; {MULTILINGUAL_READER} cannot be opened: {error.problems[0].next}"
         )
     return MULTILINGUAL_READER, ""
+
+
+def is_foreign(languages: Iterable[str]) -> bool:
+    """Return whether most of the languages that are known are not English."""
+    known = _select_known(languages)
+    return 2 * known.count("en") < len(known)
+
+
+def _select_known(languages: Iterable[str]) -> list[str]:
+    return [language for language in languages if len(language) == _CODE_LETTERS]
+
+
+def _prefer_large(reference: str) -> tuple[str, str]:
+    """Return the large reader if it can be opened here, and a warning if it is here but broken."""
+    if not _has_large_reader():
+        return reference, ""
+    try:
+        open_reader(LARGE_READER)
+    except StillroomError as error:  # of the base, or of onnxruntime
+        return reference, (
+            f"{LARGE_READER} is installed but cannot be opened ({error.code}), so the small reader "
+            f"answers; --answering quote:reader={LARGE_READER} says more"
+        )
+    return LARGE_READER, ""
 
 
 def _is_packaged(reference: str) -> bool:

@@ -124,6 +124,8 @@ class Quote(AnswerStrategy):
             )
             if warning:
                 add_warning(warning)
+            # Another one than the index suggests may read what was found, and fewer passages.
+            hits = hits[: max(self.passages or reader.passages, inquiry.asking.k)]
             question, passages = inquiry.query.text, [candidates(hit) for hit in hits]
             if judged and judged.wrong:
                 passages = _leave_out_wrong(inquiry, judged, passages)

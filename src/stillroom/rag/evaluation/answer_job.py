@@ -128,6 +128,7 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
     """
     pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
     questions, labels = _read_questions(recipe, job.warn), _read_labels(recipe)
+    named = [] if recipe.compare is None else list(recipe.compare.readers.values())
     decision: dict[str, Any] = {}
     with recipe.open_index() as index, closing(_open_model(recipe)) as model:
         if recipe.compare is not None:
@@ -161,13 +162,15 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
                 report, line = report_judgments(recipe, graded, silent)
                 decision = {"judgments": line}
             else:
-                is_synthetic = are_synthetic(recipe.questions)
-                decided = add_comparison(report, recipe, graded, silent, is_synthetic=is_synthetic)
+                generated, own = are_synthetic(recipe.questions), named[0]
+                decided = add_comparison(
+                    report, recipe, graded, silent, is_synthetic=generated, trained=own
+                )
                 decision = {"decision": decided.to_json()}
         report.write(job.output)
         return job.finish(
             "report",
-            parents=_build_parents(recipe, job, writer),
+            parents=_build_parents(recipe, named, job, writer),
             details={
                 "index": index.digest,
                 "questions": len(questions),
@@ -403,14 +406,19 @@ def _compute_quality(graded: GradedAnswer) -> tuple[float, float, float, str]:
     return first, second, third, graded.question.id
 
 
-def _build_parents(recipe: AnswerEvaluationRecipe, job: Job, writer: str) -> list[Parent]:
+def _build_parents(
+    recipe: AnswerEvaluationRecipe, named: Sequence[str], job: Job, writer: str
+) -> list[Parent]:
     parents = [make_parent("index", Path(recipe.index), job.out)]
     if (Path(recipe.model) / ARTIFACT_FILE).is_file():
         parents.append(make_parent("model", Path(recipe.model), job.out))
     elif writer:  # the fingerprint of the model that was asked
         parents.append(Parent("model", recipe.model, writer, "checkpoint"))
     labels = recipe.model_judge.labels if recipe.model_judge is not None else None
-    readers = recipe.compare.readers.values() if recipe.compare is not None else ()
+    read = list(recipe.compare.readers.values()) if recipe.compare is not None else []
+    # Also the artifacts in whose place a packaged reader reads.
+    artifacts = [value for value in named if (Path(value) / ARTIFACT_FILE).is_file()]
+    readers = dict.fromkeys([*artifacts, *read])
     inputs = [("questions", recipe.questions), ("labels", labels)]
     inputs += [("reader", value) for value in readers if value != recipe.questions]
     for name, value in inputs:

@@ -96,11 +96,16 @@ Rows = Mapping[str, Sequence["GradedAnswer"]]
 
 
 def suit_readers(recipe: AnswerEvaluationRecipe, index: Index) -> AnswerEvaluationRecipe:
-    """Return a recipe that names the packaged reader with which ``ask`` reads the index."""
+    """Return a recipe that names the packaged reader with which ``ask`` reads the index.
+
+    Also in place of a folder with the packaged reader's weights, as a training kept them.
+    """
     assert recipe.compare is not None  # noqa: S101  # callers have looked
     languages = index.languages
     readers = {
-        arm: choose_reader(name, languages)[0] if name == BUILTIN_READER else name
+        arm: choose_reader(name, languages)[0]
+        if name == BUILTIN_READER or Path(name).is_dir()
+        else name
         for arm, name in recipe.compare.readers.items()
     }
     compare = recipe.compare.model_copy(update={"readers": readers})
@@ -343,12 +348,16 @@ def add_comparison(
     probes: Mapping[tuple[str, str], SilenceProbe],
     *,
     is_synthetic: bool,
+    trained: str = "",
 ) -> ReaderDecision:
-    """Put the comparison before the report's sections, and its decision before the summary."""
+    """Put the comparison before the report's sections, and its decision before the summary.
+
+    ``trained`` is the folder of the first reader, if a packaged one reads in its place.
+    """
     comparison = build_comparison(recipe, graded, probes)
     compared, first = comparison.arms, comparison.first
     differences = comparison.find_differences()
-    decision = decide_reader(comparison, differences, is_synthetic=is_synthetic)
+    decision = decide_reader(comparison, differences, is_synthetic=is_synthetic, trained=trained)
     for arm in compared:
         for metric in measure_arm(comparison, arm):
             report.add(metric, is_headline=metric.name.endswith("/holds"))

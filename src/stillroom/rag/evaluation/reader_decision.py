@@ -175,7 +175,11 @@ class ArmComparison:
 
 
 def decide_reader(
-    comparison: ArmComparison, differences: Mapping[str, Metric], *, is_synthetic: bool
+    comparison: ArmComparison,
+    differences: Mapping[str, Metric],
+    *,
+    is_synthetic: bool,
+    trained: str = "",
 ) -> ReaderDecision:
     """Return the arm to use: another one only where both intervals lie above the first's."""
     compared, readers, first = comparison.arms, comparison.readers, comparison.first
@@ -204,7 +208,9 @@ def decide_reader(
         for arm, side in compared.items()
     )
     line += f" As served (right words, silent): {served}." if count else ""
-    line += _tell_start(readers[first])
+    line += (start := _tell_start(trained or readers[first]))
+    if start and readers[first] in PACKAGED_READERS:
+        line += f" In their place {_LABELS[readers[first]]} answers."
     if is_synthetic:
         line += (
             " These questions were generated; only questions by people can decide (stillroom make "

@@ -130,17 +130,20 @@ def _suit_start(recipe: ReaderRecipe) -> tuple[ReaderRecipe, str]:
     from stillroom.rag.answer_selection.reader import (
         BUILTIN_READER,
         CONFIG_FILE,
-        LARGE_READER,
         choose_reader,
         find_reader,
+        is_foreign,
     )
     from stillroom.rag.index.searcher import Index
 
     if recipe.start != BUILTIN_READER:
         return recipe, ""
     with Index.open(Path(recipe.index), verify=False) as index:
-        start, warning = choose_reader(recipe.start, index.languages)
-    if start in (recipe.start, LARGE_READER):  # the large one takes an hour of training
+        languages = index.languages
+    if not is_foreign(languages):  # the large reader takes an hour of training
+        return recipe, ""
+    start, warning = choose_reader(recipe.start, languages)
+    if start == recipe.start:
         return recipe, warning
     changes = {"start": start}
     if recipe.base == DEFAULT_EMBEDDER:

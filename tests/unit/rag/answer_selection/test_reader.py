@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ from stillroom.rag.answer_selection.reader import (
     _open_cached,
     choose_reader,
     find_reader,
+    open_available_reader,
     open_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
@@ -693,6 +695,32 @@ def test_the_large_reader_reads_english_where_its_base_and_onnxruntime_are(train
     monkeypatch.setattr(reader, "is_local", lambda base: False)
     assert choose() == ("builtin:reader", "")
     reader._has_large_reader.cache_clear()
+
+
+@pytest.mark.parametrize("why", ["base", "onnxruntime"])
+def test_a_large_reader_that_cannot_be_opened_gives_way_to_the_small_one(
+    trained, monkeypatch, tmp_path, why
+):
+    folders = {"builtin:reader": trained / "output", "builtin:reader-large": tmp_path}
+    if why == "onnxruntime":  # found, and broken
+        folders["builtin:reader-large"] = shutil.copytree(trained / "output", tmp_path / "wide")
+        monkeypatch.setattr(reader, "_MAX_FLOAT_WIDTH", 0)
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        monkeypatch.setattr(reader, "can_quantize", lambda: True)
+    monkeypatch.setattr(reader, "_BUILTIN_FOLDERS", folders)
+    monkeypatch.setattr(reader, "_has_large_reader", lambda: True)
+    _open_cached.cache_clear()
+    small = SimpleNamespace(fingerprint="small")
+    opened = reader.open_reader
+    monkeypatch.setattr(
+        reader, "open_reader", lambda name: small if name == "builtin:reader" else opened(name)
+    )
+    answering, warning = open_available_reader("builtin:reader", ["en"])
+    assert answering is small
+    code = {"base": "checkpoint.not-a-reader", "onnxruntime": "extra.missing"}[why]
+    assert warning.startswith(f"builtin:reader-large is installed but cannot be opened ({code})")
+    assert str(tmp_path) not in warning  # clients of a server read it
+    _open_cached.cache_clear()
 
 
 def test_a_wide_reader_is_read_in_8_bits_and_says_so(trained, monkeypatch):
