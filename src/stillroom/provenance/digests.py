@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stillroom.objects.disk import require_file
-
 __all__ = [
     "build_unique_object",
     "canonical_json",
@@ -44,6 +42,8 @@ def digest_text(text: str) -> str:
 
 def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file, read in blocks."""
+    from stillroom.objects.disk import require_file  # parser processes start without it
+
     with require_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
