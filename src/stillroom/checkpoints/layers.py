@@ -29,7 +29,11 @@ _NUMBER_LISTS = frozenset(
 )
 _DENSE_STARTS = frozenset({"first_k_dense_replace", "num_dense_layers"})
 _PERIODS = frozenset({"decoder_sparse_step", "moe_layer_interval"})
-_OTHER_LISTS = ("architectures", "_ids", "_id", "tokens")  # suffixes of lists not by layer
+_OTHER_LISTS = (  # suffixes of lists not by layer
+    *("architectures", "_ids", "_id", "tokens", "_section", "_factor", "time_step_limit"),
+    *("out_indices", "out_features", "modules_to_not_convert", "keys_to_ignore_at_inference"),
+)
+_MAX_LAYERS = 10_000  # a stranger's count would otherwise fill the memory
 
 
 def count_layers(config: Mapping[str, Any]) -> int | None:
@@ -45,21 +49,44 @@ def read_layer_values(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return what a config, or its part for the language model, says of each layer, by key.
 
     Where it lists layers' numbers, or counts the first dense layers, each layer has a boolean.
+
+    Raises:
+        CheckpointError: If it states more layers than any model has.
     """
-    count = count_layers(config)
+    count = _count_listed(config)
     values: dict[str, list[Any]] = {}
     for part in (config, *(config.get(key) for key in _PARTS)):
-        if count and isinstance(part, Mapping):
+        if count > 0 and isinstance(part, Mapping) and _states_count(part, count):
             pairs = ((key, _split_value(key, value, count)) for key, value in part.items())
             values |= {key: split for key, split in pairs if split is not None}
     return values
+
+
+def _count_listed(config: Mapping[str, Any]) -> int:
+    """Return the number of layers, 0 if unknown; refuse one that no model has."""
+    count = count_layers(config) or 0
+    if count > _MAX_LAYERS:
+        raise CheckpointError(
+            f"config.json states {count} layers",
+            code="checkpoint.config",
+            where="config.json",
+            expected=f"at most {_MAX_LAYERS}",
+            next="correct the number of layers in config.json",
+        )
+    return count
+
+
+def _states_count(part: Mapping[str, Any], count: int) -> bool:
+    """Return whether a part counts these layers: its lists may be by layer, others' are not."""
+    return any(part.get(key) == count for key in _COUNTS)
 
 
 def _split_value(key: str, value: Any, count: int) -> list[Any] | None:
     """Return a value's part for each layer; None of a value that is not by layer."""
     is_list, is_number = isinstance(value, list | tuple), isinstance(value, int)
     if key in _NUMBER_LISTS:
-        return [layer in value for layer in range(count)] if is_list else None
+        listed = {layer for layer in value if isinstance(layer, int)} if is_list else set()
+        return [layer in listed for layer in range(count)] if is_list else None
     if key in _DENSE_STARTS:
         return [layer < value for layer in range(count)] if is_number else None
     if key in _PERIODS:
@@ -85,19 +112,21 @@ def restack_config(
         values: For each layer, the ``read_layer_values`` of its model; by default of ``config``.
 
     Raises:
-        CheckpointError: If a key cannot state the layers in this order, or a model lacks it.
+        CheckpointError: If a key cannot state the layers in this order, or a model lacks it, or
+            the config states more layers than any model has.
     """
-    old = count_layers(config)
+    old = _count_listed(config)
     values = values or [read_layer_values(config)] * len(layers)
 
     def renew(part: Mapping[str, Any]) -> dict[str, Any]:
         renewed: dict[str, Any] = {}
+        is_counted = _states_count(part, old)
         for key, value in part.items():
             if key in _COUNTS and value == old:
                 renewed[key] = len(layers)
             elif key in _PARTS and isinstance(value, Mapping):
                 renewed[key] = renew(value)
-            elif old and _split_value(key, value, old) is not None:
+            elif old > 0 and is_counted and _split_value(key, value, old) is not None:
                 if not all(key in known for known in values):
                     raise _order_error(key, "not every model states it")
                 stacked = [known[key][layer] for known, layer in zip(values, layers, strict=True)]

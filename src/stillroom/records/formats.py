@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, time
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -58,7 +59,7 @@ _ROLES = {
 }
 _CALLS = ("tool_calls", "function_call")
 _SPEAKERS = re.compile(r"\n\n(Human|Assistant):")
-_STARTS = ("messages", "conversations", "prompt")  # what may hold the turns before a pair
+_STARTS = ("prompt", "messages", "conversations")  # what may hold the turns before a pair
 _MAX_LEVELS = 100
 
 
@@ -252,45 +253,65 @@ def _from_alpaca(row: Mapping[str, Any]) -> Record:
 
 def _from_prompt_completion(row: Mapping[str, Any]) -> Record:
     key = "completion" if "completion" in row else "response"
-    joined = _join_transcript(row, key)
+    texts = _split_transcripts(row, key)
     turns = _read_history(row)
-    if joined is row:
-        turns += _read_turns(row["prompt"], "prompt", "user")
-    turns += _read_turns(joined[key], key, "assistant")
+    if texts is row or texts["prompt"] is not None:
+        turns += _read_turns(texts["prompt"], "prompt", "user")
+    turns += _read_turns(texts[key], key, "assistant")
     return _build(row, {"prompt", key, "history"} | _insert_system(row, turns), turns)
 
 
-def _join_transcript(row: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """Return a row with a transcript in its prompt before the texts that continue it."""
-    start = row.get("prompt")
-    if not (isinstance(start, str) and _split_transcript(start)):
+def _split_transcripts(row: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Return a row whose transcripts are chat turns; a prompt that is joined to texts is None.
+
+    A prompt is a transcript if it waits for an answer, texts if they are whole: without a prompt,
+    or with it repeated. A transcript elsewhere is what is asked about, or what is answered.
+    """
+    prompt, texts = row.get("prompt"), [row[key] for key in keys]
+    start = prompt.strip() if isinstance(prompt, str) else ""
+    is_alone = not any(row.get(key) for key in _STARTS)
+    opening = _split_transcript(start)
+    is_open = bool(opening) and opening[-1] == {"role": "assistant", "content": ""}
+    if not all(isinstance(text, str) for text in texts):
+        return {**row, "prompt": opening[:-1]} if is_open else row
+    whole = [_split_transcript(text) for text in texts]
+    if all(whole) and (is_alone or all(map(partial(_repeats_prompt, start), texts, whole))):
+        return {**row, "prompt": None, **dict(zip(keys, whole, strict=True))}
+    if not is_open:
         return row
-    texts = {key: start + _text(row[key], key).removeprefix(start) for key in keys}
-    return {key: value for key, value in row.items() if key != "prompt"} | texts
+    joined = [f"{start} {text.removeprefix(str(prompt))}" for text in texts]
+    return {**row, "prompt": None, **dict(zip(keys, map(_split_transcript, joined), strict=True))}
 
 
-def _split_transcript(text: str) -> list[_Turn]:
+def _repeats_prompt(start: str, text: str, turns: Sequence[Mapping[str, str]]) -> bool:
+    is_opened = start.startswith("Human:") and text.strip().startswith(start)
+    return bool(start) and (is_opened or turns[0]["content"] == start)
+
+
+def _split_transcript(text: str) -> list[dict[str, str]]:
     """Return the turns of a transcript, as in hh-rlhf; none if the text is no transcript."""
     first, *parts = _SPEAKERS.split(f"\n\n{text.lstrip()}")
     if first or parts[0] != "Human" or "Assistant" not in parts:
         return []
     speeches = zip(parts[::2], parts[1::2], strict=True)
-    return [(_ROLES[speaker.lower()], speech.strip(), {}) for speaker, speech in speeches]
+    return [{"role": _ROLES[name.lower()], "content": speech.strip()} for name, speech in speeches]
 
 
 def _read_turns(value: object, name: str, role: str) -> list[_Turn]:
-    """Read one or more chat turns, a transcript, or the text of a role."""
+    """Read one or more chat turns, or the text of a role."""
     if isinstance(value, str):
-        return _split_transcript(value) or [(role, value, {})]
+        return [(role, value, {})]
     return _turns([value] if isinstance(value, Mapping) else value, name)
 
 
 def _from_preference(row: Mapping[str, Any]) -> Record:
     """Read a pair; both answers are the last turns after one prompt, which may be within them."""
-    if "instruction" in row and "prompt" not in row:  # of Alpaca, as in LLaMA-Factory
+    is_whole = isinstance(row["chosen"], list | tuple) and len(row["chosen"]) > 1
+    if row.get("instruction") and not is_whole and not any(row.get(key) for key in _STARTS):
+        # Of Alpaca, as in LLaMA-Factory
         rest = {key: value for key, value in row.items() if key not in {"instruction", "input"}}
         row = {**rest, "prompt": _read_instruction(row)}
-    row = _join_transcript(row, "chosen", "rejected")
+    row = _split_transcripts(row, "chosen", "rejected")
     answers: list[_Turn] = []
     starts: list[list[_Turn]] = []
     for key in ("chosen", "rejected"):
@@ -318,16 +339,17 @@ def _from_preference(row: Mapping[str, Any]) -> Record:
 
 
 def _read_start(row: Mapping[str, Any], whole: Sequence[_Turn]) -> list[_Turn]:
-    """Return the turns before a pair, none if they are within it, as UltraFeedback repeats them."""
+    """Return the turns before a pair that are not within it, as UltraFeedback repeats them."""
     before: list[_Turn] = []
     for key in _STARTS:
         turns = _read_turns(row[key], key, "user") if row.get(key) else []
-        known = [turn[:2] for turn in (*before, *whole)]
-        if all(turn[:2] in known for turn in turns):
-            continue
-        if before:
+        known = {(role, text.strip()) for role, text, _ in (*before, *whole)}
+        is_known = [(role, text.strip()) in known for role, text, _ in turns]
+        lead = is_known.index(True) if True in is_known else len(turns)
+        # Turns that end with a question cannot stand before another one
+        if known and (not all(is_known[lead:]) or (lead and turns[lead - 1][0] == "user")):
             _format_error(f"{key} differs from the turns beside it", expected="one prompt")
-        before = turns
+        before = [*turns[:lead], *before]
     return before
 
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.checkpoints.layers import count_layers, restack_config
+from stillroom.checkpoints.layers import count_layers, read_layer_values, restack_config
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.merge import merge_checkpoints
 from stillroom.merge.engine.merge import Merge, open_merge
@@ -165,6 +165,45 @@ def test_an_order_that_a_config_cannot_state_is_refused(key, value):
     with pytest.raises(CheckpointError, match=key) as caught:
         restack_config({"num_hidden_layers": 3, key: value}, [1, 0, 2])
     assert caught.value.code == "checkpoint.layer-order"
+
+
+@pytest.mark.parametrize(
+    "said", [{"first_k_dense_replace": 1}, {"mlp_only_layers": []}, {"decoder_sparse_step": 1}]
+)
+def test_a_strangers_number_of_layers_fills_no_memory(said):
+    config = {"num_hidden_layers": 10**12, **said}
+    for read in (read_layer_values, lambda config: restack_config(config, [0, 1])):
+        with pytest.raises(CheckpointError, match="states 1000000000000 layers") as caught:
+            read(config)
+        assert caught.value.code == "checkpoint.config"
+
+
+def test_lists_beside_the_language_model_are_not_of_its_layers():
+    config = {
+        "text_config": {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]},
+        "image_grid_pinpoints": [[1, 2], [3, 4], [5, 6]],
+        "vision_feature_layer": [1, 2, 3],
+    }
+    short = {"num_hidden_layers": 2, "layer_types": ["a", "c"]}
+    assert restack_config(config, [0, 2]) == {**config, "text_config": short}
+    assert list(read_layer_values(config)) == ["layer_types"]
+
+
+@pytest.mark.parametrize(
+    "key", ["mrope_section", "time_step_limit", "out_indices", "modules_to_not_convert"]
+)
+def test_lists_of_other_things_stay_as_they_are(key):
+    config = {"num_hidden_layers": 2, key: [1, 2]}
+    assert restack_config(config, [0, 1, 1]) == {**config, "num_hidden_layers": 3}
+
+
+def test_numbers_of_layers_that_are_none_are_no_layers():
+    config = {"num_hidden_layers": 2, "mlp_only_layers": [[0], "1", -1, 9]}
+    assert read_layer_values(config) == {"mlp_only_layers": [False, False]}
+    assert restack_config({"num_hidden_layers": -3, "mlp_only_layers": [1]}, [0]) == {
+        "num_hidden_layers": 1,
+        "mlp_only_layers": [1],
+    }
 
 
 CONFIGS |= {

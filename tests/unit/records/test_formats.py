@@ -456,6 +456,64 @@ def test_transcripts_of_two_questions_are_refused():
         from_row(row)
 
 
+@pytest.mark.parametrize(
+    "prompt", [HELD, HELD.strip(), HELD.removesuffix("\n\nAssistant:"), "Hi\n\nand hello"]
+)
+def test_a_prompt_that_the_transcripts_repeat_is_within_them(prompt):
+    pair = {"chosen": f"{HELD} Because.", "rejected": f"{HELD} No."}
+    contents = [message.content for message in from_row({"prompt": prompt, **pair}).messages]
+    assert contents == ["Hi\n\nand hello", "Hello.", "Why?", "Because."]
+
+
+def test_turns_may_follow_a_transcript():
+    before = ["Hi\n\nand hello", "Hello.", "Why?", "Because."]
+    row = {"prompt": HELD, "completion": [SAY]}
+    assert [message.content for message in from_row(row).messages] == before
+    row = {"prompt": HELD, "chosen": [SAY], "rejected": NO}
+    assert [message.content for message in from_row(row).messages] == before
+
+
+TALK = "Human: Hi\n\nAssistant: Hello."
+
+
+@pytest.mark.parametrize("end", ["\n\nSay who speaks.", "\n\nHuman: Say who speaks."])
+def test_a_question_about_a_transcript_stays_one_text(end):
+    for row in (
+        {"prompt": TALK + end, "completion": "Two."},
+        {"prompt": TALK + end, "chosen": "Two.", "rejected": "One."},
+    ):
+        assert from_row(row).messages == (Message("user", TALK + end), Message("assistant", "Two."))
+
+
+def test_an_answer_that_is_a_transcript_stays_one_text():
+    start, pair = {"prompt": "Write a talk."}, {"chosen": TALK, "rejected": f"{TALK} No."}
+    turns = (Message("user", "Write a talk."), Message("assistant", TALK))
+    assert from_row({**start, "completion": TALK}).messages == turns
+    for row in (start | pair, {"instruction": "Write a talk.", **pair}):
+        assert from_row(row).messages == turns
+        assert from_row(row).fields == pair
+
+
+@pytest.mark.parametrize("instruction", [None, "", "Why?", "Rate the answers."])
+def test_an_instruction_beside_whole_conversations_is_a_field(instruction):
+    pair = {"chosen": [ASK, SAY], "rejected": [ASK, NO]}
+    record = from_row({"instruction": instruction, **pair})
+    assert record.messages == TURNS
+    assert record.fields["instruction"] == instruction
+
+
+def test_what_stands_before_a_pair_is_read_once():
+    pair = {"chosen": [ASK, SAY], "rejected": [ASK, NO]}
+    system = {"role": "system", "content": "s"}
+    assert from_row({"prompt": [system, ASK], **pair}).messages == (Message("system", "s"), *TURNS)
+    assert from_row({"prompt": " Why?\n", **pair}).messages == TURNS
+    for other in ([ASK, {**SAY, "content": "Who knows?"}], [ASK, SAY, {**ASK, "content": "And?"}]):
+        with pytest.raises(DataError, match="messages differs"):
+            from_row({"messages": other, **pair})
+    with pytest.raises(DataError, match="prompt differs"):
+        from_row({"prompt": "How?", **pair})
+
+
 @pytest.mark.parametrize("key", ["messages", "conversations"])
 def test_a_pair_of_conversations_beside_the_messages_is_a_pair(key):
     pair = {"chosen": [ASK, SAY], "rejected": [ASK, NO]}

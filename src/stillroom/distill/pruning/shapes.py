@@ -243,7 +243,8 @@ def map_layers(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
         if match:
             numbers.setdefault(match[1], {})[name] = int(match[2])
     for names in numbers.values():
-        if set(names.values()) == set(range(count)) and count:
+        found = set(names.values())
+        if count and len(found) == count == max(found) + 1:  # the stated count may be huge
             return names, count
     raise CheckpointError(
         "the checkpoint's layers cannot be determined from tensor names",
@@ -351,7 +352,8 @@ def drop_config_layers(
         for key in _LAYER_LISTS
         if isinstance(resolved.get(key), list) and not isinstance(config.get(key), list)
     }
-    pruned = restack_config({**config, **derived}, kept)
+    counts = {key: count for key in _COUNT_KEYS if key in config}  # also if stated as text
+    pruned = restack_config({**config, **derived, **counts}, kept)
     if "max_window_layers" in pruned:  # a number of first layers, as in Qwen2
         pruned["max_window_layers"] = sum(number < config["max_window_layers"] for number in kept)
     return pruned

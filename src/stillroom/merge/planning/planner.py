@@ -223,8 +223,9 @@ class _Planner:
         known = {}
         for number in {source for source, _ in layers}:
             stated = self.sources[number].checkpoint.config
+            own = read_layer_values(stated)  # refuses a number of layers that would be derived from
             derived = read_layer_values(derive_text_config(stated) or {})
-            known[number] = (derived | read_layer_values(stated), derived)
+            known[number] = (derived | own, derived)
         numbers = [layer for _, layer in layers]
         stacked = restack_config(config, numbers, [known[source][0] for source, _ in layers])
         wanted = {

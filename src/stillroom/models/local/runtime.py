@@ -50,6 +50,9 @@ def silence_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+_LABELS = frozenset({"num_labels", "id2label", "label2id"})
+
+
 def derive_text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a config with all values that its architecture derives, also properties of layers.
 
@@ -60,7 +63,9 @@ def derive_text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
         from transformers import AutoConfig
 
         with silence_transformers():
-            text: Any = AutoConfig.for_model(**config).get_text_config()
+            # Without names of labels, which a number of them in a stranger's config would derive
+            named = {key: value for key, value in config.items() if key not in _LABELS}
+            text: Any = AutoConfig.for_model(**named).get_text_config()
             names = [name for name in dir(type(text)) if name.startswith("layer")]
             derived = {name: getattr(text, name) for name in names}
     except Exception:  # noqa: BLE001  # foreign code may raise anything
