@@ -230,8 +230,8 @@ def align_files(teacher: Any, student: Any, files: Sequence[Path]) -> tuple[Alig
     Args:
         teacher: Fast tokenizer of the teacher.
         student: Fast tokenizer of the student.
-        files: Record files (``.jsonl``, also with ``.zst`` or ``.gz``, ``.parquet``, or a folder), or
-            UTF-8 text files, one text per file.
+        files: Record files (``.jsonl``, also with ``.zst`` or ``.gz``, ``.parquet``, or a folder of
+            them), or UTF-8 text files, one text per file.
 
     Returns:
         The report, and the number of messages found in only one of the two renderings.
