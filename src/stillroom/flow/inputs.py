@@ -35,7 +35,7 @@ _BUILTIN_EMBEDDERS = frozenset(
 _FIRST_ROWS = 20
 _MAX_QUESTION_BYTES = 16 * 2**20  # a set is read whole
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
-_DATA_FILE = re.compile(r"\.(jsonl?|csv|txt|md|parquet|zst|ya?ml|html|pdf)\Z")
+_DATA_FILE = re.compile(r"\.(jsonl?|csv|txt|md|parquet|zst|gz|ya?ml|html|pdf)\Z")
 
 
 def check_inputs(

@@ -596,11 +596,19 @@ class TestImports:
             ("val/REAL/b.JPG", 0, "validation", ""),
         ]
 
+    def test_other_names_of_splits_are_no_generators(self, tmp_path):
+        for name in ("valid/fake/a.png", "dev/fake/b.png", "Training/fake/c.png", "testing/fake/d"):
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).with_suffix(".png").write_bytes(b"x")
+        found = {item.split: item.generator for item in import_folder(tmp_path, tmp_path)}
+        assert found == {"validation": "", "train": "", "test": ""}
+
     @pytest.mark.parametrize(
         ("names", "out", "said"),
         [
             (["real/a.png", "other/b.png"], "m.jsonl", "1 of 2 files, such as other/b.png"),
             (["real/fake/a.png"], "m.jsonl", "1 of 1 files"),
+            (["test/real/train/a.png"], "m.jsonl", "two splits for 1 of 1 files"),
             (["real/a.txt"], "m.jsonl", "has no picture"),
             (["real/a.png"], "out/m.jsonl", "outside of"),
         ],

@@ -221,7 +221,7 @@ def _count_classes(alignment: Alignment, student: TokenSpans) -> npt.NDArray[np.
     )
 
 
-_RECORD_SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
+_RECORD_SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 _NO_LIMIT = 1 << 62
 
 
@@ -231,8 +231,8 @@ def align_files(teacher: Any, student: Any, files: Sequence[Path]) -> tuple[Alig
     Args:
         teacher: Fast tokenizer of the teacher.
         student: Fast tokenizer of the student.
-        files: Record files (``.jsonl``, ``.jsonl.zst``, ``.parquet``, or a folder of them), or
-            UTF-8 text files, one text per file.
+        files: Record files (``.jsonl``, also with ``.zst`` or ``.gz``, ``.parquet``, or a folder of
+            them), or UTF-8 text files, one text per file.
 
     Returns:
         The report, and the number of messages found in only one of the two renderings.

@@ -273,20 +273,22 @@ def _invalid_manifest(path: Path, problem: str, expected: str, next: str = "") -
 def import_folder(folder: Path, root: Path) -> list[ManifestItem]:
     """Read the labels of files from folders named ``real`` and ``fake``, or ``0_real``, ``1_fake``.
 
-    Folders named ``train``, ``val`` or ``test`` give the split, the others a fake's generator.
+    Folders named ``train``, ``val`` (``valid``, ``dev``) or ``test`` give the split, the others a
+    fake's generator.
 
     Args:
         folder: The folder of the set.
         root: The folder of the manifest, to which paths are relative.
 
     Raises:
-        DataError: If there is no file, one has no label or both, or ``folder`` is not in ``root``.
+        DataError: If there is no file, one has no label, both or two splits, or ``folder`` is not
+            in ``root``.
     """
     root, folder = root.resolve(), folder.resolve()
     if not folder.is_relative_to(root):
         raise _invalid_folder(folder, f"lies outside of {root}, the folder of the manifest")
     files = list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES)
-    items, unlabeled = [], []
+    items, unlabeled, unsplit = [], [], []
     for file in files:
         path = file.relative_to(root).as_posix()
         names = file.relative_to(folder).parts[:-1]
@@ -295,17 +297,23 @@ def import_folder(folder: Path, root: Path) -> list[ManifestItem]:
             unlabeled.append(path)
             continue
         label = _LABELS[labels.pop()]
-        splits = [_SPLITS[name.lower()] for name in names if name.lower() in _SPLITS]
+        named = [_FOLDER_SPLITS.get(name.lower(), "") for name in names]
+        splits = sorted(set(filter(None, named)))
+        if len(splits) > 1:
+            unsplit.append(path)
         others = [
-            name for name in names if name.lower() not in _SPLITS and not read_folder_label(name)
+            name
+            for name, split in zip(names, named, strict=True)
+            if not split and not read_folder_label(name)
         ]
         generator = "/".join(others) if label else ""
-        items.append(ManifestItem(path, path, label, generator, split=splits[0] if splits else ""))
+        items.append(ManifestItem(path, path, label, generator, split="".join(splits)))
     if not files:
         raise _invalid_folder(folder, "has no picture, clip or recording")
-    if unlabeled:
-        count = f"{len(unlabeled)} of {len(files)} files"
-        raise _invalid_folder(folder, f"has no label for {count}, such as {unlabeled[0]}")
+    for problem, paths in (("no label", unlabeled), ("two splits", unsplit)):
+        if paths:
+            count = f"{len(paths)} of {len(files)} files"
+            raise _invalid_folder(folder, f"has {problem} for {count}, such as {paths[0]}")
     return items
 
 
@@ -322,6 +330,10 @@ def _invalid_folder(folder: Path, problem: str) -> DataError:
 
 _FF_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_FOLDER_SPLITS = {
+    **_SPLITS,
+    **{"valid": "validation", "dev": "validation", "training": "train", "testing": "test"},
+}
 _PAIR = re.compile(r"(\d{3})_(\d{3})\Z")
 
 

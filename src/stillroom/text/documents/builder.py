@@ -263,7 +263,8 @@ _TOML = re.compile(r"\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL
 _MAX_CHARACTERS = 64 * 1024
 _MAX_FIELDS = 200
 _MAX_DEPTH = 4
-_LICENSE = re.compile(r"[\w .,:;/()+&-]{1,100}")  # nothing that would be markup in a card
+# Nothing that would be markup in a card, or reach beyond itself where licenses are joined
+_LICENSE = re.compile(r"(?=.{1,100}\Z)(?=[^\W_]|\()(?:[\w .,:;/+&-]|\([\w .,:;/+&-]+\))+")
 FrontMatterValue = str | int | float | bool | list[str | int | float | bool]
 
 
