@@ -1,9 +1,12 @@
 """What every test shares: quiet engines, no network but loopback, one cache folder a session."""
 
+import contextlib
+import functools
 import gc
 import os
 import socket
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from threadpoolctl import threadpool_limits
@@ -17,8 +20,10 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test trains with all cores
     threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))  # of numpy, which a plugin has loaded
 
+_SLOW_FOLDERS = ("tests/attacks/", "tests/contracts/", "tests/property/")
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect
 
@@ -29,6 +34,25 @@ def _connect_here(self, address):
     return _connect(self, address)
 
 
+def _defer_grammars():
+    """Have a package of jsonschema's read each of its 38 grammars when it is used, not in .8 s."""
+    import lark
+
+    build = lark.Lark
+
+    class DeferredParser:
+        def __init__(self, *arguments, **settings):
+            self._open = functools.cache(lambda: build(*arguments, **settings))
+
+        def parse(self, *arguments, **settings):
+            return self._open().parse(*arguments, **settings)
+
+    with mock.patch.object(lark, "Lark", DeferredParser):
+        import rfc3987_syntax  # noqa: F401
+
+
+with contextlib.suppress(ImportError):
+    _defer_grammars()
 skip_disk_syncs()
 gc.disable()  # a million objects are collected with the tests, and none of them is garbage
 
@@ -42,7 +66,7 @@ def pytest_collection_modifyitems(items):
         file = item.nodeid.partition("::")[0]
         if file.startswith("tests/integration/"):
             return 0
-        return 1 if file in slow or file.startswith(("tests/attacks/", "tests/property/")) else 2
+        return 1 if file in slow or file.startswith(_SLOW_FOLDERS) else 2
 
     items.sort(key=rank)
 

@@ -6,12 +6,15 @@ language identifier, which unpacks itself, and another the modules that a recipe
 
 import gc
 
+import peft  # noqa: F401
+import ruamel.yaml  # noqa: F401
 import snowballstemmer  # noqa: F401
 import transformers.models.bert.modeling_bert  # noqa: F401
 
 import stillroom.distill.jobs.export
 import stillroom.distill.jobs.logits
 import stillroom.evaluate.jobs.report
+import stillroom.forensics.check.origin
 import stillroom.merge.jobs.select
 import stillroom.models.backends.transformers
 import stillroom.models.embedders.static
@@ -23,7 +26,9 @@ import stillroom.synth.generators.grounded_qa
 import stillroom.synth.jobs.records
 import stillroom.synth.output.records
 import stillroom.synth.pipeline.executor  # noqa: F401
-from stillroom.text import detect_language
+from stillroom.text import PARSERS, detect_language
 
 detect_language("A text that is long enough for the identifier to be asked.")
+for name in PARSERS.names():  # which a folder of documents loads all
+    PARSERS.get(name)
 gc.freeze()  # a forked process neither looks at these objects nor copies their pages

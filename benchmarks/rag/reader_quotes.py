@@ -26,7 +26,11 @@ from stillroom.models import TextModel, open_text_model
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
-from stillroom.rag.answer_selection.reader import OVERLAP_READER, open_reader
+from stillroom.rag.answer_selection.reader import (
+    OVERLAP_READER,
+    open_available_reader,
+    open_reader,
+)
 from stillroom.records import Answer
 from stillroom.testing import scripted_model
 
@@ -162,7 +166,7 @@ def report(name: str, rows: list[dict[str, Any]], readers: list[str]) -> None:
         ours = [float(contains_answer(row[readers[-1]], row["answers"])) for row in written]
         show(paired_difference(ours, values), f"reader/{name}/{readers[-1]}_minus_base")
     for reader in readers:
-        threshold = open_reader(reader).threshold
+        threshold = open_available_reader(reader)[0].threshold  # of English documents
         for kind, group in group_by_kind(rows):
             values = [float(row[f"chance/{reader}"] < threshold) for row in group]
             show(bootstrap(values, name=f"reader/{name}/{reader}/silent_{kind}"))

@@ -69,8 +69,10 @@ def test_odd_values_and_pipes_hide_no_other_folder(folder, change):
         (folder / name).mkdir()
         (folder / name / "artifact.json").write_text(json.dumps(data))
         os.mkfifo(folder / name / "recipe.yaml")  # opening one would wait for its writer
+    (folder / "unread").mkdir()
+    (folder / "unread" / "artifact.json").symlink_to("/proc/self/mem")  # reading it fails
     kinds = {found.name: found.kind for found in list_folder_artifacts(folder)}
-    assert kinds == {"fine": "records", "odd": "broken", "run": "broken"}
+    assert kinds == {"fine": "records", "odd": "broken", "run": "broken", "unread": "broken"}
 
 
 def test_an_answer_of_a_model_is_no_verdict_and_stops_no_run():

@@ -49,8 +49,18 @@ import pytest
             "assert rows.tolist() == [5]",
             "torch",
         ),
+        (
+            "from stillroom.text.parser_process import serve\n"
+            "from stillroom.text import PARSERS\n"
+            "PARSERS.build({'name': 'md'})",
+            "numpy psutil filelock stillroom.jobs stillroom.objects stillroom.provenance.evidence",
+        ),
+        ("import stillroom.serve.jobs.worker", "fastapi starlette torch numpy"),
     ],
-    ids=["cli", "completion", "registry", "recipes", "train", "models", "a small index"],
+    ids=[
+        *("cli", "completion", "registry", "recipes", "train", "models"),
+        *("a small index", "parser", "worker of jobs"),
+    ],
 )
 def test_what_starts_or_is_checked_loads_nothing_heavy(code, heavy):
     code += f"\nimport sys\nprint([n for n in sys.modules if n.startswith({tuple(heavy.split())})])"

@@ -124,7 +124,8 @@ class StudentJob(MainJob):
             "steps.records.pipeline.filters=[shape, question_form, grounded, duplicate]",
             "steps.records.pipeline.include_passages=8",
             "steps.records.pipeline.filters=[shape, question_form, grounded, duplicate]",
-            "steps.student.train={steps: 6, batch_size: 4, precision: float32, save_every_s: 0}",
+            "steps.student.train={steps: 6, batch_size: 4, precision: float32, save_every_s: 0, "
+            "threads: 1}",
             "steps.student.student={layers: 2, max_parameters: 1.0}",
             "steps.student.max_tokens=96",
             "steps.export.max_questions=2",

@@ -18,7 +18,9 @@ from stillroom.cli.options import (
     output_options,
     path_option,
     paths_option,
+    refuse_existing_output,
     refuse_idle_options,
+    replace_option,
 )
 from stillroom.cli.output import print_json, print_text
 from stillroom.cli.proof import (
@@ -30,7 +32,6 @@ from stillroom.cli.proof import (
     verify_evidence_file,
 )
 from stillroom.errors import DataError, IntegrityError, Problem, ResourceError
-from stillroom.jobs.files import refuse_existing_file
 from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
     type=file_path,
     help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
 )
+@replace_option
 @path_option(
     "--within", help="For the evidence of an answer: run or index to ask the question again."
 )
@@ -244,11 +246,11 @@ def verify_command(
     trust = load_trust(keys, authorities) if keys or authorities else None
     is_evidence = path.is_file() and not locate_manifest(path).is_file()
     _refuse_idle_options(is_replayed=amount is not None, is_asked=within is not None)
+    refuse_existing_output(out)
     if is_evidence or within:
         refuse_idle_options({"amount"}, "applies to a run, and --within to the evidence of answers")
         verify_evidence_file(path, trust, within=within, model=model, as_json=as_json)
         return
-    refuse_existing_file(out)
     result = verify_signed(path, trust)
     replayed = None
     if amount is not None and not result.findings:

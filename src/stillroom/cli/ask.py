@@ -20,7 +20,9 @@ from stillroom.cli.options import (
     mark_option,
     output_options,
     path_option,
+    refuse_existing_output,
     refuse_idle_options,
+    replace_option,
     view_options,
 )
 from stillroom.cli.output import print_text
@@ -119,6 +121,7 @@ def ask_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 @evidence_options
 @flag_option("--steps", help="Print every step of retrieval and answering.")
 @path_option("--out", help="Also write the answer: a .txt, .md or .html file.")
+@replace_option
 @mark_option
 @view_options
 @output_options
@@ -157,6 +160,8 @@ def ask_command(
     settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
     access = build_access(tenant, principals)
     question = remove_marks(question) or question
+    if out is None and evidence is None:
+        refuse_idle_options({"overwrite"}, "needs --out or --evidence")
     if out is None:
         refuse_idle_options({"is_marked"}, "needs --out")
     else:
@@ -193,8 +198,6 @@ _TYPES = {
 
 def _check_answer_file(path: Path) -> None:
     """Refuse an existing file and an unknown suffix, before anything is asked."""
-    from stillroom.jobs.files import refuse_existing_file
-
     if path.suffix.lower() not in _TYPES:
         raise DataError(
             f"answers are not written as {path.suffix or 'a file without a suffix'}",
@@ -203,7 +206,7 @@ def _check_answer_file(path: Path) -> None:
             expected=f"one of: {' '.join(_TYPES)}",
             next="choose another --out, or --json for JSON",
         )
-    refuse_existing_file(path)
+    refuse_existing_output(path)
 
 
 def write_answers(

@@ -50,7 +50,9 @@ __all__ = [
     "read_engine",
     "read_job_options",
     "recipe_arguments",
+    "refuse_existing_output",
     "refuse_idle_options",
+    "replace_option",
     "resolve_qrels",
     "run_job_recipe",
     "run_options",
@@ -158,6 +160,21 @@ def refuse_idle_options(names: Collection[str], reason: str) -> None:
             raise click.UsageError(f"{option.opts[0]} {reason}")
 
 
+def refuse_existing_output(path: Path | None, option: str = "--out") -> None:
+    """Refuse an existing output file, unless --overwrite was given; and that without a file.
+
+    Raises:
+        DataError: If the file exists and is not replaced.
+        UsageError: If there is no file to replace.
+    """
+    from stillroom.jobs.files import refuse_existing_file
+
+    if path is None:
+        refuse_idle_options({"overwrite"}, f"needs {option}")
+    given = click.get_current_context().get_parameter_source("overwrite")
+    refuse_existing_file(path, option, overwrite=given is not ParameterSource.DEFAULT)
+
+
 _MOST = 2**63 - 1  # of a count or seed that numpy, SQLite and iterators take
 
 
@@ -188,6 +205,7 @@ def count_option(
 json_option = flag_option("--json", "as_json", help="Print one JSON value.")
 out_folder_option = path_option("--out", required=True, help="Output folder.")
 overwrite_option = flag_option("--overwrite", help="Replace an existing --out.")
+replace_option = flag_option("--overwrite", help="Replace an existing file.", expose_value=False)
 
 mark_option = click.option(
     "--no-mark",

@@ -19,12 +19,12 @@ from stillroom.cli.options import (
     overwrite_option,
     path_option,
     paths_option,
+    refuse_existing_output,
     refuse_idle_options,
 )
 from stillroom.cli.output import format_row, print_json, print_json_text, print_text
 from stillroom.errors import DataError, IntegrityError, Problem, RecipeError
 from stillroom.jobs import atomic_write, choose_reporter, escape_line
-from stillroom.jobs.files import refuse_existing_file
 
 if TYPE_CHECKING:
     from stillroom.flow import OpenedRun
@@ -94,7 +94,7 @@ class EvidenceWriter:
             read_password,
         )
 
-        refuse_existing_file(path, "--evidence")
+        refuse_existing_output(path, "--evidence")
         self._signer = load_signing_key(key, read_password()) if key else find_configured_key()
 
     def watch(

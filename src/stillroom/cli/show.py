@@ -101,6 +101,11 @@ def _show_lineage(
     )
 
     answer = read_answer(path) if path.is_file() and not record else None
+    if record or path.is_dir():
+        refuse_idle_options({"within"}, "applies to answers, and to any text with --trace")
+    if answer is not None or record:
+        reason = "has no effect with --record" if record else "applies to a run or an artifact"
+        refuse_idle_options({"examples"}, reason)
     if answer is not None:
         node = walk_answer(answer, within or _find_answer_source(answer.asked_of, path))
     else:
@@ -377,14 +382,18 @@ def _list_job_rows(folder: Path) -> list[dict[str, str]]:
     from stillroom.provenance import ARTIFACT_FILE, read_artifact
 
     rows = []
-    for path in sorted(folder.glob("*")):
-        if (path / ARTIFACT_FILE).is_file():
-            try:
-                artifact = read_artifact(path)
-                line = f"{artifact.kind}, finished {artifact.created}, {artifact.digest[:12]}"
-            except DataError as error:
-                line = error.problems[0].what
-            rows.append({"name": path.name, "summary": line})
+    for path in sorted(folder.iterdir()):
+        try:
+            (path / ARTIFACT_FILE).lstat()
+            artifact = read_artifact(path)
+            line = f"{artifact.kind}, finished {artifact.created}, {artifact.digest[:12]}"
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except DataError as error:
+            line = error.problems[0].what
+        except OSError as error:  # a folder that this user may not enter, a disk that fails
+            line = f"{path} cannot be read: {error.strerror}"
+        rows.append({"name": path.name, "summary": line})
     for path in sorted(folder.glob(".*.partial")):
         name = path.name.removeprefix(".").removesuffix(".partial")
         rows.append({"name": name, "summary": "unfinished; continue with --resume"})

@@ -30,6 +30,7 @@ from stillroom.diffusion.training.data import (
 from stillroom.diffusion.training.loss import DiffusionLoss
 from stillroom.jobs import Job
 from stillroom.models import resolve_checkpoint
+from stillroom.models.tokenization.chat_template import find_tool_problems
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Link, Origin, combine_origins
@@ -124,6 +125,8 @@ class _Training:
 
     def _tokenize(self) -> tuple[TokenizedDataset, dict[str, Any]]:
         records, passed_over = self.split.train, self.split.passed_over
+        for what, hint in find_tool_problems(self.model.tokenizer, records):
+            self.job.warn(f"{what}; {hint}")
         with self.job.phase("encode", len(records), "records") as progress:
             dataset = self.objective.tokenize(self.model, records, progress.advance)
         summary = ", ".join(

@@ -62,7 +62,7 @@ from stillroom.distill.teachers.endpoint import EndpointTeacher, TextOnlyTeacher
 from stillroom.distill.teachers.local import LocalTeacher
 from stillroom.jobs import Job
 from stillroom.jobs.preflight import PreflightFinding
-from stillroom.models import load_causal_lm
+from stillroom.models import load_model_only
 from stillroom.train.data import RecordSplit
 from stillroom.train.distributed import ProcessGroup
 from stillroom.train.loop import Loss, TrainSummary, train
@@ -225,7 +225,7 @@ class FidelityEvaluator:
         folder = (job.output if recipe.fidelity.keep_baseline else job.scratch) / BASELINE
         if BASELINE in journal and folder.is_dir():
             return folder, TrainSummary(**journal[BASELINE])
-        model, _ = load_causal_lm(trained.start, dtype="float32")
+        model = load_model_only(trained.start, dtype="float32")
         device = next(model.parameters()).device
         batch_size = compute_baseline_batch_size(recipe, records, trained.summary.positions)
         if recipe.train.lora:
@@ -352,7 +352,7 @@ def _list_standalone_rows(side: ModelFidelity) -> list[dict[str, Any]]:
 
 
 def _defer_loading(folder: Path) -> Callable[[], Any]:
-    return lambda: load_causal_lm(folder, dtype="float32")[0]
+    return lambda: load_model_only(folder, dtype="float32")
 
 
 def _measure_budget(folder: Path, summary: TrainSummary | None) -> TrainingBudget:

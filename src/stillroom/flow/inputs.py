@@ -35,7 +35,7 @@ _BUILTIN_EMBEDDERS = frozenset(
 _FIRST_ROWS = 20
 _MAX_QUESTION_BYTES = 16 * 2**20  # a set is read whole
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
-_DATA_FILE = re.compile(r"\.(jsonl?|csv|txt|md|parquet|zst|ya?ml|html|pdf)\Z")
+_DATA_FILE = re.compile(r"\.(jsonl?|csv|txt|md|parquet|zst|gz|ya?ml|html|pdf)\Z")
 
 
 def check_inputs(
@@ -44,7 +44,7 @@ def check_inputs(
     *,
     with_rows: bool = False,
 ) -> None:
-    """Refuse missing paths; of a flow, those of its inputs and its steps.
+    """Refuse missing paths, devices and pipes; of a flow, those of its inputs and its steps.
 
     Outputs of other steps are not checked; neither are references with a scheme. With
     ``with_rows`` the first rows of local files are read, too: see ``check_rows``.
@@ -54,13 +54,16 @@ def check_inputs(
     """
     missing = []
     for path, value in _list_paths(recipe):
-        if _SCHEME.match(value) or value in _BUILTIN_EMBEDDERS or os.path.exists(value):  # noqa: PTH110  # false where none may look
+        is_there = os.path.isfile(value) or os.path.isdir(value)  # noqa: PTH112, PTH113  # false where none may look
+        if _SCHEME.match(value) or value in _BUILTIN_EMBEDDERS or is_there:
             continue
+        is_odd = os.path.exists(value)  # noqa: PTH110
+        what = f"{value} is a device or a pipe" if is_odd else f"{value} does not exist"
         named = ".".join(str(part) for part in path)
         where = locate(path) if locate else named
         missing.append(
             Problem(
-                f"{named}: {value} does not exist" if locate else f"{value} does not exist",
+                f"{named}: {what}" if locate else what,
                 "data.missing",
                 where,
                 "a file or folder, or a reference such as hub:ORG/NAME",

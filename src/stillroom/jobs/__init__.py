@@ -6,30 +6,37 @@
 machine's.
 """
 
-from stillroom.jobs.files import (
-    DiskList,
-    DiskRecordList,
-    cache_folder,
-    replace_folder,
-    sync_folder,
-)
-from stillroom.jobs.job import Job, sum_work_seconds
-from stillroom.jobs.journal import Journal, read_journal
-from stillroom.jobs.preflight import Estimate, Machine, check_fits, describe_machine
-from stillroom.jobs.progress import (
-    EventListener,
-    LineReporter,
-    MessageLog,
-    Progress,
-    QuietReporter,
-    Reporter,
-    choose_reporter,
-    emit_event,
-    escape_line,
-    tell_warnings,
-)
-from stillroom.objects.disk import atomic_write
-from stillroom.provenance.artifact import get_working_folder
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
+
+if TYPE_CHECKING:
+    from stillroom.jobs.files import (
+        DiskList,
+        DiskRecordList,
+        cache_folder,
+        replace_folder,
+        sync_folder,
+    )
+    from stillroom.jobs.job import Job, sum_work_seconds
+    from stillroom.jobs.journal import Journal, read_journal
+    from stillroom.jobs.preflight import Estimate, Machine, check_fits, describe_machine
+    from stillroom.jobs.progress import (
+        EventListener,
+        LineReporter,
+        MessageLog,
+        Progress,
+        QuietReporter,
+        Reporter,
+        choose_reporter,
+        emit_event,
+        escape_line,
+        tell_warnings,
+    )
+    from stillroom.objects.disk import atomic_write
+    from stillroom.provenance.artifact import get_working_folder
 
 __all__ = [
     "DiskList",
@@ -58,3 +65,5 @@ __all__ = [
     "sync_folder",
     "tell_warnings",
 ]
+
+__getattr__ = export_lazily(__name__)

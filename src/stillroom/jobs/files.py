@@ -170,19 +170,23 @@ def draft_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)  # last: frees the name of the lock
 
 
-def refuse_existing_file(path: Path | None, option: str = "--out") -> None:
+def refuse_existing_file(
+    path: Path | None, option: str = "--out", *, overwrite: bool | None = None
+) -> None:
     """Refuse an output file, if one is named, that exists, before any work is done for it.
 
+    ``overwrite`` is whether a file is replaced; None where nothing can be done to replace it.
+
     Raises:
-        DataError: If it exists.
+        DataError: If it exists and is not replaced.
     """
-    if path is not None and path.exists():
+    if path is not None and path.exists() and (not overwrite or path.is_dir()):
         raise DataError(
             f"{path} already exists",
             code="data.exists",
             where=str(path),
             expected="a new file",
-            next=f"choose another {option}",
+            next=f"choose another {option}" + ", or add --overwrite" * (overwrite is False),
         )
 
 

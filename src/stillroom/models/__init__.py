@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         TextModel,
         TokenEmbedder,
     )
-    from stillroom.models.local.causal_lm import load_causal_lm
+    from stillroom.models.local.causal_lm import load_causal_lm, load_model_only
     from stillroom.models.tokenization.chat_template import render_chat
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "TextModel",
     "TokenEmbedder",
     "load_causal_lm",
+    "load_model_only",
     "open_embedder",
     "open_reranker",
     "open_text_model",

@@ -29,6 +29,7 @@ __all__ = [
     "DEFAULT_TEACHER",
     "MULTILINGUAL_EMBEDDER",
     "find_config",
+    "is_local",
     "list_packaged_models",
     "read_backend_name",
     "resolve_checkpoint",
@@ -141,6 +142,17 @@ def find_config(reference: str, *, fetch: bool) -> Path | None:
         carried = _find_packaged(packaged)
         candidates.append(_config_in(carried) if carried else None)
     return next((candidate for candidate in candidates if candidate is not None), None)
+
+
+def is_local(reference: str) -> bool:
+    """Return whether a model is on this machine: nothing is downloaded or unpacked."""
+    if not reference.startswith("hub:"):
+        return Path(reference).expanduser().exists()
+    name, _, revision = reference.removeprefix("hub:").partition("@")
+    if _look_in_models(name, revision)[0] or _look_in_cache(name, revision)[0]:
+        return True
+    packaged = _PACKAGED.get(name.lower())
+    return packaged is not None and bool(_find_parts(packaged))
 
 
 def _config_in(path: Path) -> Path | None:

@@ -6,26 +6,33 @@ with its manifest last. Credentials come from the environment and the usual file
 never from an address. ``disk`` writes local files atomically.
 """
 
-from stillroom.objects.address import (
-    ObjectFile,
-    connect,
-    exists,
-    is_address,
-    is_store_address,
-    join_address,
-    open_for_writing,
-    read_range,
-)
-from stillroom.objects.mirrors import (
-    RemoteFolder,
-    fetch_folder,
-    find_address,
-    find_remote,
-    list_objects,
-    mirror_folder,
-    publish_folder,
-    resolve_local,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
+
+if TYPE_CHECKING:
+    from stillroom.objects.address import (
+        ObjectFile,
+        connect,
+        exists,
+        is_address,
+        is_store_address,
+        join_address,
+        open_for_writing,
+        read_range,
+    )
+    from stillroom.objects.mirrors import (
+        RemoteFolder,
+        fetch_folder,
+        find_address,
+        find_remote,
+        list_objects,
+        mirror_folder,
+        publish_folder,
+        resolve_local,
+    )
 
 __all__ = [
     "ObjectFile",
@@ -45,3 +52,5 @@ __all__ = [
     "read_range",
     "resolve_local",
 ]
+
+__getattr__ = export_lazily(__name__)

@@ -18,14 +18,17 @@ __all__ = [
     "atomic_path",
     "atomic_write",
     "full_disk_as_error",
+    "read_secret",
     "remove_temporary_files",
     "replace_file",
+    "require_file",
     "sync_path",
     "write_secret",
 ]
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
 _MAX_LINKS = 40  # as Linux
+_MAX_SECRET_BYTES = 1 << 20
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
 
 
@@ -123,6 +126,30 @@ def _follow_links(path: Path) -> Path:
             break
         path = folder / path.readlink()
     return path
+
+
+def require_file(path: Path) -> Path:
+    """Return a path to read, unless it is a device or a pipe: these may have no end.
+
+    Raises:
+        OSError: If it is one. What is missing, or a folder, fails when it is opened.
+    """
+    if not path.is_file() and path.exists() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
+    return path
+
+
+def read_secret(path: Path) -> bytes:
+    """Return the bytes of a file of keys, which may be a pipe, so that they are never on a disk.
+
+    Raises:
+        OSError: If it cannot be read, or does not end within 1 MiB.
+    """
+    with path.open("rb") as file:
+        data = file.read(_MAX_SECRET_BYTES + 1)
+    if len(data) > _MAX_SECRET_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {_MAX_SECRET_BYTES} bytes", str(path))
+    return data
 
 
 def write_secret(path: Path, data: bytes) -> None:

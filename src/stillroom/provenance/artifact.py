@@ -284,7 +284,7 @@ def read_artifact(folder: Path, *, is_judged: bool = False) -> Artifact:
         if not is_judged:
             _check_values(artifact)
         return artifact
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read as an artifact: {error}",
             code="data.not-an-artifact",

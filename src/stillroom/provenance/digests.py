@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "build_unique_object",
     "canonical_json",
     "digest_bytes",
     "digest_file",
@@ -41,7 +42,9 @@ def digest_text(text: str) -> str:
 
 def digest_file(path: Path) -> str:
     """Return the SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
+    from stillroom.objects.disk import require_file  # parser processes start without it
+
+    with require_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -85,26 +88,33 @@ def load_json(data: bytes | str, **hooks: Any) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def build_unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these members, as an ``object_pairs_hook`` of ``load_json``.
+
+    Raises:
+        ValueError: If a name occurs twice, of which readers take different ones (RFC 8259,
+            section 4).
+    """
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"it names {twice!r:.80} twice")
+    return members
+
+
 def parse_json(data: bytes | str) -> Any:
     """Return the value of JSON in UTF-8 that every reader reads alike.
 
     Raises:
-        ValueError: If it is no JSON, names a member of an object twice, of which readers take
-            different ones (RFC 8259, section 4), or holds a number that is none.
+        ValueError: If it is no JSON, names a member of an object twice, or holds a number that is
+            none.
     """
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a number in JSON")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        members = dict(pairs)
-        if len(members) != len(pairs):
-            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise ValueError(f"it names {twice!r:.80} twice")
-        return members
-
     text = data if isinstance(data, str) else data.decode("utf-8")
-    return load_json(text, object_pairs_hook=unique, parse_constant=refuse)
+    return load_json(text, object_pairs_hook=build_unique_object, parse_constant=refuse)
 
 
 def walk_folder(folder: Path) -> Iterator[Path]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import DataError, IntegrityError
+from stillroom.objects.disk import require_file
 from stillroom.provenance.digests import digest_bytes, digest_text, parse_json
 from stillroom.provenance.signing import (
     IN_TOTO_PAYLOAD,
@@ -222,7 +223,7 @@ def read_evidence(path: Path) -> Evidence:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES >> 20} MiB")
-        envelope = parse_json(path.read_bytes())
+        envelope = parse_json(require_file(path).read_bytes())
         statement = _open(envelope, parse_json)
         if statement is None or statement.get("_type") != STATEMENT_TYPE:
             raise ValueError("not a DSSE envelope with an in-toto statement")
@@ -476,7 +477,7 @@ def read_answer(path: Path) -> StoredAnswer | None:
     try:
         if path.stat().st_size > _MAX_BYTES:
             return None
-        content = json.loads(path.read_bytes())
+        content = json.loads(require_file(path).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     # Only the envelope of an answer's evidence is read as one.

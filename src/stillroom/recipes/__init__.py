@@ -7,33 +7,45 @@ commented recipe and the JSON Schema are generated from the same declaration. To
 not imported. Recipes are run by ``stillroom.flow``, whose ``step_cache`` skips unchanged steps.
 """
 
-from stillroom.recipes.loader import build_recipe, load_recipe, make_setting_locator, parse_recipe
-from stillroom.recipes.schema import (
-    find_recipe_class,
-    import_kind_module,
-    list_kinds,
-    list_references,
-    recipe_schema,
-    write_schema,
-)
-from stillroom.recipes.settings import (
-    DISTINCT,
-    ENGINE,
-    Destination,
-    Duration,
-    EngineChoice,
-    RaySettings,
-    Recipe,
-    Reference,
-    Secret,
-    Settings,
-    Size,
-    check_references,
-    choose_by_key,
-    resolve_references_in,
-)
-from stillroom.recipes.template import render_template
-from stillroom.recipes.yaml_text import dump_recipe
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
+
+if TYPE_CHECKING:
+    from stillroom.recipes.loader import (
+        build_recipe,
+        load_recipe,
+        make_setting_locator,
+        parse_recipe,
+    )
+    from stillroom.recipes.schema import (
+        find_recipe_class,
+        import_kind_module,
+        list_kinds,
+        list_references,
+        recipe_schema,
+        write_schema,
+    )
+    from stillroom.recipes.settings import (
+        DISTINCT,
+        ENGINE,
+        Destination,
+        Duration,
+        EngineChoice,
+        RaySettings,
+        Recipe,
+        Reference,
+        Secret,
+        Settings,
+        Size,
+        check_references,
+        choose_by_key,
+        resolve_references_in,
+    )
+    from stillroom.recipes.template import render_template
+    from stillroom.recipes.yaml_text import dump_recipe
 
 __all__ = [
     "DISTINCT",
@@ -63,3 +75,5 @@ __all__ = [
     "resolve_references_in",
     "write_schema",
 ]
+
+__getattr__ = export_lazily(__name__)

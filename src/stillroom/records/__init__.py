@@ -5,33 +5,40 @@ an Origin: human, synthetic or unknown, the chain of steps that produced it, and
 Readers and writers stream JSONL (zstd too) and Parquet, and support common dataset formats.
 """
 
-from stillroom.records.document import Anchor, Document, Heading, Location, Passage
-from stillroom.records.files import (
-    RecordWriter,
-    count_records,
-    encode_record,
-    find_record_file,
-    read_records,
-    write_records,
-)
-from stillroom.records.formats import from_row, guess_format, to_row
-from stillroom.records.origin import (
-    Link,
-    Origin,
-    combine_origins,
-    find_license_warnings,
-    make_content_id,
-)
-from stillroom.records.types import (
-    Answer,
-    Citation,
-    Completion,
-    Hit,
-    Message,
-    Prompt,
-    Record,
-    Sampling,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
+
+if TYPE_CHECKING:
+    from stillroom.records.document import Anchor, Document, Heading, Location, Passage
+    from stillroom.records.files import (
+        RecordWriter,
+        count_records,
+        encode_record,
+        find_record_file,
+        read_records,
+        write_records,
+    )
+    from stillroom.records.formats import from_row, guess_format, to_row
+    from stillroom.records.origin import (
+        Link,
+        Origin,
+        combine_origins,
+        find_license_warnings,
+        make_content_id,
+    )
+    from stillroom.records.types import (
+        Answer,
+        Citation,
+        Completion,
+        Hit,
+        Message,
+        Prompt,
+        Record,
+        Sampling,
+    )
 
 __all__ = [
     "Anchor",
@@ -62,3 +69,5 @@ __all__ = [
     "to_row",
     "write_records",
 ]
+
+__getattr__ = export_lazily(__name__)

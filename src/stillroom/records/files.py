@@ -1,9 +1,9 @@
 """Reading and writing of record files (JSONL, Parquet, CSV, text) in bounded memory.
 
-Reads ``.jsonl`` (also ``.jsonl.zst``), ``.parquet``, ``.json``, ``.csv`` and ``.txt`` by suffix;
-writes JSONL (zstd too) and Parquet. Rows count from 1; in JSONL and text the row is the line. Blank
-lines are skipped. The Parquet schema is fixed and not inferred: the open part of a record, its
-``fields``, is JSON text in one column.
+Reads ``.jsonl`` (also with ``.zst`` or ``.gz``), ``.parquet``, ``.json``, ``.csv`` and ``.txt`` by
+suffix; writes JSONL (zstd too) and Parquet. Rows count from 1; in JSONL and text the row is the
+line. Blank lines are skipped. The Parquet schema is fixed and not inferred: the open part of a
+record, its ``fields``, is JSON text in one column.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def find_record_file(path: Path | str) -> Path:
         )
     if not path.is_file():
         raise DataError(
-            f"{path} does not exist",
+            f"{path} is a device or a pipe" if path.exists() else f"{path} does not exist",
             code="data.missing",
             expected="a file of records",
             next="check the path; in a recipe, relative paths start at its folder",
@@ -240,7 +240,7 @@ class RecordWriter:
         self.path = path = Path(path)
         self.count = 0
         suffix = find_suffix(path)
-        if suffix not in {*LINE_SUFFIXES, ".parquet"}:
+        if suffix not in _SINKS:
             raise DataError(
                 f"records are not written as {suffix}",
                 code="data.suffix",

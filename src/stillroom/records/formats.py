@@ -2,9 +2,10 @@
 
 Supports the formats of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
 (``instruction``/``output``), prompt and completion (text or message lists), preference pairs of TRL
-(``chosen``/``rejected``), ``question`` and ``answer``, and plain ``text``. Unnamed keys of a
-format, and those of an object ``fields``, are kept in ``Record.fields``; content that cannot be
-kept raises an error.
+(``chosen``/``rejected``), ``question`` and ``answer``, and plain ``text``. Beside them ``system``
+is the system message. Prompts and pairs may be transcripts of ``Human:`` and ``Assistant:`` (as in
+hh-rlhf). Unnamed keys of a format, and those of an object ``fields``, are kept in
+``Record.fields``; content that cannot be kept raises an error.
 
 A call of a tool (``tool_calls``, ``function_call``) becomes text, ``<tool_call>`` around JSON, as
 in the chat templates of Qwen and Hermes; results follow in the order of their calls, because such
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, time
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -55,6 +58,8 @@ _ROLES = {
     "function_call": "assistant",  # ShareGPT's turn of a call alone
 }
 _CALLS = ("tool_calls", "function_call")
+_SPEAKERS = re.compile(r"\n\n(Human|Assistant):")
+_STARTS = ("prompt", "messages", "conversations")  # what may hold the turns before a pair
 _MAX_LEVELS = 100
 
 
@@ -64,10 +69,13 @@ def guess_format(row: Mapping[str, Any]) -> str:
     Raises:
         DataError: If no format matches.
     """
-    if "messages" in row:
-        return "stillroom" if "fields" in row and "origin" in row else "messages"
-    if "conversations" in row:  # with the answers of a pair beside it, as in LLaMA-Factory
-        return "preference" if isinstance(row.get("chosen"), Mapping) else "sharegpt"
+    if "messages" in row and "fields" in row and "origin" in row:
+        return "stillroom"
+    if "messages" in row or "conversations" in row:
+        # With the answers of a pair, as in LLaMA-Factory, or its conversations, as in UltraFeedback
+        if isinstance(row.get("chosen"), Mapping | list | tuple) and "rejected" in row:
+            return "preference"
+        return "messages" if "messages" in row else "sharegpt"
     if "instruction" in row and "output" in row:
         return "alpaca"
     if "prompt" in row and ("completion" in row or "response" in row):
@@ -202,7 +210,8 @@ def _from_stillroom(row: Mapping[str, Any]) -> Record:
 
 
 def _from_messages(row: Mapping[str, Any]) -> Record:
-    return _build(row, {"messages"}, _turns(row["messages"], "messages"))
+    turns = _turns(row["messages"], "messages")
+    return _build(row, {"messages"} | _insert_system(row, turns), turns)
 
 
 def _from_sharegpt(row: Mapping[str, Any]) -> Record:
@@ -212,55 +221,101 @@ def _from_sharegpt(row: Mapping[str, Any]) -> Record:
 
 def _insert_system(row: Mapping[str, Any], turns: list[_Turn]) -> set[str]:
     """Insert the system message beside turns without one; return the keys that were used."""
-    if not isinstance(row.get("system"), str) or any(role == "system" for role, _, _ in turns):
+    if any(role == "system" for role, _, _ in turns):
         return set()
-    if row["system"]:
-        turns.insert(0, ("system", row["system"], {}))
+    if system := row.get("system"):
+        turns.insert(0, ("system", _text(system, "system"), {}))
     return {"system"}
 
 
-def _from_alpaca(row: Mapping[str, Any]) -> Record:
+def _read_history(row: Mapping[str, Any]) -> list[_Turn]:
+    """Return the turns of earlier questions and answers beside a prompt."""
     turns: list[_Turn] = []
-    system = row.get("system")
-    if system:
-        turns.append(("system", _text(system, "system"), {}))
     for pair in _list(row.get("history") or [], "history"):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             _format_error("an item of history is not a pair", expected="[question, answer]")
         turns.append(("user", _text(pair[0], "history"), {}))
         turns.append(("assistant", _text(pair[1], "history"), {}))
-    instruction = _text(row["instruction"], "instruction")
-    context = row.get("input")
-    if context:
-        instruction = f"{instruction}\n\n{_text(context, 'input')}"
-    turns += [("user", instruction, {}), ("assistant", _text(row["output"], "output"), {})]
-    return _build(row, {"instruction", "input", "output", "system", "history"}, turns)
+    return turns
+
+
+def _read_instruction(row: Mapping[str, Any]) -> str:
+    instruction, context = _text(row["instruction"], "instruction"), row.get("input")
+    return f"{instruction}\n\n{_text(context, 'input')}" if context else instruction
+
+
+def _from_alpaca(row: Mapping[str, Any]) -> Record:
+    question, answer = _read_instruction(row), _text(row["output"], "output")
+    turns = [*_read_history(row), ("user", question, {}), ("assistant", answer, {})]
+    used = {"instruction", "input", "output", "history"} | _insert_system(row, turns)
+    return _build(row, used, turns)
 
 
 def _from_prompt_completion(row: Mapping[str, Any]) -> Record:
     key = "completion" if "completion" in row else "response"
-    prompt, completion = row["prompt"], row[key]
-    turns = [("user", prompt, {})] if isinstance(prompt, str) else _turns(prompt, "prompt")
-    turns += (
-        [("assistant", completion, {})] if isinstance(completion, str) else _turns(completion, key)
-    )
-    return _build(row, {"prompt", key}, turns)
+    texts = _split_transcripts(row, key)
+    turns = _read_history(row)
+    if texts is row or texts["prompt"] is not None:
+        turns += _read_turns(texts["prompt"], "prompt", "user")
+    turns += _read_turns(texts[key], key, "assistant")
+    return _build(row, {"prompt", key, "history"} | _insert_system(row, turns), turns)
+
+
+def _split_transcripts(row: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """Return a row whose transcripts are chat turns; a prompt that is joined to texts is None.
+
+    A prompt is a transcript if it waits for an answer, texts if they are whole: without a prompt,
+    or with it repeated. A transcript elsewhere is what is asked about, or what is answered.
+    """
+    prompt, texts = row.get("prompt"), [row[key] for key in keys]
+    start = prompt.strip() if isinstance(prompt, str) else ""
+    is_alone = not any(row.get(key) for key in _STARTS)
+    opening = _split_transcript(start)
+    is_open = bool(opening) and opening[-1] == {"role": "assistant", "content": ""}
+    if not all(isinstance(text, str) for text in texts):
+        return {**row, "prompt": opening[:-1]} if is_open else row
+    whole = [_split_transcript(text) for text in texts]
+    if all(whole) and (is_alone or all(map(partial(_repeats_prompt, start), texts, whole))):
+        return {**row, "prompt": None, **dict(zip(keys, whole, strict=True))}
+    if not is_open:
+        return row
+    joined = [f"{start} {text.removeprefix(str(prompt))}" for text in texts]
+    return {**row, "prompt": None, **dict(zip(keys, map(_split_transcript, joined), strict=True))}
+
+
+def _repeats_prompt(start: str, text: str, turns: Sequence[Mapping[str, str]]) -> bool:
+    is_opened = start.startswith("Human:") and text.strip().startswith(start)
+    return bool(start) and (is_opened or turns[0]["content"] == start)
+
+
+def _split_transcript(text: str) -> list[dict[str, str]]:
+    """Return the turns of a transcript, as in hh-rlhf; none if the text is no transcript."""
+    first, *parts = _SPEAKERS.split(f"\n\n{text.lstrip()}")
+    if first or parts[0] != "Human" or "Assistant" not in parts:
+        return []
+    speeches = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": _ROLES[name.lower()], "content": speech.strip()} for name, speech in speeches]
+
+
+def _read_turns(value: object, name: str, role: str) -> list[_Turn]:
+    """Read one or more chat turns, or the text of a role."""
+    if isinstance(value, str):
+        return [(role, value, {})]
+    return _turns([value] if isinstance(value, Mapping) else value, name)
 
 
 def _from_preference(row: Mapping[str, Any]) -> Record:
     """Read a pair; both answers are the last turns after one prompt, which may be within them."""
-    prompt = row.get("prompt") or row.get("conversations")
-    before: list[_Turn] = []
-    if prompt:
-        before = [("user", prompt, {})] if isinstance(prompt, str) else _turns(prompt, "prompt")
+    is_whole = isinstance(row["chosen"], list | tuple) and len(row["chosen"]) > 1
+    if row.get("instruction") and not is_whole and not any(row.get(key) for key in _STARTS):
+        # Of Alpaca, as in LLaMA-Factory
+        rest = {key: value for key, value in row.items() if key not in {"instruction", "input"}}
+        row = {**rest, "prompt": _read_instruction(row)}
+    row = _split_transcripts(row, "chosen", "rejected")
     answers: list[_Turn] = []
     starts: list[list[_Turn]] = []
     for key in ("chosen", "rejected"):
-        value = row[key]
-        value = [value] if isinstance(value, Mapping) else value
-        turns: list[_Turn] = (
-            [("assistant", value, {})] if isinstance(value, str) else _turns(value, key)
-        )
+        turns = _read_turns(row[key], key, "assistant")
         if turns[-1][0] != "assistant":
             _format_error(f"{key} does not end with an answer", expected="an assistant's turn last")
         answers.append(turns[-1])
@@ -269,22 +324,39 @@ def _from_preference(row: Mapping[str, Any]) -> Record:
         _format_error(
             "chosen and rejected differ before their last turn", expected="one prompt for both"
         )
-    opening = [turn[:2] for turn in starts[0]]
-    if opening and all(turn[:2] in opening for turn in before):
-        before = []  # as in UltraFeedback, which repeats the prompt beside the conversations
+    before = _read_start(row, [*starts[0], answers[0]] if starts[0] else [])
     if not before and not starts[0]:
         _format_error(
-            "a pair has no prompt", expected="the key prompt, or turns before the answers"
+            "a pair has no prompt",
+            expected="the key prompt, or turns before the answers",
+            next="rename the key with the question by 'stillroom synth export FILE --rename "
+            "KEY=prompt --format stillroom --out FOLDER', or remove the row",
         )
     texts = {"chosen": answers[0][1], "rejected": answers[1][1]}
-    turns = [*before, *starts[0], answers[0]]
-    used = {"prompt", "conversations"} | _insert_system(row, turns)
+    turns = [*_read_history(row), *before, *starts[0], answers[0]]
+    used = {*_STARTS, "history"} | _insert_system(row, turns)
     return _build({**row, **texts}, used, turns)
+
+
+def _read_start(row: Mapping[str, Any], whole: Sequence[_Turn]) -> list[_Turn]:
+    """Return the turns before a pair that are not within it, as UltraFeedback repeats them."""
+    before: list[_Turn] = []
+    for key in _STARTS:
+        turns = _read_turns(row[key], key, "user") if row.get(key) else []
+        known = {(role, text.strip()) for role, text, _ in (*before, *whole)}
+        is_known = [(role, text.strip()) in known for role, text, _ in turns]
+        lead = is_known.index(True) if True in is_known else len(turns)
+        # Turns that end with a question cannot stand before another one
+        if known and (not all(is_known[lead:]) or (lead and turns[lead - 1][0] == "user")):
+            _format_error(f"{key} differs from the turns beside it", expected="one prompt")
+        before = [*turns[:lead], *before]
+    return before
 
 
 def _from_question_answer(row: Mapping[str, Any]) -> Record:
     question, reply = (_text(row[key], key) for key in ("question", "answer"))
-    return _build(row, {"question", "answer"}, [("user", question, {}), ("assistant", reply, {})])
+    turns: list[_Turn] = [("user", question, {}), ("assistant", reply, {})]
+    return _build(row, {"question", "answer"} | _insert_system(row, turns), turns)
 
 
 def _from_text(row: Mapping[str, Any]) -> Record:

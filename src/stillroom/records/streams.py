@@ -7,11 +7,14 @@ raises.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import itertools
 import json
 import os
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +43,7 @@ __all__ = [
 ByteSpan = tuple[int, int]
 MAX_ROW_BYTES = 32 * 2**20
 MAX_JSON_BYTES = 256 * 2**20
-LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst")
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst", ".jsonl.gz", ".ndjson.gz")
 TABLE_SUFFIXES = (".csv", ".tsv")
 SUFFIXES = (*LINE_SUFFIXES, ".parquet", ".json", *TABLE_SUFFIXES, ".txt")
 _MAX_ZSTD_WINDOW = 2**27
@@ -134,8 +137,11 @@ def _text_row(line: bytes) -> Any:
 def iter_lines(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, bytes | DataError]]:
     """Yield the numbered non-blank lines; one beyond the size limit is yielded as an error."""
     with path.open("rb") as raw:
-        is_packed = path.name.lower().endswith(".zst")
-        file = io.BufferedReader(_ZstdReader(raw, path), 2**17) if is_packed else raw
+        file: IO[bytes] = raw
+        if path.name.lower().endswith(".zst"):
+            file = io.BufferedReader(_ZstdReader(raw, path), 2**17)
+        elif path.name.lower().endswith(".gz"):
+            file = io.BufferedReader(_GzipReader(raw, path), 2**17)
         number = 0
         if span is not None:
             raw.seek(span[0])
@@ -151,6 +157,22 @@ def iter_lines(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, 
                 yield number, row_too_large_error()
             elif line.strip():
                 yield number, line
+
+
+class _GzipReader(io.RawIOBase):
+    """Decompresses gzip members in bounded memory and detects truncation."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self._path = gzip.GzipFile(fileobj=file), path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self._file.readinto(buffer)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            _damaged_error(self._path, f"it is not sound gzip: {error}", error)
 
 
 class _ZstdReader(io.RawIOBase):
@@ -368,9 +390,8 @@ def open_table(lines: Iterable[str]) -> csv.DictReader[str]:
     first = next(lines, "")
     delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
     reader = csv.DictReader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
-    names = reader.fieldnames or ()
-    for name in names:
-        if name and names.count(name) > 1:
+    for name, count in Counter(reader.fieldnames or ()).items():
+        if name and count > 1:
             raise csv.Error(f"two columns are named {name!r}")
     return reader
 

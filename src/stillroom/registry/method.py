@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -48,9 +49,12 @@ class CheckedModel(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _check_whole_numbers(cls, value: Any) -> Any:
-        """Refuse whole numbers that neither tensors nor files nor iterators can count."""
-        for part in value if isinstance(value, list | tuple) else (value,):
+    def _check_numbers(cls, value: Any) -> Any:
+        """Refuse whole numbers that neither tensors nor files nor iterators can count, and NaN.
+
+        What a mapping holds may be a JSON Schema, in which larger whole numbers have a meaning.
+        """
+        for part in _flatten(value, (list, tuple)):
             if isinstance(part, int) and not ~MAX_INT <= part <= MAX_INT:
                 raise RecipeError(
                     f"{part} does not fit a signed integer of 64 bits",
@@ -58,6 +62,10 @@ class CheckedModel(BaseModel):
                     expected=f"a number from {~MAX_INT} to {MAX_INT}",
                     next="write one within these bounds",
                 )
+        for part in _flatten(value, (list, tuple, Mapping)):
+            if isinstance(part, float) and not math.isfinite(part):
+                problem = f"{part} is not a finite number"
+                raise RecipeError(problem, code="recipe.value", expected="a finite number")
         return value
 
     @model_validator(mode="after")
@@ -100,6 +108,15 @@ class CheckedModel(BaseModel):
         for name, field in fields.items():
             lines += _describe_unused_in(getattr(self, name), f"{path}{field.alias or name}.")
         return lines
+
+
+def _flatten(value: Any, groups: tuple[type[Any], ...]) -> list[Any]:
+    """Return a value and all that is in it, at any depth of such groups."""
+    parts = [value]
+    for part in parts:
+        if isinstance(part, groups):
+            parts += part.values() if isinstance(part, Mapping) else part
+    return parts
 
 
 def _describe_unused_in(value: object, path: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from stillroom.errors import DataError
+from stillroom.objects.disk import read_secret
 from stillroom.rag.index.view import AccessContext
 
 __all__ = [
@@ -108,7 +109,7 @@ def read_keys(path: Path | None = None) -> tuple[ApiKey, ...]:
 
 def _read_private_file(path: Path) -> str:
     try:
-        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
+        mode, text = path.stat().st_mode, read_secret(path).decode("utf-8")
     except (OSError, ValueError) as error:
         raise DataError(
             f"the key file {path} cannot be read: {error}",

@@ -176,8 +176,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JsonReply:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        if status == 400:  # of nesting, digits or encodings that Python's reader of JSON refuses
-            return answer(ApiError(400, "the body is not valid JSON", code="invalid_json"))
+        if status == 400:  # of nesting, digits, encodings or names that the reader of JSON refuses
+            message, cause = "the body is not valid JSON", error.__cause__
+            message += f": {cause}" if type(cause) is ValueError else ""
+            return answer(ApiError(400, message, code="invalid_json"))
         message = f"{request.method[:20]} {request.url.path[:200]} is not served here"
         if status not in {404, 405}:
             message = "the request cannot be read"

@@ -12,17 +12,20 @@ replies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Match
 from starlette.types import Scope
+from typing_extensions import override
 
 from stillroom import __version__
+from stillroom.provenance.digests import build_unique_object, load_json
 from stillroom.provenance.signing import Trust
 from stillroom.serve.access import KeyScope, RequestLimits
 
@@ -74,12 +77,32 @@ class RouteRule:
     is_upload: bool = False
 
 
+class _JsonRequest(Request):
+    """Request whose JSON names each member once: a proxy may have read another one."""
+
+    @override
+    async def json(self) -> Any:
+        return load_json(await self.body(), object_pairs_hook=build_unique_object)
+
+
+class _JsonRoute(APIRoute):
+    @override
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def read(request: Request) -> Response:
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return read
+
+
 class RouteTable:
     """Routes of an app with their rules."""
 
     def __init__(self, app: FastAPI) -> None:
         """Start with FastAPI's own routes, the OpenAPI description: any key opens them."""
         self.app = app
+        app.router.route_class = _JsonRoute
         self._rules = {id(route): RouteRule("any") for route in app.routes}
 
     def add(

@@ -6,41 +6,48 @@ Chunker splits them into Passages. The package also holds text normalization and
 (``dedup``).
 """
 
-from stillroom.text.chunking.tokens import estimate_tokens
-from stillroom.text.dedup.near_duplicates import Duplicate, find_near_duplicates
-from stillroom.text.dedup.shingles import (
-    MinHasher,
-    hash_shingles,
-    jaccard_similarity,
-    ngram_overlap,
-)
-from stillroom.text.interfaces import (
-    CHUNKERS,
-    PARSERS,
-    Chunker,
-    ParseLimits,
-    Parser,
-    SourceFile,
-    TokenCounter,
-)
-from stillroom.text.language import detect_language, split_sentences
-from stillroom.text.parser_process import ParserProcess
-from stillroom.text.reader import (
-    FolderScan,
-    ParseFailure,
-    list_documents,
-    parse_bytes,
-    parse_file,
-    parse_folder,
-    scan_folder,
-)
-from stillroom.text.unicode import (
-    exact_match,
-    normalize_text,
-    split_words,
-    strip_invisible,
-    token_f1,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
+
+if TYPE_CHECKING:
+    from stillroom.text.chunking.tokens import estimate_tokens
+    from stillroom.text.dedup.near_duplicates import Duplicate, find_near_duplicates
+    from stillroom.text.dedup.shingles import (
+        MinHasher,
+        hash_shingles,
+        jaccard_similarity,
+        ngram_overlap,
+    )
+    from stillroom.text.interfaces import (
+        CHUNKERS,
+        PARSERS,
+        Chunker,
+        ParseLimits,
+        Parser,
+        SourceFile,
+        TokenCounter,
+    )
+    from stillroom.text.language import detect_language, split_sentences
+    from stillroom.text.parser_process import ParserProcess
+    from stillroom.text.reader import (
+        FolderScan,
+        ParseFailure,
+        list_documents,
+        parse_bytes,
+        parse_file,
+        parse_folder,
+        scan_folder,
+    )
+    from stillroom.text.unicode import (
+        exact_match,
+        normalize_text,
+        split_words,
+        strip_invisible,
+        token_f1,
+    )
 
 __all__ = [
     "CHUNKERS",
@@ -73,3 +80,5 @@ __all__ = [
     "strip_invisible",
     "token_f1",
 ]
+
+__getattr__ = export_lazily(__name__)

@@ -22,8 +22,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, BinaryIO
 
-import psutil
-
 from stillroom.errors import DataError, MissingExtraError, Problem, ResourceError, StillroomError
 from stillroom.provenance.digests import load_json
 from stillroom.records import Document, Origin
@@ -139,6 +137,8 @@ class ParserProcess:
         data: bytes,
         source: SourceFile,
     ) -> dict[str, Any]:
+        import psutil  # here and below: the child needs none of it
+
         limits = source.limits
         head = json.dumps(request).encode()
         pending = [memoryview(len(head).to_bytes(8, "big") + head), memoryview(data)]
@@ -179,6 +179,8 @@ class _Deadline:
         self, process: subprocess.Popen[bytes], seconds: float, last: float = float("inf")
     ) -> None:
         """Allow ``seconds`` from now on, but not beyond ``last`` on the process's clock."""
+        import psutil
+
         self._meter = psutil.Process(process.pid)
         self._begun = time.monotonic()
         self._wall = _WALL_FACTOR * seconds

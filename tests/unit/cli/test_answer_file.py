@@ -145,6 +145,9 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_question_is_asked(r
     told = call("ask", run, "Where?", "--out", tmp_path / "answer.txt", code=1)
     assert "[data.exists]" in told
     assert (tmp_path / "answer.txt").read_text() == "mine"
+    words = ["Where does it rise?", "--answering", BY_WORDS]
+    call("ask", run, *words, "--out", tmp_path / "answer.txt", "--overwrite")
+    assert "mine" not in (tmp_path / "answer.txt").read_text(encoding="utf-8")
 
 
 def test_exported_records_of_a_model_are_marked_on_demand(tmp_path):

@@ -64,6 +64,10 @@ def test_a_page_of_checks_replaces_no_file(tmp_path):
     page.write_text("mine")
     result = CliRunner().invoke(stillroom, ["forensics", "check", ".", "--html", str(page)])
     assert (result.exception.code, page.read_text()) == ("data.exists", "mine")
+    words = ["forensics", "check", str(tmp_path), "--overwrite", "--html"]
+    assert CliRunner().invoke(stillroom, [*words, str(page)]).exit_code == 1  # no media
+    assert page.read_text().startswith("<!doctype html>")
+    assert CliRunner().invoke(stillroom, [*words, str(tmp_path)]).exception.code == "data.exists"
 
 
 def test_jobs_beside_one_that_cannot_be_read_are_listed(tmp_path):
@@ -74,3 +78,24 @@ def test_jobs_beside_one_that_cannot_be_read_are_listed(tmp_path):
     rows = json.loads(result.stdout)["jobs"]
     assert [row["name"] for row in rows] == ["a", "b"]
     assert all("cannot be read" in row["summary"] for row in rows)
+
+
+def test_jobs_beside_one_that_the_system_refuses_are_listed(tmp_path):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "artifact.json").symlink_to("/proc/self/mem")  # reading it fails
+    (tmp_path / "folder" / "artifact.json").mkdir(parents=True)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "file.txt").touch()
+    (tmp_path / ".begun.partial").mkdir()
+    result = CliRunner().invoke(stillroom, ["list", "jobs", str(tmp_path), "--json"])
+    rows = {row["name"]: row["summary"] for row in json.loads(result.stdout)["jobs"]}
+    assert rows.keys() == {"damaged", "folder", "loop", "begun"}
+    assert "cannot be read" in rows["damaged"]
+    assert "holds no artifact.json" in rows["folder"]
+    assert "Too many levels of symbolic links" in rows["loop"]
+
+
+def test_jobs_of_a_folder_that_is_not_there_are_not_none(tmp_path):
+    result = CliRunner().invoke(stillroom, ["list", "jobs", str(tmp_path / "missing")])
+    assert isinstance(result.exception, FileNotFoundError)

@@ -135,6 +135,19 @@ def test_settings_that_are_wrong_are_refused_with_their_place(folder, words, cod
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (2**63, f"less than or equal to {2**63 - 1}"),
+        (-1, "greater than or equal to 0"),
+    ],
+)
+def test_a_seed_out_of_bounds_is_told_the_bound(folder, seed, expected):
+    with pytest.raises(StillroomError) as caught:
+        call("sample", folder, "x", "--set", f"seed={seed}")
+    assert caught.value.problems[0].expected == expected
+
+
 def test_an_autoregressive_checkpoint_does_not_write(plain):
     with pytest.raises(StillroomError) as caught:
         call("sample", str(plain), "x")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -409,6 +410,16 @@ def test_a_model_of_characters_learns_and_opens_again(make_recipe, tmp_path):
     assert {f"masked_ce/t<{high:g}" for _, high in TIME_BUCKETS} <= set(logged)
     assert logged["masked_ce/t<0.25"][-1] < logged["masked_ce/t<0.25"][0]
     assert read_artifact(folder).kind == "checkpoint"
+
+
+def test_tools_that_the_model_is_not_shown_are_warned_of(make_recipe, tmp_path):
+    records = [
+        replace(chat, fields={**chat.fields, "tools": [{"name": "add"}]}) for chat in chats()
+    ]
+    _, folder = run(make_recipe(records), tmp_path)
+    assert "9 of 9 records have tools; the chat template does not show" in (
+        folder / "events.jsonl"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,11 @@ def test_a_name_of_the_hub_without_its_scheme_is_suggested(tmp_path, monkeypatch
     recipe = parse_recipe("kind: rag.index\ndocuments: org/name", folder=tmp_path)
     with pytest.raises(DataError, match="write hub:org/name"):
         check_inputs(recipe)
+    for name in ("org/rows.jsonl", "org/rows.jsonl.gz"):
+        recipe = parse_recipe(f"kind: rag.index\ndocuments: {name}", folder=tmp_path)
+        with pytest.raises(DataError, match="check the path; relative"):
+            check_inputs(recipe)
+    recipe = parse_recipe("kind: rag.index\ndocuments: org/name", folder=tmp_path)
     (tmp_path / "org").mkdir()  # then a file in this folder is meant
     with pytest.raises(DataError) as caught:
         check_inputs(recipe)

@@ -387,6 +387,9 @@ def test_a_summary_replaces_no_file(honest, tmp_path):
     out.write_text("mine")
     told = verify(honest, "--replay", "1", "--out", out)
     assert (told.exception.code, out.read_text()) == ("data.exists", "mine")
+    assert "--overwrite" in told.exception.problems[0].next
+    assert verify(honest, "--replay", "1", "--out", out, "--overwrite").exit_code == 0
+    assert json.loads(out.read_text())["_type"] == "https://in-toto.io/Statement/v1"
 
 
 def test_command_names_what_differs(run):

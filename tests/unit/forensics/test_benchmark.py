@@ -33,6 +33,7 @@ from stillroom.forensics.benchmark.manifest import (
     digest_items,
     import_deepfakebench,
     import_faceforensics,
+    import_folder,
     read_items,
     write_items,
 )
@@ -565,6 +566,60 @@ class TestImports:
         (tmp_path / "test.json").write_text('[["071", "974"]]')
         with pytest.raises(DataError, match="repeats clip"):
             import_faceforensics(tmp_path / "train.json", None, tmp_path / "test.json")
+
+    def test_folders_named_real_and_fake_are_labels(self, tmp_path):
+        names = (
+            "train/0_real/a.png",
+            "train/1_fake/gan/a.png",
+            "val/REAL/b.JPG",
+            "test/fake/c.wav",
+        )
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).write_bytes(b"x")
+        (tmp_path / "README.md").write_text("of the set")
+        out = tmp_path / "manifest.jsonl"
+        with pytest.raises(DataError) as caught:
+            read_items(tmp_path)
+        assert "benchmark import --folder" in caught.value.problems[0].next
+        words = ["forensics", "benchmark", "import", "--folder", str(tmp_path), "--out", str(out)]
+        done = CliRunner().invoke(stillroom, words)
+        assert "4 rows of 4 clips" in done.output
+        assert not verify_artifact(out)
+        read = [
+            (item.path, item.label, item.split, item.generator) for item in read_items(tmp_path)
+        ]
+        assert read == [
+            ("test/fake/c.wav", 1, "test", ""),
+            ("train/0_real/a.png", 0, "train", ""),
+            ("train/1_fake/gan/a.png", 1, "train", "gan"),
+            ("val/REAL/b.JPG", 0, "validation", ""),
+        ]
+
+    def test_other_names_of_splits_are_no_generators(self, tmp_path):
+        for name in ("valid/fake/a.png", "dev/fake/b.png", "Training/fake/c.png", "testing/fake/d"):
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).with_suffix(".png").write_bytes(b"x")
+        found = {item.split: item.generator for item in import_folder(tmp_path, tmp_path)}
+        assert found == {"validation": "", "train": "", "test": ""}
+
+    @pytest.mark.parametrize(
+        ("names", "out", "said"),
+        [
+            (["real/a.png", "other/b.png"], "m.jsonl", "1 of 2 files, such as other/b.png"),
+            (["real/fake/a.png"], "m.jsonl", "1 of 1 files"),
+            (["test/real/train/a.png"], "m.jsonl", "two splits for 1 of 1 files"),
+            (["real/a.txt"], "m.jsonl", "has no picture"),
+            (["real/a.png"], "out/m.jsonl", "outside of"),
+        ],
+    )
+    def test_a_folder_without_one_label_for_each_file_is_refused(self, names, out, said, tmp_path):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True)
+            (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(DataError, match=said) as caught:
+            import_folder(tmp_path, (tmp_path / out).parent)
+        assert caught.value.code == "forensics.manifest"
 
     @pytest.mark.parametrize("text", ["[]", "{}", '{"a": {"b": {"c": {"d": 1}}}}', "nonsense"])
     def test_what_is_no_list_is_refused(self, text, tmp_path):

@@ -1,20 +1,21 @@
 """Any Hugging Face folder merges by its tensors' names: decoders, encoders, both, VLMs."""
 
+import json
+
 import pytest
 import torch
 import transformers
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.errors import RecipeError
+from stillroom.checkpoints.layers import count_layers, read_layer_values, restack_config
+from stillroom.errors import CheckpointError, RecipeError
 from stillroom.merge import merge_checkpoints
 from stillroom.merge.engine.merge import Merge, open_merge
 from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.planning.inputs import open_sources, read_rules
 from stillroom.merge.tensors.structure import (
-    count_layers,
     find_main_stack,
     find_stacks,
-    restack_config,
     split_layer_name,
 )
 from stillroom.recipes import parse_recipe
@@ -133,6 +134,157 @@ def test_lists_of_one_entry_a_layer_follow_their_layers():
         "layer_types": ["a", "b", "b", "c"],
         "eos": [1, 2],
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "layers", "stacked"),
+    [
+        ("mlp_only_layers", [0, 2], [0, 1, 1, 2], [0, 3]),
+        ("moe_layers", [0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 3]),
+        ("cross_attention_layers", [1], [0, 1, 1, 2], [1, 2]),
+        ("no_rope_layers", [1, 0, 1], [0, 1, 1, 2], [1, 0, 0, 1]),
+        ("hybrid_override_pattern", "M-*", [0, 1, 1, 2], "M--*"),
+        ("first_k_dense_replace", 1, [0, 0, 1, 2], 2),
+        ("first_k_dense_replace", 1, [1, 2], 0),
+        ("decoder_sparse_step", 1, [0, 0, 1, 2], 1),
+        ("decoder_sparse_step", 2, [0, 1, 2], 2),
+        ("max_window_layers", 2, [0, 1, 1, 2], 2),
+        ("eos_token_id", [7, 8, 9], [0, 1, 1, 2], [7, 8, 9]),
+        ("architectures", ["A", "B", "C"], [0, 1, 1, 2], ["A", "B", "C"]),
+    ],
+)
+def test_what_a_config_says_of_layers_follows_them(key, value, layers, stacked):
+    config = {"num_hidden_layers": 3, key: value}
+    assert restack_config(config, layers) == {"num_hidden_layers": len(layers), key: stacked}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("first_k_dense_replace", 1), ("decoder_sparse_step", 2)]
+)
+def test_an_order_that_a_config_cannot_state_is_refused(key, value):
+    with pytest.raises(CheckpointError, match=key) as caught:
+        restack_config({"num_hidden_layers": 3, key: value}, [1, 0, 2])
+    assert caught.value.code == "checkpoint.layer-order"
+
+
+@pytest.mark.parametrize(
+    "said", [{"first_k_dense_replace": 1}, {"mlp_only_layers": []}, {"decoder_sparse_step": 1}]
+)
+def test_a_strangers_number_of_layers_fills_no_memory(said):
+    config = {"num_hidden_layers": 10**12, **said}
+    for read in (read_layer_values, lambda config: restack_config(config, [0, 1])):
+        with pytest.raises(CheckpointError, match="states 1000000000000 layers") as caught:
+            read(config)
+        assert caught.value.code == "checkpoint.config"
+
+
+def test_lists_beside_the_language_model_are_not_of_its_layers():
+    config = {
+        "text_config": {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"]},
+        "image_grid_pinpoints": [[1, 2], [3, 4], [5, 6]],
+        "vision_feature_layer": [1, 2, 3],
+    }
+    short = {"num_hidden_layers": 2, "layer_types": ["a", "c"]}
+    assert restack_config(config, [0, 2]) == {**config, "text_config": short}
+    assert list(read_layer_values(config)) == ["layer_types"]
+
+
+@pytest.mark.parametrize(
+    "key", ["mrope_section", "time_step_limit", "out_indices", "modules_to_not_convert"]
+)
+def test_lists_of_other_things_stay_as_they_are(key):
+    config = {"num_hidden_layers": 2, key: [1, 2]}
+    assert restack_config(config, [0, 1, 1]) == {**config, "num_hidden_layers": 3}
+
+
+def test_numbers_of_layers_that_are_none_are_no_layers():
+    config = {"num_hidden_layers": 2, "mlp_only_layers": [[0], "1", -1, 9]}
+    assert read_layer_values(config) == {"mlp_only_layers": [False, False]}
+    assert restack_config({"num_hidden_layers": -3, "mlp_only_layers": [1]}, [0]) == {
+        "num_hidden_layers": 1,
+        "mlp_only_layers": [1],
+    }
+
+
+CONFIGS |= {
+    "gemma2_five": lambda: transformers.Gemma2Config(
+        **SMALL | {"num_hidden_layers": 5}, intermediate_size=48, num_key_value_heads=1, head_dim=16
+    ),
+    "qwen2_window": lambda: transformers.Qwen2Config(
+        **SMALL, intermediate_size=48, num_key_value_heads=1,
+        use_sliding_window=True, sliding_window=4, max_window_layers=2,
+    ),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+        **SMALL, intermediate_size=48, moe_intermediate_size=16, num_key_value_heads=1,
+        shared_expert_intermediate_size=16, num_experts=2, num_experts_per_tok=1,
+        mlp_only_layers=[1],
+    ),
+    "deepseek": lambda: transformers.DeepseekV3Config(
+        **SMALL, intermediate_size=48, moe_intermediate_size=16, num_key_value_heads=2,
+        n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1, q_lora_rank=8,
+        kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+        first_k_dense_replace=1,
+    ),
+}  # fmt: skip
+
+
+def stack(names, slices, tmp_path, *, forget=()):
+    """Stack layers of models, whose config.json of the first lacks some keys."""
+    folders = [make(tmp_path / f"m{at}", name, at) for at, name in enumerate(names)]
+    file = folders[0] / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({k: v for k, v in config.items() if k not in forget}))
+    models = [{"model": str(folder)} for folder in folders]
+    sources = [{"sources": [{"model": at, "layer_range": span}]} for at, span in slices]
+    recipe = {"method": "passthrough", "models": models, "slices": sources}
+    open_merge(MergeWeightsRecipe.model_validate(recipe)).write(tmp_path / "out")
+    _, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return transformers.AutoConfig.from_pretrained(tmp_path / "out")
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize("forget", [(), ("layer_types",)])
+@pytest.mark.parametrize(
+    ("names", "slices", "types"),
+    [
+        (["gemma2"], [(0, [0, 2]), (0, [1, 3])], [SLIDING, FULL, FULL, SLIDING]),
+        (["qwen2_window"], [(0, [0, 3]), (0, [1, 3])], [FULL, FULL, SLIDING, FULL, SLIDING]),
+        (["gemma2", "gemma2_five"], [(0, [0, 1]), (1, [3, 5])], [SLIDING, FULL, SLIDING]),
+        (["gemma2", "gemma2_five"], [(1, [3, 5]), (0, [0, 1])], [FULL, SLIDING, SLIDING]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_layers_keep_their_attention_in_a_stack(names, slices, types, forget, tmp_path):
+    assert stack(names, slices, tmp_path, forget=forget).layer_types == types
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_stack_whose_layers_would_become_others_is_refused(tmp_path):
+    sizes = SMALL | {"num_hidden_layers": 4, "intermediate_size": 48, "lru_width": 32}
+    CONFIGS["griffin"] = lambda: transformers.RecurrentGemmaConfig(
+        **sizes, attention_window_size=8, num_key_value_heads=1
+    )
+    with pytest.raises(RecipeError, match="layers_block_type from the places") as caught:
+        stack(["griffin"], [(0, [0, 2]), (0, [1, 4])], tmp_path)
+    assert caught.value.code == "merge.slice"
+    stack(["griffin"], [(0, [0, 2]), (0, [2, 3])], tmp_path / "same")
+
+
+@pytest.mark.parametrize(
+    ("name", "slices"),
+    [
+        ("qwen2_moe", [(0, [0, 2]), (0, [1, 3])]),
+        ("deepseek", [(0, [0, 1]), (0, [0, 3])]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_dense_layers_and_layers_of_experts_load_in_a_stack(name, slices, tmp_path):
+    stack([name], slices, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -317,6 +317,7 @@ def test_graphml_is_read_by_another_tool(small, tmp_path):
     assert CliRunner().invoke(stillroom, words).exit_code == 0
     again = CliRunner().invoke(stillroom, words)
     assert again.exception.code == "data.exists"
+    assert CliRunner().invoke(stillroom, [*words, "--overwrite"]).exit_code == 0
     read = networkx.read_graphml(tmp_path / "g.graphml")
     graph = KnowledgeGraph.open(small / "graph")
     assert read.number_of_nodes() == len(graph.entities)

@@ -1,8 +1,8 @@
 import pickle
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from stillroom.errors import RecipeError
 from stillroom.recipes import DISTINCT, Duration, Recipe, Reference, Secret, Settings, Size
@@ -36,14 +36,23 @@ def test_a_whole_number_that_nothing_can_count_is_refused_where_it_stands(number
     class Group(Settings):
         sizes: tuple[int, ...] = ()
         steps: int | None = None
+        pairs: tuple[tuple[int, int], ...] = ()
+        more: dict[str, Any] = Field(default_factory=dict)
 
-    for group in (f"steps: {number}", f"sizes: [1, {number}]"):
+    for group in (
+        f"steps: {number}",
+        f"sizes: [1, {number}]",
+        f"pairs: [[1, {number}]]",
+    ):
         with pytest.raises(RecipeError) as caught:
             parse_group(Group, group, "r.yaml")
         assert caught.value.code == "recipe.value"
         assert str(number) in caught.value.problems[0].what
         assert caught.value.problems[0].where.startswith("r.yaml:1:")
         assert caught.value.problems[0].expected == f"a number from {-(2**63)} to {2**63 - 1}"
+    with pytest.raises(RecipeError, match="nan is not a finite number"):
+        parse_group(Group, "more: {a: [.nan]}")
+    assert parse_group(Group, "more: {maximum: 18446744073709551615}").more["maximum"] == 2**64 - 1
     assert parse_group(Group, f"sizes: [{-(2**63)}]").sizes == (-(2**63),)
     assert parse_group(Group, f"steps: {2**63 - 1}").steps == 2**63 - 1
 

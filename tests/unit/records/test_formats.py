@@ -391,3 +391,154 @@ def test_pairs_without_one_common_prompt_are_refused(row):
 def test_an_odd_number_of_a_turn_in_a_strangers_record_is_no_fault():
     extras = {"9" * 5000: {"weight": 0}, "\N{SUPERSCRIPT TWO}": {"weight": 0}, "1": {"weight": 0}}
     assert Record(TURNS, {EXTRAS_FIELD: extras}).turns_without_loss == {1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "response": "Because."},
+        {"prompt": [ASK], "completion": [SAY]},
+        {"question": "Why?", "answer": "Because."},
+        {"instruction": "Why?", "output": "Because."},
+        {"messages": [ASK, SAY]},
+        {"conversations": [ASK, SAY]},
+    ],
+)
+def test_a_system_column_beside_a_conversation_is_its_system_message(row):
+    record = from_row({**row, "system": "Be brief."})
+    assert record.messages == (Message("system", "Be brief."), *TURNS)
+    assert record.fields == {}
+    assert from_row({**row, "system": ""}).messages == TURNS
+    with pytest.raises(DataError, match="system is a list"):
+        from_row({**row, "system": ["Be brief."]})
+
+
+def test_the_history_beside_a_prompt_comes_before_it():
+    row = {"prompt": "Why?", "response": "Because.", "history": [["Hi", "Hello"]], "system": "s"}
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    assert [message.role for message in from_row(row).messages] == roles
+    with pytest.raises(DataError, match="history is text"):
+        from_row({**row, "history": "Hi"})
+
+
+HELD = "\n\nHuman: Hi\n\nand hello\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": f"{HELD} Because.", "rejected": f"{HELD} No."},
+        {"chosen": f"{HELD} Because.".strip(), "rejected": f"{HELD} No.".strip()},
+        {"prompt": HELD, "chosen": " Because.", "rejected": " No."},
+        {"prompt": HELD, "chosen": f"{HELD} Because.", "rejected": f"{HELD} No."},
+        {"prompt": HELD, "completion": " Because."},
+    ],
+)
+def test_a_transcript_of_human_and_assistant_is_read_as_turns(row):
+    record = from_row(row)
+    before = (Message("user", "Hi\n\nand hello"), Message("assistant", "Hello."))
+    assert record.messages == (*before, *TURNS)
+    pair = {"chosen": "Because.", "rejected": "No."}
+    assert record.fields == (pair if "chosen" in row else {})
+
+
+@pytest.mark.parametrize(
+    "text", ["Human: Why?", "As a\n\nHuman: x\n\nAssistant: y", "\n\nAssistant: y", "Why?"]
+)
+def test_a_text_that_is_no_transcript_stays_a_question(text):
+    record = from_row({"prompt": text, "completion": "Because."})
+    assert [message.content for message in record.messages] == [text, "Because."]
+
+
+def test_transcripts_of_two_questions_are_refused():
+    row = {"chosen": f"{HELD} Because.", "rejected": "\n\nHuman: How?\n\nAssistant: No."}
+    with pytest.raises(DataError, match="differ before their last turn"):
+        from_row(row)
+
+
+@pytest.mark.parametrize(
+    "prompt", [HELD, HELD.strip(), HELD.removesuffix("\n\nAssistant:"), "Hi\n\nand hello"]
+)
+def test_a_prompt_that_the_transcripts_repeat_is_within_them(prompt):
+    pair = {"chosen": f"{HELD} Because.", "rejected": f"{HELD} No."}
+    contents = [message.content for message in from_row({"prompt": prompt, **pair}).messages]
+    assert contents == ["Hi\n\nand hello", "Hello.", "Why?", "Because."]
+
+
+def test_turns_may_follow_a_transcript():
+    before = ["Hi\n\nand hello", "Hello.", "Why?", "Because."]
+    row = {"prompt": HELD, "completion": [SAY]}
+    assert [message.content for message in from_row(row).messages] == before
+    row = {"prompt": HELD, "chosen": [SAY], "rejected": NO}
+    assert [message.content for message in from_row(row).messages] == before
+
+
+TALK = "Human: Hi\n\nAssistant: Hello."
+
+
+@pytest.mark.parametrize("end", ["\n\nSay who speaks.", "\n\nHuman: Say who speaks."])
+def test_a_question_about_a_transcript_stays_one_text(end):
+    for row in (
+        {"prompt": TALK + end, "completion": "Two."},
+        {"prompt": TALK + end, "chosen": "Two.", "rejected": "One."},
+    ):
+        assert from_row(row).messages == (Message("user", TALK + end), Message("assistant", "Two."))
+
+
+def test_an_answer_that_is_a_transcript_stays_one_text():
+    start, pair = {"prompt": "Write a talk."}, {"chosen": TALK, "rejected": f"{TALK} No."}
+    turns = (Message("user", "Write a talk."), Message("assistant", TALK))
+    assert from_row({**start, "completion": TALK}).messages == turns
+    for row in (start | pair, {"instruction": "Write a talk.", **pair}):
+        assert from_row(row).messages == turns
+        assert from_row(row).fields == pair
+
+
+@pytest.mark.parametrize("instruction", [None, "", "Why?", "Rate the answers."])
+def test_an_instruction_beside_whole_conversations_is_a_field(instruction):
+    pair = {"chosen": [ASK, SAY], "rejected": [ASK, NO]}
+    record = from_row({"instruction": instruction, **pair})
+    assert record.messages == TURNS
+    assert record.fields["instruction"] == instruction
+
+
+def test_what_stands_before_a_pair_is_read_once():
+    pair = {"chosen": [ASK, SAY], "rejected": [ASK, NO]}
+    system = {"role": "system", "content": "s"}
+    assert from_row({"prompt": [system, ASK], **pair}).messages == (Message("system", "s"), *TURNS)
+    assert from_row({"prompt": " Why?\n", **pair}).messages == TURNS
+    for other in ([ASK, {**SAY, "content": "Who knows?"}], [ASK, SAY, {**ASK, "content": "And?"}]):
+        with pytest.raises(DataError, match="messages differs"):
+            from_row({"messages": other, **pair})
+    with pytest.raises(DataError, match="prompt differs"):
+        from_row({"prompt": "How?", **pair})
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_a_pair_of_conversations_beside_the_messages_is_a_pair(key):
+    pair = {"chosen": [ASK, SAY], "rejected": [ASK, NO]}
+    record = from_row({"prompt": "Why?", key: [ASK, SAY], **pair, "score": 2})
+    assert record.messages == TURNS
+    assert record.fields == {"chosen": "Because.", "rejected": "No.", "score": 2}
+    assert from_row({key: [ASK], "chosen": SAY, "rejected": NO}).messages == TURNS
+    with pytest.raises(DataError, match="prompt differs"):
+        from_row({"prompt": "How?", key: [{**ASK, "content": "Who?"}], **pair})
+
+
+def test_pairs_of_alpaca_take_instruction_input_history_and_system():
+    start = {"system": "s", "history": [["Hi", "Hello"]], "instruction": "Why?", "input": "This."}
+    record = from_row({**start, "chosen": "Because.", "rejected": "No."})
+    assert [message.content for message in record.messages] == [
+        "s",
+        "Hi",
+        "Hello",
+        "Why?\n\nThis.",
+        "Because.",
+    ]
+    assert record.fields == {"chosen": "Because.", "rejected": "No."}
+
+
+def test_a_pair_without_a_prompt_says_which_name_it_needs():
+    with pytest.raises(DataError) as caught:
+        from_row({"question": "Why?", "chosen": "Because.", "rejected": "No."})
+    assert "--rename KEY=prompt" in caught.value.problems[0].next

@@ -307,6 +307,29 @@ def test_a_body_that_no_reader_takes_is_said_not_to_be_json(body):
     check_error(reply, 400, "invalid_json")
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"model": "run", "prompt": "a", "model": "other"}', "model"),
+        ('{"model": "run", "prompt": "a", "suffix": {"b": 1, "b": 2}}', "b"),
+    ],
+)
+def test_a_body_that_names_a_member_twice_is_refused(text, name):
+    headers = {"Content-Type": "application/json"}
+    reply = request(create_app(served()), "POST", "/v1/completions", content=text, headers=headers)
+    message = check_error(reply, 400, "invalid_json")["message"]
+    assert message == f"the body is not valid JSON: it names '{name}' twice"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_body_in_another_encoding_of_unicode_is_read(encoding):
+    content = '{"model": "run", "prompt": "é"}'.encode(encoding)
+    headers = {"Content-Type": "application/json"}
+    app = create_app(served())
+    reply = request(app, "POST", "/v1/completions", content=content, headers=headers)
+    assert reply.json()["choices"][0]["text"] == "A still."
+
+
 def test_unknown_paths_and_verbs():
     app = create_app(served())
     check_error(request(app, "GET", "/v1/nothing"), 404, "http_error")

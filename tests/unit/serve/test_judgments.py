@@ -81,6 +81,8 @@ def test_a_quoted_answer_is_judged_by_its_own_quotes(run):
         assert [part["quote"] for part in told["evidence"]] == ["The river rises in the north."]
         judge(app, answer="Another.", verdict="wrong")
         assert judge(app, quotes=[{"text": "x"}] * 21).status_code == 400
+        foreign = judge(app, answer="Another.", quotes=[{"text": "It ends in the sea."}])
+        check_error(foreign, 400, "judge.other-answer")
     first, second = find_judgments(run).read()
     assert first.asked.index == first.state == answer["index"]
     assert second.asked.index == ""

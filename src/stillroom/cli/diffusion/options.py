@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.objects.disk import require_file
 from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     from stillroom.errors import DataError
 
     try:
-        schema = load_json(path.read_text(encoding="utf-8"))
+        schema = load_json(require_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"the schema cannot be read: {error}",

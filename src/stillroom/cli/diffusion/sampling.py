@@ -16,6 +16,8 @@ from stillroom.cli.options import (
     model_is_option,
     output_options,
     path_option,
+    refuse_existing_output,
+    replace_option,
     settings_option,
 )
 from stillroom.cli.output import print_json, print_text
@@ -51,6 +53,7 @@ __all__ = ["sample_command"]
 @count_option("--count", default=1, help="Number of texts for each prompt.")
 @flag_option("--watch", help="Show every step of the first text.")
 @path_option("--html", "page", help="Write an HTML page that animates the first text's steps.")
+@replace_option
 @path_option("--schema", help="JSON Schema of the output: only its values are generated.")
 @click.option(
     "--dtype", default="auto", help="Data type of the weights: auto, float32, bfloat16, float16."
@@ -74,7 +77,6 @@ def sample_command(
     from stillroom.cli.diffusion.options import open_model, read_schema, read_settings
     from stillroom.diffusion.sampling.sequence import decode_sample
     from stillroom.diffusion.sampling.settings import read_preset
-    from stillroom.jobs.files import refuse_existing_file
 
     holes, given = options["holes"], {**options, "preset": preset, "settings": settings}
     for one, other in (("preset", "settings"), ("chat", "holes")):
@@ -83,7 +85,7 @@ def sample_command(
     for parameter, option in (("holes", "holes"), ("watch", "watch"), ("page", "html")):
         if schema is not None and given[parameter]:
             raise click.UsageError(f"give either --schema or --{option}")
-    refuse_existing_file(options["page"], "--html")
+    refuse_existing_output(options["page"], "--html")
     loaded_preset = read_preset(preset) if preset is not None else None
     decoding = read_settings(settings, options["overrides"], loaded_preset)
     model = open_model(

@@ -15,6 +15,7 @@ from stillroom.cli.options import (
     existing_path,
     output_options,
     path_option,
+    refuse_idle_options,
     seed_option,
 )
 from stillroom.cli.output import print_json, print_text
@@ -70,8 +71,10 @@ def audit_command(manifest: Path, as_json: bool) -> None:
     "import",
     "stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl",
     "stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv",
+    "stillroom forensics benchmark import --folder set --out set/manifest.jsonl",
 )
 @path_option("--deepfakebench", help="A dataset_json file of DeepfakeBench.")
+@path_option("--folder", help="A folder with files in real/ and fake/, or 0_real/ and 1_fake/.")
 @path_option("--ff-train", help="FaceForensics++'s train.json.")
 @path_option("--ff-validation", help="FaceForensics++'s val.json.")
 @path_option("--ff-test", help="FaceForensics++'s test.json.")
@@ -82,6 +85,7 @@ def audit_command(manifest: Path, as_json: bool) -> None:
 @output_options
 def import_command(
     deepfakebench: Path | None,
+    folder: Path | None,
     ff_train: Path | None,
     ff_validation: Path | None,
     ff_test: Path | None,
@@ -89,24 +93,33 @@ def import_command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Import the lists of DeepfakeBench or FaceForensics++ as a manifest.
+    """Import a folder, or the lists of DeepfakeBench or FaceForensics++, as a manifest.
 
-    Paths are kept as in the data set: save the manifest in the folder of the data.
+    Folders named train, val and test give the split, the others the generator of a fake. Paths
+    are kept as in the data set: save the manifest in the folder of the data.
     """
     from stillroom.forensics.benchmark.manifest import (
         import_deepfakebench,
         import_faceforensics,
+        import_folder,
         write_derived_items,
     )
 
-    sources = {"train": ff_train, "validation": ff_validation, "test": ff_test}
-    if deepfakebench is not None:
+    lists = {"ff_train", "ff_validation", "ff_test"}
+    sources: dict[str, Path | None] = {}
+    settings: dict[str, Any] = {"compression": compression}
+    if folder is not None:
+        refuse_idle_options({*lists, "deepfakebench", "compression"}, "has no effect with --folder")
+        items, settings = import_folder(folder, out.parent), {}
+    elif deepfakebench is not None:
+        refuse_idle_options(lists, "has no effect with --deepfakebench")
         sources = {"list": deepfakebench}
         items = import_deepfakebench(deepfakebench, compression=compression)
     else:
+        sources = {"train": ff_train, "validation": ff_validation, "test": ff_test}
         items = import_faceforensics(ff_train, ff_validation, ff_test, compression=compression)
     named = {role: path for role, path in sources.items() if path is not None}
-    write_derived_items(out, items, "forensics.import", named, compression=compression)
+    write_derived_items(out, items, "forensics.import", named, **settings)
     clips = len({item.unit for item in items})
     if as_json:
         print_json({"out": str(out), "items": len(items), "clips": clips})

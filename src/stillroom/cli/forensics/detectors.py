@@ -70,8 +70,9 @@ def import_command(kind: str, weights: Path, out: Path, as_json: bool) -> None:
     its findings as inconclusive.
     """
     from stillroom.forensics.inference.conversion import import_aasist, import_meso4
+    from stillroom.objects.disk import require_file
 
-    artifact = (import_meso4 if kind == "meso4" else import_aasist)(weights, out)
+    artifact = (import_meso4 if kind == "meso4" else import_aasist)(require_file(weights), out)
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest})
         return

@@ -20,7 +20,9 @@ from stillroom.cli.options import (
     path_option,
     paths_option,
     read_engine,
+    refuse_existing_output,
     refuse_idle_options,
+    replace_option,
 )
 from stillroom.cli.output import print_json, print_text
 
@@ -214,6 +216,7 @@ def verify_command(
 @click.argument("paths", type=existing_path, nargs=-1, required=True)
 @trust_options
 @path_option("--html", help="Write a self-contained HTML page.")
+@replace_option
 @paths_option(
     "--detector",
     "detectors",
@@ -255,9 +258,8 @@ def check_command(
     from stillroom.forensics.labeling.lab import has_lab, open_lab
     from stillroom.jobs import atomic_write
     from stillroom.jobs.engines import open_engine
-    from stillroom.jobs.files import refuse_existing_file
 
-    refuse_existing_file(html, "--html")
+    refuse_existing_output(html, "--html")
     if not detectors:
         refuse_idle_options({"prevalence", "maps"}, "needs --detector")
     lists = open_trust_lists(official=official, interim=interim, user=trust)

@@ -15,7 +15,9 @@ from stillroom.cli.options import (
     flag_option,
     output_options,
     path_option,
+    refuse_existing_output,
     refuse_idle_options,
+    replace_option,
 )
 from stillroom.cli.output import print_json, print_text
 
@@ -42,6 +44,7 @@ _MAX_MENTIONS = 10
 @path_option("--index", help="Index to quote passages from, and to check against.")
 @flag_option("--check", help="Compare every span with the index's passages.")
 @path_option("--graphml", help="Write entities and relations as GraphML.")
+@replace_option
 @access_options
 @output_options
 def graph_show_command(
@@ -55,13 +58,12 @@ def graph_show_command(
     as_json: bool,
 ) -> None:
     """Show a graph or one of its entities, check it, or export it."""
-    from stillroom.jobs.files import refuse_existing_file
     from stillroom.rag.graph.knowledge_graph import KnowledgeGraph, describe_entity, describe_graph
     from stillroom.rag.index.searcher import Index
 
     if index is None:
         refuse_idle_options({"check", "tenant", "principals"}, "needs --index")
-    refuse_existing_file(graphml, "--graphml")
+    refuse_existing_output(graphml, "--graphml")
     opened = KnowledgeGraph.open(graph)
     access = build_access(tenant, principals)
     passages = Index.open(index, access=access) if index is not None else None

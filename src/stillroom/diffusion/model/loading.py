@@ -18,7 +18,7 @@ from stillroom.diffusion.interfaces import CHECKPOINT_FORMATS, ConvertedCheckpoi
 from stillroom.diffusion.model.metadata import BACKEND_NAME, DiffusionMetadata
 from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.errors import CheckpointError, RecipeError
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import load_model_only, resolve_checkpoint
 from stillroom.models.local.causal_lm import build_causal_lm, load_tokenizer
 
 __all__ = ["check_attention", "convert_format", "load_prepared", "load_trained", "open_diffusion"]
@@ -171,7 +171,7 @@ def _load(
 ) -> Any:
     is_stock = translation is None and not metadata.head_bias
     if is_stock and _has_tokenizer(stored.folder):
-        return load_causal_lm(stored.folder, dtype=dtype, device=device, backend=BACKEND_NAME)[0]
+        return load_model_only(stored.folder, dtype=dtype, device=device, backend=BACKEND_NAME)
     config = stored.config if translation is None else translation.config
     return build_causal_lm(
         {key: value for key, value in config.items() if key not in {"dtype", "torch_dtype"}},

@@ -28,6 +28,7 @@ from stillroom.jobs import atomic_write
 from stillroom.recipes import Settings
 from stillroom.recipes.loader import parse_group
 from stillroom.recipes.yaml_text import emit_yaml
+from stillroom.registry.method import MAX_INT
 
 if TYPE_CHECKING:
     from stillroom.diffusion.model.metadata import DiffusionMetadata
@@ -104,7 +105,9 @@ class DecodeSettings(Settings):
         "none",
     )
     end: EndSettings = Field(default_factory=EndSettings, description="handling of end tokens")
-    seed: int = Field(default=0, ge=0, description="random seed of sequences without their own")
+    seed: int = Field(
+        default=0, ge=0, le=MAX_INT, description="random seed of sequences without their own"
+    )
     rows: int = Field(
         default=1,
         ge=1,

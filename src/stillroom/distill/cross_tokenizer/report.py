@@ -27,6 +27,7 @@ from stillroom.distill.cross_tokenizer.data import TokenizerView, encode_aligned
 from stillroom.distill.cross_tokenizer.spans import TokenSpans, locate_tokens, map_tokens
 from stillroom.errors import DataError
 from stillroom.models.tokenization.token_bytes import TokenBytes, read_token_bytes
+from stillroom.objects.disk import require_file
 
 __all__ = [
     "AlignmentReport",
@@ -220,7 +221,7 @@ def _count_classes(alignment: Alignment, student: TokenSpans) -> npt.NDArray[np.
     )
 
 
-_RECORD_SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
+_RECORD_SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 _NO_LIMIT = 1 << 62
 
 
@@ -230,8 +231,8 @@ def align_files(teacher: Any, student: Any, files: Sequence[Path]) -> tuple[Alig
     Args:
         teacher: Fast tokenizer of the teacher.
         student: Fast tokenizer of the student.
-        files: Record files (``.jsonl``, ``.jsonl.zst``, ``.parquet``, or a folder of them), or
-            UTF-8 text files, one text per file.
+        files: Record files (``.jsonl``, also with ``.zst`` or ``.gz``, ``.parquet``, or a folder of
+            them), or UTF-8 text files, one text per file.
 
     Returns:
         The report, and the number of messages found in only one of the two renderings.
@@ -270,7 +271,7 @@ def align_files(teacher: Any, student: Any, files: Sequence[Path]) -> tuple[Alig
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with require_file(path).open(encoding="utf-8", newline="") as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(

@@ -102,6 +102,7 @@ def generate_sequences(
     """
     prompted = [record for record in records if extract_prompt(record)]
     _check_answers(settings, prompted)
+    _warn_of_tools(prompted, job)
     journal = job.journal(_SEQUENCE_JOURNAL)
     keys = {record.id: _make_key(settings, record, model, seed) for record in prompted}
     todo = [record for record in prompted if keys[record.id] not in journal]
@@ -206,6 +207,14 @@ def _add_completions(
         replace(record, messages=(*messages, Message("assistant", text)), origin=origin)
         for text in unit["texts"]
     )
+
+
+def _warn_of_tools(records: Sequence[Record], job: Job) -> None:
+    if count := sum(bool(record.tools) for record in records):
+        job.warn(
+            f"{count} of {len(records)} records have tools, which the model that writes text for "
+            "them is not shown: add the tools to the system messages, or leave these records out"
+        )
 
 
 def _add_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
@@ -335,6 +344,7 @@ def generate_rationales(
         and extract_prompt(record) != record.messages
         and not _get_rationale(settings, record)
     ]
+    _warn_of_tools(missing, job)
     dumped = writer_settings.model_dump(mode="json", exclude={"num_threads", "backend"})
     keys = {
         record.id: digest_json([record.id, model.fingerprint, seed, dumped]) for record in missing

@@ -35,7 +35,7 @@ from stillroom.distill.losses.targets import TILE_ROWS, reduce_to_top_k, sample_
 from stillroom.errors import DataError, IntegrityError, RecipeError
 from stillroom.jobs import Job
 from stillroom.jobs.preflight import format_size
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import load_model_only, resolve_checkpoint
 from stillroom.provenance import digest_json
 from stillroom.train.precision import autocast_body, matmul_dtype
 
@@ -465,7 +465,7 @@ def _load_teacher(
             expected=cache.header.teacher[:16],
             next="pass the teacher of the cache",
         )
-    model: nn.Module = load_causal_lm(path, dtype="float32")[0]
+    model: nn.Module = load_model_only(path, dtype="float32")
     return cast_linear_layers(model) if cache.header.precision == "bfloat16" else model
 
 

@@ -27,7 +27,6 @@ __all__ = [
     "audit_ends",
     "audit_labels",
     "audit_template",
-    "audit_tools",
     "audit_vocabulary",
     "audit_weights",
     "check_teacher_advantage",
@@ -148,22 +147,6 @@ def audit_labels(
             message = f"{affected} of {count} sampled records {problem}"
             findings.append(PreflightFinding(level, check, message, hint))
     return findings
-
-
-def audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFinding]:
-    """Check whether the chat template shows the tools of records, and writes calls as they do."""
-    count = sum(bool(record.tools) for record in records)
-    template = str(getattr(tokenizer, "chat_template", None) or "")
-    if not count or ("tools" in template and "<tool_call>" in template):
-        return []
-    if "tools" not in template:
-        problem = "the chat template does not show the tools: the student is trained without them"
-        hint = "add the tools to the system messages, or choose a model whose template shows them"
-    else:
-        problem = "their calls are trained as <tool_call>, which the chat template does not use"
-        hint = "write the calls in that form, or choose a model whose template has <tool_call>"
-    what = f"{count} of {len(records)} records have tools; {problem}"
-    return [PreflightFinding("warning", "tools", what, hint)]
 
 
 def audit_weights(records: Sequence[Record]) -> list[PreflightFinding]:

@@ -17,7 +17,6 @@ from stillroom.distill.preflight.audits import (
     audit_ends,
     audit_labels,
     audit_template,
-    audit_tools,
     audit_vocabulary,
     audit_weights,
     check_teacher_advantage,
@@ -35,9 +34,10 @@ from stillroom.distill.settings import PruneSettings, SampledTargetSettings, Top
 from stillroom.distill.teachers.local import LocalTeacher, outline_checkpoint
 from stillroom.jobs import Job, check_fits, describe_machine
 from stillroom.jobs.preflight import PreflightFinding, PreflightReport
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import load_model_only, resolve_checkpoint
 from stillroom.models.hub import find_config
 from stillroom.models.local.causal_lm import load_tokenizer
+from stillroom.models.tokenization.chat_template import find_tool_problems
 from stillroom.objects import is_store_address, resolve_local
 from stillroom.provenance import find_output
 from stillroom.train.data import RecordSplit, split_records
@@ -218,7 +218,10 @@ class _JobInspection:
         encoded = encode_sample(reader, self.split.train, max_tokens=limit)
         return [
             *audit_labels(encoded, max_tokens=limit),
-            *audit_tools(reader, self.split.train),
+            *(
+                PreflightFinding("warning", "tools", what, hint)
+                for what, hint in find_tool_problems(reader, self.split.train)
+            ),
             *audit_weights(self.split.train),
             *audit_ends(reader, self.folders[-1], encoded),
         ]
@@ -270,7 +273,7 @@ class _JobInspection:
             ]
         if self.workload.cross_tokenizer_loss is not None or self.split is None:
             return []
-        models = [load_causal_lm(folder, dtype="float32")[0] for folder in self.folders]
+        models = [load_model_only(folder, dtype="float32") for folder in self.folders]
         records = self.split.held_out[:_COMPARED_RECORDS]
         recipe = self.workload.recipe
         fidelities = [

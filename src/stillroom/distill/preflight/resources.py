@@ -121,16 +121,10 @@ class ResourceEstimator:
 
     workload: Workload
 
-    @cached_property
+    @property
     def counted(self) -> DatasetSize:
         """Size of the training data."""
-        recipe = self.workload.recipe
-        return measure_dataset_size(
-            recipe.records,
-            self.workload.student_tokenizer,
-            max_tokens=recipe.max_tokens,
-            include_prompt=recipe.include_prompt,
-        )
+        return self.workload.dataset_size
 
     @cached_property
     def teachers(self) -> list[tuple[int, int, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from stillroom.distill.interfaces import (
     CrossTokenizerLoss,
@@ -19,6 +21,9 @@ from stillroom.distill.settings import (
     Teacher,
     TextEndpointSettings,
 )
+
+if TYPE_CHECKING:
+    from stillroom.distill.data.tokenized import DatasetSize
 
 __all__ = ["Workload", "describe_workload"]
 
@@ -87,6 +92,18 @@ class Workload:
         """Reference of the student's tokenizer."""
         is_own = self.cross_tokenizer_loss is not None or not self.teacher_tokenizer
         return str(self.recipe.student) if is_own else self.teacher_tokenizer
+
+    @cached_property
+    def dataset_size(self) -> DatasetSize:
+        """Size of the training data, measured once for all estimates."""
+        from stillroom.distill.data.tokenized import measure_dataset_size  # it imports torch
+
+        return measure_dataset_size(
+            self.recipe.records,
+            self.student_tokenizer,
+            max_tokens=self.recipe.max_tokens,
+            include_prompt=self.recipe.include_prompt,
+        )
 
 
 def describe_workload(recipe: TrainingRecipe) -> Workload:

@@ -4,7 +4,7 @@ Axes are derived from tensor names and checked against shapes, for the families 
 ``_SUPPORTED_FAMILIES``. An unknown tensor is rejected by name, never copied unchanged.
 
 Layers are derived from tensor names of any architecture: ``PREFIX.NUMBER.REST`` is layer NUMBER.
-Every config list with one entry per layer is shortened with the layers.
+What the config says of each layer follows them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from stillroom.checkpoints.layers import restack_config
 from stillroom.errors import CheckpointError, RecipeError
 
 if TYPE_CHECKING:
@@ -219,8 +220,12 @@ def _unknown_tensor_error(name: str, problem: str, family: str) -> CheckpointErr
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 _COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_LAYER_LISTS = ("layer_types", "no_rope_layers")  # may be omitted from configs and derived
-_OTHER_LISTS = ("architectures", "_ids", "_id", "tokens")  # suffixes of lists not by layer
+_LAYER_LISTS = (
+    "layer_types",
+    "mlp_layer_types",
+    "moe_layers",
+    "no_rope_layers",
+)  # may be omitted from configs and derived
 
 
 def map_layers(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
@@ -238,7 +243,8 @@ def map_layers(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
         if match:
             numbers.setdefault(match[1], {})[name] = int(match[2])
     for names in numbers.values():
-        if set(names.values()) == set(range(count)) and count:
+        found = set(names.values())
+        if count and len(found) == count == max(found) + 1:  # the stated count may be huge
             return names, count
     raise CheckpointError(
         "the checkpoint's layers cannot be determined from tensor names",
@@ -331,9 +337,8 @@ def drop_config_layers(
     Raises:
         CheckpointError: If layers compute with their own number.
     """
-    pruned = dict(config)
     if len(kept) == count:
-        return pruned
+        return dict(config)
     if config.get("scale_attn_by_inverse_layer_idx"):
         raise CheckpointError(
             "attention is scaled by the layer number",
@@ -342,14 +347,13 @@ def drop_config_layers(
             expected="layers that do not depend on their position",
             next="prune the width only, or use a checkpoint as the student",
         )
-    for key in _LAYER_LISTS:
-        if isinstance(resolved.get(key), list) and not isinstance(config.get(key), list):
-            pruned[key] = resolved[key]
-    for key, value in pruned.items():
-        if key in _COUNT_KEYS:
-            pruned[key] = len(kept)
-        elif isinstance(value, list) and len(value) == count and not key.endswith(_OTHER_LISTS):
-            pruned[key] = [value[number] for number in kept]
+    derived = {
+        key: resolved[key]
+        for key in _LAYER_LISTS
+        if isinstance(resolved.get(key), list) and not isinstance(config.get(key), list)
+    }
+    counts = {key: count for key in _COUNT_KEYS if key in config}  # also if stated as text
+    pruned = restack_config({**config, **derived, **counts}, kept)
     if "max_window_layers" in pruned:  # a number of first layers, as in Qwen2
         pruned["max_window_layers"] = sum(number < config["max_window_layers"] for number in kept)
     return pruned

@@ -53,7 +53,7 @@ from stillroom.distill.teachers.local import LocalTeacher
 from stillroom.errors import DataError
 from stillroom.evaluate import held_out_loss
 from stillroom.jobs import Job, atomic_write
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import load_model_only, resolve_checkpoint
 from stillroom.models.local.causal_lm import resolve_config
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, digest_json
@@ -437,7 +437,7 @@ def _measure(
 ) -> PruningReport:
     """Compare the untrained student with the teacher on the calibration records."""
     records = split.train
-    student, _ = load_causal_lm(job.output, dtype="float32")
+    student = load_model_only(job.output, dtype="float32")
     with job.phase("measure", len(records), "records") as progress:
         fidelity: Fidelity = measure_fidelity(
             student, teacher.model, teacher.tokenizer, records, max_tokens=recipe.max_tokens

@@ -49,7 +49,7 @@ from stillroom.distill.settings import (
 )
 from stillroom.errors import CheckpointError, DataError, RecipeError, ShapeError
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine, tell_warnings
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import load_causal_lm, load_model_only, resolve_checkpoint
 from stillroom.models.local.causal_lm import load_tokenizer, read_tensor_shapes
 from stillroom.objects import resolve_local
 from stillroom.provenance import digest_text
@@ -124,7 +124,7 @@ class LocalTeacher:
         if self._is_cast:
             self.unload()
         if self._loaded is None:
-            self._loaded, _ = load_causal_lm(self.checkpoint.folder, dtype="float32")
+            self._loaded = load_model_only(self.checkpoint.folder, dtype="float32")
             self._loaded.requires_grad_(False)
         return self._loaded
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
+from stillroom.objects.disk import require_file
 from stillroom.provenance.digests import load_json
 
 __all__ = [
@@ -241,7 +242,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read_lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with require_file(path).open(encoding="utf-8-sig") as file:
             for line in file:
                 yield line.rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -24,6 +24,7 @@ from typing import Any
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.collections import find_collection, read_qrels
 from stillroom.evaluate.qa.judgments import are_judgments, drop_torn_line, merge_judgments
+from stillroom.objects.disk import require_file
 from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output, read_artifact
 from stillroom.provenance.digests import load_json
 from stillroom.records import Origin, Record, combine_origins, read_records
@@ -275,7 +276,7 @@ def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
     if path.is_dir() and (path / "queries.jsonl").is_file():
         yield from _read_collection(path)
         return
-    if path.is_dir() or path.suffix in {".parquet", ".zst"}:
+    if path.is_dir() or path.suffix in {".parquet", ".zst", ".gz"}:
         yield from _read_records(path, every=every)
         return
     text = _read_text(path)
@@ -295,7 +296,7 @@ def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return require_file(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _row_error(
             str(path),

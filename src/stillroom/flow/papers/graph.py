@@ -269,18 +269,19 @@ class _GraphBuilder:
 
     def _add_artifact(self, folder: Path, artifact: Artifact, name: str) -> None:
         location = folder.relative_to(self.root) if folder.is_relative_to(self.root) else None
-        self.ids[folder] = self._add(
-            Node(
-                f"{artifact.kind}:{name}",
-                name,
-                artifact.kind,
-                artifact.digest,
-                "" if location is None else location.as_posix(),
-                str(artifact.origin.get("license") or ""),
-                folder,
-                artifact,
-            )
+        node = Node(
+            f"{artifact.kind}:{name}",
+            name,
+            artifact.kind,
+            artifact.digest,
+            "" if location is None else location.as_posix(),
+            str(artifact.origin.get("license") or ""),
+            folder,
+            artifact,
         )
+        if node.text:
+            node.license = node.text.combine_licenses(node.license)
+        self.ids[folder] = self._add(node)
 
     def _add_parent(self, folder: Path, parent: Parent, names: Mapping[Path, str]) -> str:
         is_model = parent.kind == "checkpoint" or parent.role in MODEL_ROLES

@@ -17,7 +17,7 @@ from stillroom.provenance import Artifact, FileEntry, digest_text
 from stillroom.provenance.digests import load_json
 from stillroom.provenance.signing import Trust, find_signer
 from stillroom.provenance.sources import has_passages, iter_documents
-from stillroom.records import Record, find_record_file, read_records
+from stillroom.records import Origin, Record, combine_origins, find_record_file, read_records
 
 __all__ = [
     "DATA_KINDS",
@@ -108,6 +108,14 @@ class TextFacts:
             self.methods[link.method] += 1
             if link.model:
                 self.models[hide_places(link.model)] += 1
+
+    def combine_licenses(self, stated: str) -> str:
+        """Return the license of all texts, empty if some have none; ``stated`` if none has one."""
+        if not any(self.licenses):
+            return stated
+        if "" in self.licenses:
+            return ""
+        return combine_origins(Origin(license=license) for license in self.licenses).license
 
     @property
     def training(self) -> tuple[int, int]:

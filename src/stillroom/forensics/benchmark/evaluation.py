@@ -33,6 +33,7 @@ from stillroom.forensics.benchmark.metrics import (
     select_threshold,
 )
 from stillroom.forensics.benchmark.splits import leave_one_out
+from stillroom.objects.disk import require_file
 from stillroom.provenance import digest_json
 from stillroom.provenance.digests import load_json
 
@@ -341,7 +342,7 @@ def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
         DataError: If a column is missing, or an id is repeated.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = require_file(path).read_text(encoding="utf-8-sig")
         rows = (
             list(csv.DictReader(text.splitlines()))
             if path.suffix == ".csv"
@@ -373,7 +374,7 @@ def read_evaluation(path: Path) -> DetectorEvaluation:
     """
     path = path / "output" / "result.json" if path.is_dir() else path
     try:
-        data = load_json(path.read_text(encoding="utf-8"))
+        data = load_json(require_file(path).read_text(encoding="utf-8"))
         protocol = EvaluationProtocol.from_json(data["protocol"])
         evaluation = DetectorEvaluation(
             data["detector"],

@@ -1,11 +1,11 @@
-"""Benchmark manifests, and import of DeepfakeBench and FaceForensics++ lists.
+"""Benchmark manifests, and import of folders and of DeepfakeBench and FaceForensics++ lists.
 
 Columns are those of the lab's manifests. Paths are relative to the manifest, with forward slashes.
 The format is JSON Lines, CSV or Parquet by suffix. An invalid row is an error with its number,
 never skipped.
 
-Importers read lists only, no media. Paths are kept relative to the data set's own folder, with
-forward slashes; absolute paths are cut at that folder.
+Importers read lists and names only, no media. Paths are kept relative to the data set's own
+folder, with forward slashes; absolute paths are cut at that folder.
 
 Source: Yan et al. 2023, "DeepfakeBench", arXiv:2307.01426 (its dataset_json); Roessler et al. 2019,
 "FaceForensics++", arXiv:1901.08971 (its splits of pairs and its folders).
@@ -23,8 +23,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.forensics.media.audio import AUDIO_SUFFIXES
+from stillroom.forensics.media.file_types import list_files, read_folder_label
+from stillroom.forensics.media.images import IMAGE_SUFFIXES
+from stillroom.forensics.media.video import VIDEO_SUFFIXES
 from stillroom.jobs import atomic_write
 from stillroom.jobs.job import write_artifact
+from stillroom.objects.disk import require_file
 from stillroom.provenance import digest_json, trace_sources
 from stillroom.provenance.digests import load_json
 from stillroom.records.streams import iter_rows
@@ -35,6 +40,7 @@ __all__ = [
     "find_manifest",
     "import_deepfakebench",
     "import_faceforensics",
+    "import_folder",
     "read_items",
     "write_derived_items",
     "write_items",
@@ -188,7 +194,11 @@ def find_manifest(path: Path) -> Path:
             if candidate.is_file():
                 return candidate
         raise _invalid_manifest(
-            path, "is a folder without manifest.jsonl", "a manifest, one row per file; label 1 fake"
+            path,
+            "is a folder without manifest.jsonl",
+            "a manifest, one row per file; label 1 fake",
+            f"if its folders are named real and fake: stillroom forensics benchmark import "
+            f"--folder {path} --out {path / 'manifest.jsonl'}",
         )
     return path
 
@@ -196,12 +206,12 @@ def find_manifest(path: Path) -> Path:
 def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     try:
         if path.suffix == ".parquet":
-            rows = [row for _, row in iter_rows(path)]
+            rows = [row for _, row in iter_rows(require_file(path))]
             for row in rows:
                 if isinstance(row, DataError):
                     raise row
             return rows
-        text = path.read_text(encoding="utf-8-sig")
+        text = require_file(path).read_text(encoding="utf-8-sig")
     except (DataError, OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_manifest(path, f"cannot be read: {error}", "a manifest") from error
     if path.suffix == ".csv":
@@ -250,18 +260,80 @@ def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
     )
 
 
-def _invalid_manifest(path: Path, problem: str, expected: str) -> DataError:
+def _invalid_manifest(path: Path, problem: str, expected: str, next: str = "") -> DataError:
     return DataError(
         f"the manifest {path.name} {problem}",
         code="forensics.manifest",
         where=str(path),
         expected=expected,
-        next="columns: " + ", ".join(_COLUMNS),
+        next=next or "columns: " + ", ".join(_COLUMNS),
+    )
+
+
+def import_folder(folder: Path, root: Path) -> list[ManifestItem]:
+    """Read the labels of files from folders named ``real`` and ``fake``, or ``0_real``, ``1_fake``.
+
+    Folders named ``train``, ``val`` (``valid``, ``dev``) or ``test`` give the split, the others a
+    fake's generator.
+
+    Args:
+        folder: The folder of the set.
+        root: The folder of the manifest, to which paths are relative.
+
+    Raises:
+        DataError: If there is no file, one has no label, both or two splits, or ``folder`` is not
+            in ``root``.
+    """
+    root, folder = root.resolve(), folder.resolve()
+    if not folder.is_relative_to(root):
+        raise _invalid_folder(folder, f"lies outside of {root}, the folder of the manifest")
+    files = list_files(folder, IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES)
+    items, unlabeled, unsplit = [], [], []
+    for file in files:
+        path = file.relative_to(root).as_posix()
+        names = file.relative_to(folder).parts[:-1]
+        labels = set(filter(None, map(read_folder_label, names)))
+        if len(labels) != 1:
+            unlabeled.append(path)
+            continue
+        label = _LABELS[labels.pop()]
+        named = [_FOLDER_SPLITS.get(name.lower(), "") for name in names]
+        splits = sorted(set(filter(None, named)))
+        if len(splits) > 1:
+            unsplit.append(path)
+        others = [
+            name
+            for name, split in zip(names, named, strict=True)
+            if not split and not read_folder_label(name)
+        ]
+        generator = "/".join(others) if label else ""
+        items.append(ManifestItem(path, path, label, generator, split="".join(splits)))
+    if not files:
+        raise _invalid_folder(folder, "has no picture, clip or recording")
+    for problem, paths in (("no label", unlabeled), ("two splits", unsplit)):
+        if paths:
+            count = f"{len(paths)} of {len(files)} files"
+            raise _invalid_folder(folder, f"has {problem} for {count}, such as {paths[0]}")
+    return items
+
+
+def _invalid_folder(folder: Path, problem: str) -> DataError:
+    return DataError(
+        f"{folder.name} {problem}",
+        code="forensics.manifest",
+        where=str(folder),
+        expected="a manifest above files that are each below a folder named real or fake (or "
+        "0_real or 1_fake), not both",
+        next="rename the folders, or write a manifest with the columns " + ", ".join(_COLUMNS),
     )
 
 
 _FF_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_FOLDER_SPLITS = {
+    **_SPLITS,
+    **{"valid": "validation", "dev": "validation", "training": "train", "testing": "test"},
+}
 _PAIR = re.compile(r"(\d{3})_(\d{3})\Z")
 
 
@@ -428,7 +500,7 @@ def _ff_item(name: str, method: str, split: str, compression: str) -> ManifestIt
 
 def _load(path: Path) -> Any:
     try:
-        return load_json(path.read_text(encoding="utf-8"))
+        return load_json(require_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _invalid_list(path, f"cannot be read: {error}", "a JSON file") from error
 

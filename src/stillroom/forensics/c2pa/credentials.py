@@ -27,6 +27,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.media.file_types import MIME_TYPES, detect_file_type
 from stillroom.jobs import escape_line
+from stillroom.objects.disk import require_file
 from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class TrustList:
             DataError: If the file is missing or has neither certificates nor public keys.
         """
         try:
-            text = path.read_text(encoding="ascii")
+            text = require_file(path).read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
             text = ""
         if "BEGIN CERTIFICATE" not in text:
@@ -201,7 +202,7 @@ def verify_file(
     require_packages("c2pa")
     mime = detect_mime_type(path)
     try:
-        with path.open("rb") as file:
+        with require_file(path).open("rb") as file:
             return _read_stream(file, mime, trust, remote=remote)
     except OSError as error:
         raise DataError(

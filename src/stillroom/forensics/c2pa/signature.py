@@ -30,7 +30,7 @@ from stillroom.forensics.c2pa.signer import CA_FILE, CHAIN_FILE, KEY_FILE, Signe
 from stillroom.forensics.extras import require_packages
 from stillroom.jobs import atomic_write, escape_line
 from stillroom.jobs.files import refuse_existing_file
-from stillroom.objects.disk import write_secret
+from stillroom.objects.disk import require_file, write_secret
 from stillroom.provenance import ARTIFACT_FILE
 from stillroom.provenance.text_marks import TextMarker, open_marker
 from stillroom.records.text_credentials import Disclosure, TextCredential, read_credentials
@@ -123,7 +123,7 @@ def _sign_text(file: Path, out: Path, marker: TextMarker, *, made_by: str = "") 
         )
     disclosure = Disclosure(model_name=made_by) if made_by else Disclosure("algorithmicMedia")
     try:
-        text = file.read_bytes().decode("utf-8")
+        text = require_file(file).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file} cannot be read as UTF-8: {error}",
@@ -144,7 +144,7 @@ def verify_text(path: Path, trust: Sequence[TrustList]) -> Credentials:
         DataError: If the file cannot be read.
     """
     try:
-        text = path.read_bytes().decode("utf-8", "replace")
+        text = require_file(path).read_bytes().decode("utf-8", "replace")
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}",
@@ -282,7 +282,7 @@ def sign_file(
         made_by_assertion = {"label": "io.stillroom.made-by", "data": {"generator": made_by}}
         manifest["assertions"] = [made_by_assertion]
     source = "trainedAlgorithmicMedia" if made_by else ""
-    signed = sign_bytes(file.read_bytes(), mime, manifest, signer, source_type=source)
+    signed = sign_bytes(require_file(file).read_bytes(), mime, manifest, signer, source_type=source)
     with atomic_write(out, "wb") as target:
         target.write(signed)
     return verify_file(out, [TrustList.read("user", ca / CA_FILE)])

@@ -28,6 +28,7 @@ from stillroom.forensics.c2pa.signer import sign_bytes
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.watermark.fingerprint import pack_fingerprint
 from stillroom.jobs import atomic_write
+from stillroom.objects.disk import require_file
 from stillroom.provenance import digest_bytes
 
 __all__ = [
@@ -242,7 +243,7 @@ class LabeledWriter(ABC):
             path: The file; one that cannot be decoded lacks them all.
             rows: Ledger rows by the digests of their files.
         """
-        data = path.read_bytes()
+        data = require_file(path).read_bytes()
         row = rows.get(digest_bytes(data))
         payload = None if row is None else int(str(row["watermark"]), 16)
         kind: LabelKind | None = None if row is None else row.get("kind")

@@ -19,6 +19,7 @@ from typing import Literal
 from stillroom.forensics.media.audio import AUDIO_SUFFIXES
 from stillroom.forensics.media.images import IMAGE_SUFFIXES
 from stillroom.forensics.media.video import VIDEO_SUFFIXES
+from stillroom.objects.disk import require_file
 
 __all__ = [
     "MIME_TYPES",
@@ -29,10 +30,13 @@ __all__ = [
     "guess_file_type",
     "identify_bytes",
     "list_files",
+    "read_folder_label",
 ]
 
 Modality = Literal["picture", "clip", "sound", "other"]
 """Processing path; ``other`` may carry credentials, and is not decoded."""
+
+_FOLDER_LABEL = re.compile(r"(?:[01]_)?(real|fake)", re.IGNORECASE)
 
 MIME_TYPES = {
     ".jpg": "image/jpeg",
@@ -150,7 +154,7 @@ def identify_bytes(path: Path) -> FileType | None:
     Raises:
         OSError: If it cannot be read.
     """
-    with path.open("rb") as file:
+    with require_file(path).open("rb") as file:
         head = file.read(_HEAD)
     suffix = path.suffix.lower()
     for mark, begins in _SIGNATURE_PATTERNS:
@@ -212,6 +216,12 @@ def list_files(path: Path, endings: AbstractSet[str]) -> list[Path]:
     return sorted(
         file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in endings
     )
+
+
+def read_folder_label(name: str) -> str:
+    """Return ``real`` or ``fake`` if a folder is named so, also ``0_real``, ``1_fake``; else ''."""
+    found = _FOLDER_LABEL.fullmatch(name)
+    return found[1].lower() if found else ""
 
 
 @dataclass(frozen=True)

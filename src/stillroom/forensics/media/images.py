@@ -23,6 +23,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.metadata_claims import MetadataClaim, read_image_claims
+from stillroom.objects.disk import require_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -99,7 +100,7 @@ def load_image(path: Path) -> DecodedImage:
     from PIL import ImageOps, UnidentifiedImageError
 
     try:
-        data = path.read_bytes()
+        data = require_file(path).read_bytes()
     except OSError as error:
         raise _unreadable_image(path, f"cannot be read: {error.strerror}", "an image") from error
     if not data:

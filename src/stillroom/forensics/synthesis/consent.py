@@ -24,7 +24,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.c2pa.credentials import read_credentials
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.media.audio import AUDIO_SUFFIXES
-from stillroom.forensics.media.file_types import detect_file_type, list_files
+from stillroom.forensics.media.file_types import detect_file_type, list_files, read_folder_label
 from stillroom.forensics.media.images import (
     DECODE_ERRORS,
     IMAGE_SUFFIXES,
@@ -32,6 +32,7 @@ from stillroom.forensics.media.images import (
     open_image,
 )
 from stillroom.jobs import atomic_write
+from stillroom.objects.disk import require_file
 from stillroom.provenance import digest_file, digest_json
 from stillroom.provenance.digests import load_json
 
@@ -74,7 +75,7 @@ class Consent:
             DataError: If it is missing, or lacks who, basis, scope, expires or files.
         """
         try:
-            data = load_json(path.read_text(encoding="utf-8"))
+            data = load_json(require_file(path).read_text(encoding="utf-8"))
             missing = [key for key in _KEYS if not data.get(key)]
             expires = date.fromisoformat(str(data["expires"])) if not missing else date.min
         except (OSError, ValueError, AttributeError) as error:
@@ -148,8 +149,11 @@ def require_consent(
         ``person`` or ``synthetic: GENERATOR``, and the record's id, empty without one.
 
     Raises:
-        DataError: If the consent does not cover a use or file, or a file contradicts the claim.
+        DataError: If the consent does not cover a use or file, a file contradicts the claim, or
+            a file of people is in a folder of fakes.
     """
+    if settings.type != "synthetic":
+        _refuse_fakes(paths, Path(settings.folder))
     if settings.type == "people":
         consent = Consent.read(Path(settings.consent))
         digests = [digest_file(path) for path in paths]
@@ -164,6 +168,22 @@ def require_consent(
         f"{settings.generator}: no consent was required, which is recorded with every file"
     )
     return f"synthetic: {settings.generator}", ""
+
+
+def _refuse_fakes(paths: Iterable[Path], folder: Path) -> None:
+    """Refuse sets with a folder of fakes: each file of people is an example of a real one."""
+    for path in paths:
+        if "fake" in map(read_folder_label, path.relative_to(folder).parts[:-1]):
+            raise DataError(
+                f"{path.relative_to(folder).as_posix()} is in a folder of fakes, and would be "
+                "trained on as real",
+                code="forensics.whose-faces",
+                where=str(folder),
+                expected="files of people only, one folder a person",
+                next="name the folder of the real files; to train on a set's fake pictures, write "
+                f"its manifest (stillroom forensics benchmark import --folder {folder} --out "
+                f"{folder}/manifest.jsonl) and set data: {{type: benchmark, manifest: ...}}",
+            )
 
 
 def list_consented_files(path: Path) -> list[Path]:

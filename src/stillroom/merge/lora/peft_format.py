@@ -211,8 +211,9 @@ def _finish(
     rank, alpha = ranks.find(module), alphas.find(module)
     if change.left:
         left, right = entries[change.left], entries[change.right]
-        if len(left.shape) != 2 or len(right.shape) != 2:
-            raise _unknown(change.left, folder)
+        for key in (change.left, change.right):
+            if len(entries[key].shape) != 2:
+                raise _unknown(key, folder)
         if left.shape[1] != right.shape[0] or right.shape[0] != rank:
             raise _broken_config_error(
                 folder,

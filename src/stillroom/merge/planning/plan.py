@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from stillroom.checkpoints.digests import describe_equal_models
+from stillroom.checkpoints.layers import count_layers
 from stillroom.checkpoints.safetensors_format import DTYPE_SIZES
 from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import METHODS, Array
 from stillroom.merge.planning.inputs import GatePrompts, MergeSource, ResolvedSettings
 from stillroom.merge.settings import GateMode
-from stillroom.merge.tensors.structure import EMBEDDING, count_layers
+from stillroom.merge.tensors.structure import EMBEDDING
 from stillroom.provenance import digest_bytes
 from stillroom.records import find_license_warnings
 from stillroom.registry import suggest

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from stillroom.checkpoints.layers import read_layer_values, restack_config, set_layer_values
 from stillroom.checkpoints.safetensors_format import FLOATS
 from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
 from stillroom.merge.interfaces import MergeMethod, missing_base_error
@@ -25,7 +26,6 @@ from stillroom.merge.tensors.structure import (
     find_stacks,
     has_fused_experts,
     is_embedding,
-    restack_config,
     split_layer_name,
     to_mergekit_name,
 )
@@ -182,14 +182,15 @@ class _Planner:
             )
         prefix = stacks[0].prefix if stacks[0] else ""
         requests: list[_TensorRequest] = []
-        layer_numbers: list[int] = []
-        """Number in its source of each layer of the result."""
+        layers: list[tuple[int, int]] = []
+        """Source of each layer of the result, and its number there."""
         for number, layer_slice in enumerate(self.rules.slices):
             for offset in range(layer_slice.count):
                 layer = offset / (layer_slice.count - 1) if layer_slice.count > 1 else 1.0
-                out = f"{prefix}{len(layer_numbers)}"
+                out = f"{prefix}{len(layers)}"
                 requests += self._request_layer(layer_slice, number, offset, prefix, out, layer)
-                layer_numbers.append(layer_slice.sources[0].layer_range[0] + offset)
+                source = self._list_slice_sources(layer_slice)[0]
+                layers.append((source, layer_slice.sources[0].layer_range[0] + offset))
         stacks_by_prefix = find_stacks(names)
         outer_names = [
             name for name in names if not name.startswith(prefix) or not split_layer_name(name)
@@ -207,7 +208,45 @@ class _Planner:
             ]
             requests.append(_TensorRequest(name, tuple(inputs), None, layer_slice))
         donor = self.base or self.sources[self._list_slice_sources(self.rules.slices[0])[0]]
-        return requests, restack_config(dict(donor.checkpoint.config), layer_numbers)
+        return requests, self._stack_config(donor.checkpoint.config, layers)
+
+    def _stack_config(
+        self, config: Mapping[str, Any], layers: Sequence[tuple[int, int]]
+    ) -> dict[str, Any]:
+        """Return the config of a stack, in which an architecture derives what it did of each layer.
+
+        What an architecture derives from a layer's place, such as whether its attention slides, is
+        written out, where it may be.
+        """
+        from stillroom.models.local.runtime import derive_text_config
+
+        known = {}
+        for number in {source for source, _ in layers}:
+            stated = self.sources[number].checkpoint.config
+            own = read_layer_values(stated)  # refuses a number of layers that would be derived from
+            derived = read_layer_values(derive_text_config(stated) or {})
+            known[number] = (derived | own, derived)
+        numbers = [layer for _, layer in layers]
+        stacked = restack_config(config, numbers, [known[source][0] for source, _ in layers])
+        wanted = {
+            key: [known[source][1][key][layer] for source, layer in layers]
+            for key in known[layers[0][0]][1]
+            if all(key in derived for _, derived in known.values())
+        }
+
+        def list_lost(stacked: Mapping[str, Any]) -> dict[str, list[Any]]:
+            found = read_layer_values(derive_text_config(stacked) or {})
+            return {key: values for key, values in wanted.items() if found.get(key) != values}
+
+        lost = list_lost(stacked)
+        written = set_layer_values(stacked, lost) if lost else stacked
+        if lost and (lost := list_lost(written)):
+            raise _slice_error(
+                "slices",
+                f"the architecture derives {', '.join(sorted(lost))} from the places of layers",
+                "layers in an order that keeps it",
+            )
+        return written
 
     def _request_layer(
         self, layer_slice: Slice, number: int, offset: int, prefix: str, out: str, layer: float

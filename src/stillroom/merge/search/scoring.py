@@ -160,9 +160,9 @@ class MergeScorer:
         donor_config = Checkpoint.open(folder).config
         if self._kind is not None and not _is_config(plan, donor_config, self._kind[1]):
             return self._make(plan)
-        from stillroom.models import load_causal_lm
+        from stillroom.models import load_model_only
 
-        model, _ = load_causal_lm(folder, dtype="float32")
+        model = load_model_only(folder, dtype="float32")
         self._kind = (type(model), model.config, model.device)
         return model if _is_config(plan, donor_config, model.config) else self._make(plan)
 
@@ -208,12 +208,12 @@ class MergeScorer:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _load_teacher(self, objective: TeacherObjective) -> Any:
-        from stillroom.models import load_causal_lm, resolve_checkpoint
+        from stillroom.models import load_model_only, resolve_checkpoint
 
         if self._teacher is None:
             reference = Path(objective.teacher)
             path = reference if reference.exists() else resolve_checkpoint(str(reference))
-            self._teacher, _ = load_causal_lm(_find_folder(path), dtype="float32")
+            self._teacher = load_model_only(_find_folder(path), dtype="float32")
         return self._teacher
 
 
@@ -353,7 +353,7 @@ def _answer(
         if not expected or not prompt_messages:
             scores.append((0.0, 0))
             continue
-        text = render_prompt(tokenizer, Prompt(prompt_messages))
+        text = render_prompt(tokenizer, Prompt(prompt_messages), record.tools)
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         ids = ids[:, -max_tokens:].to(model.device)
         with torch.inference_mode():

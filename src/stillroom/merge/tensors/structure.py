@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.checkpoints.layers import count_layers
 from stillroom.checkpoints.safetensors_format import FLOATS
 from stillroom.errors import CheckpointError, Problem, ShapeError
 from stillroom.merge.interfaces import Array
@@ -38,7 +39,6 @@ __all__ = [
     "choose_difference_dtype",
     "compute_difference",
     "compute_difference_norm",
-    "count_layers",
     "describe_expert_differences",
     "find_main_stack",
     "find_stacks",
@@ -49,15 +49,12 @@ __all__ = [
     "locate_tensor",
     "pair_tensors",
     "read_difference_rows",
-    "restack_config",
     "split_layer_name",
     "to_mergekit_name",
 ]
 
 _LAYER = re.compile(r"^(?P<prefix>(?:.*?\.)?)(?P<layer>\d+)\.(?P<rest>.+)$")
 _EMBEDDINGS = ("embed", "wte", "word_embeddings", "tok_embeddings", "shared.weight")
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_PARTS = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,41 +88,9 @@ def find_main_stack(names: Iterable[str], config: Mapping[str, Any]) -> LayerSta
     return stacks[0] if len(stacks) == 1 else None
 
 
-def count_layers(config: Mapping[str, Any]) -> int | None:
-    """Return the number of layers of the (language) model in its config."""
-    for part in (config, *(config.get(key) or {} for key in _PARTS)):
-        for key in _COUNTS:
-            if isinstance(part, Mapping) and isinstance(part.get(key), int):
-                return int(part[key])
-    return None
-
-
 def is_embedding(name: str) -> bool:
     """Return whether a tensor embeds tokens or positions, by its name."""
     return any(part in name for part in _EMBEDDINGS) and "lm_head" not in name
-
-
-def restack_config(config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, Any]:
-    """Return a config for a model whose layer i is the former layer ``layers[i]``.
-
-    Layer counts are updated, and lists with one entry per layer are reordered.
-    """
-    old = count_layers(config)
-
-    def renew(part: Mapping[str, Any]) -> dict[str, Any]:
-        renewed: dict[str, Any] = {}
-        for key, value in part.items():
-            if key in _COUNTS and value == old:
-                renewed[key] = len(layers)
-            elif isinstance(value, list) and len(value) == old and old:
-                renewed[key] = [value[layer] for layer in layers]
-            elif key in _PARTS and isinstance(value, Mapping):
-                renewed[key] = renew(value)
-            else:
-                renewed[key] = value
-        return renewed
-
-    return renew(config)
 
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

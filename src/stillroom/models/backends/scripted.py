@@ -18,6 +18,7 @@ from typing_extensions import override
 from stillroom.errors import BackendError
 from stillroom.models.interfaces import Backend, Score
 from stillroom.models.requests import broadcast_sampling, cut_at_stop
+from stillroom.objects.disk import require_file
 from stillroom.provenance import digest_json, digest_text
 from stillroom.provenance.digests import load_json
 from stillroom.records import Completion, Message, Prompt, Sampling
@@ -185,7 +186,7 @@ class Scripted(Backend):
     def open(self, reference: str) -> ScriptedModel:
         path = Path(reference.removeprefix("scripted:"))
         try:
-            script = load_json(path.read_text(encoding="utf-8"))
+            script = load_json(require_file(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise _invalid_script_error(path, str(error)) from error
         values = list(script.values()) if isinstance(script, dict) else script

@@ -15,13 +15,14 @@ from __future__ import annotations
 import copy
 import threading
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
+from stillroom.models.encoders.int8_layers import quantize_layers
 from stillroom.models.interfaces import Vectors
 from stillroom.models.tokenization.growth import check_growth
 from stillroom.provenance.digests import load_json
@@ -166,6 +167,7 @@ class NumpyBert:
         self._threads = ThreadpoolController()
         self._lock = threading.Lock()
         self._opened: NumpyBert | None = None
+        self._quantized: Callable[[Vectors, Vectors], Vectors] | None = None
 
     def share(self) -> NumpyBert:
         """Return an encoder of the same weights, whose tokenizer has settings of its own."""
@@ -193,6 +195,21 @@ class NumpyBert:
             adapted._weights[name] = weight + update.astype(np.float32)
         return adapted
 
+    def quantize(self) -> NumpyBert:
+        """Return an encoder whose layers multiply 8-bit integers: four times faster, and rounded.
+
+        Raises:
+            MissingExtraError: If onnx or onnxruntime is not installed.
+        """
+        quantized = copy.copy(self)
+        quantized._quantized = quantize_layers(
+            self._weights, self._layers, heads=self._heads, epsilon=self._epsilon
+        )
+        quantized._weights = {
+            name: weight for name, weight in self._weights.items() if name.startswith("embeddings.")
+        }
+        return quantized
+
     def states(
         self,
         ids: Sequence[int],
@@ -211,7 +228,7 @@ class NumpyBert:
             words = words.astype(np.float32, copy=False)
             words = words if added is None else words + added
             positions = self._weights["embeddings.position_embeddings.weight"]
-            bias: Vectors | float = 0.0
+            bias: Vectors = np.zeros((1, 1, 1), dtype=np.float32)
             if self._distances is None:
                 kinds = self._weights["embeddings.token_type_embeddings.weight"]
                 kind = kinds[0] if segments is None else kinds[list(segments)]
@@ -221,11 +238,13 @@ class NumpyBert:
                 states = words + positions[np.cumsum(is_text) * is_text + MPNET_PADDING]
                 bias = _bias_by_distance(self._distances, len(ids))
             states = self._norm(states, "embeddings.LayerNorm.")
+            if self._quantized is not None:
+                return self._quantized(states, bias)
             for layer in self._layers:
                 states = self._read_layer(states, layer, bias)
             return states
 
-    def _read_layer(self, states: Vectors, layer: str, bias: Vectors | float) -> Vectors:
+    def _read_layer(self, states: Vectors, layer: str, bias: Vectors) -> Vectors:
         attended = self._attend(states, f"{layer}attention.self.", bias)
         states = self._norm(
             self._linear(attended, f"{layer}attention.output.dense.") + states,
@@ -237,7 +256,7 @@ class NumpyBert:
             self._linear(wide, f"{layer}output.dense.") + states, f"{layer}output.LayerNorm."
         )
 
-    def _attend(self, states: Vectors, name: str, bias: Vectors | float) -> Vectors:
+    def _attend(self, states: Vectors, name: str, bias: Vectors) -> Vectors:
         queries, keys, values = (
             self._linear(states, f"{name}{part}.").reshape(len(states), self._heads, -1)
             for part in ("query", "key", "value")

@@ -29,7 +29,7 @@ from stillroom.errors import CheckpointError, DataError, MissingExtraError
 from stillroom.models.gguf.comparison import open_engine
 from stillroom.models.gguf.export import GgufType, export_gguf
 from stillroom.models.hub import resolve_checkpoint
-from stillroom.models.local.causal_lm import find_end_tokens, load_causal_lm
+from stillroom.models.local.causal_lm import find_end_tokens, load_causal_lm, load_model_only
 from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Message, Prompt
 
@@ -461,7 +461,7 @@ def _merge_adapter(base: Path, adapter: Path, merged: Checkpoint) -> tuple[Any, 
         import peft
     except ImportError as error:
         raise MissingExtraError.of("peft", "train", "comparing an adapter") from error
-    model, _ = load_causal_lm(base, dtype="float32", device="cpu")
+    model = load_model_only(base, dtype="float32", device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers call
         model = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

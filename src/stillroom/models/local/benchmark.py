@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from stillroom.models.local.causal_lm import load_causal_lm
+from stillroom.models.local.causal_lm import load_model_only
 
 __all__ = ["SpeedResult", "measure_model_speed"]
 
@@ -51,7 +51,7 @@ def measure_model_speed(folder: Path) -> SpeedResult:
     gc.collect()
     _release_memory()
     bytes_before = _start_peak_memory()
-    model, _ = load_causal_lm(folder)
+    model = load_model_only(folder)
     context_length = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
     prompt_tokens = max(min(_PROMPT_TOKENS, context_length - _NEW_TOKENS), 1)
     prefill_ms, decode_ms = [], []

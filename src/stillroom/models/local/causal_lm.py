@@ -35,6 +35,7 @@ __all__ = [
     "fix_rope",
     "has_kv_cache_only",
     "load_causal_lm",
+    "load_model_only",
     "load_pretrained",
     "load_tokenizer",
     "read_tensor_shapes",
@@ -103,7 +104,24 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def load_causal_lm(
     path: Path, *, dtype: str = "auto", device: str = "auto", backend: str = ""
 ) -> tuple[Any, Any]:
-    """Load a model and its tokenizer from a Hugging Face folder or a ``.gguf`` file.
+    """Load a model, as ``load_model_only`` does, and its tokenizer.
+
+    Returns:
+        The model and the tokenizer, which has a padding token and pads on the left.
+
+    Raises:
+        CheckpointError: If either cannot be loaded safely.
+        RecipeError: If the device is not available.
+    """
+    folder = dequantize_gguf(path) if path.suffix == ".gguf" else path
+    model = load_model_only(folder, dtype=dtype, device=device, backend=backend)
+    return model, load_tokenizer(folder)
+
+
+def load_model_only(
+    path: Path, *, dtype: str = "auto", device: str = "auto", backend: str = ""
+) -> Any:
+    """Load a model from a Hugging Face folder or a ``.gguf`` file; its tokenizer is not opened.
 
     The model is in evaluation mode. GGUF files are dequantized once and cached; quantized folders
     are dequantized if transformers lacks the library.
@@ -116,8 +134,7 @@ def load_causal_lm(
             autoregressive model all its results would be wrong.
 
     Returns:
-        The model (a transformers PreTrainedModel) and the tokenizer, which has a padding token and
-        pads on the left.
+        A transformers PreTrainedModel.
 
     Raises:
         CheckpointError: If the folder has no model that can be loaded safely, a tensor is missing,
@@ -152,9 +169,8 @@ def load_causal_lm(
         for name, shape, expected in sorted(report["mismatched_keys"]):
             problems.append(f"'{name}' has shape {tuple(shape)}, not {tuple(expected)}")
         _refuse_mismatched(problems, str(folder))
-        tokenizer = load_tokenizer(folder)
     model.eval()
-    return model.to(target), tokenizer
+    return model.to(target)
 
 
 def fix_rope(model: Any, length: int) -> None:

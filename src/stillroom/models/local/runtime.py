@@ -1,4 +1,4 @@
-"""Runtime of local engines: accelerators, reserved ports, silenced output.
+"""Runtime of local engines: accelerators, reserved ports, silenced output, derived configs.
 
 A sandboxed process may connect only to ports that were named before the sandbox was set up; free
 ports are therefore reserved first, and engines use those.
@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 __all__ = [
     "Accelerator",
     "choose_port",
+    "derive_text_config",
     "explain_unused_driver",
     "list_accelerators",
     "reserve_ports",
@@ -47,6 +48,29 @@ def silence_transformers() -> Iterator[None]:
             logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+_LABELS = frozenset({"num_labels", "id2label", "label2id"})
+
+
+def derive_text_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a config with all values that its architecture derives, also properties of layers.
+
+    Of a model of several parts, that of its language model. None if transformers is not installed,
+    does not support the architecture, or refuses the config.
+    """
+    try:
+        from transformers import AutoConfig
+
+        with silence_transformers():
+            # Without names of labels, which a number of them in a stranger's config would derive
+            named = {key: value for key, value in config.items() if key not in _LABELS}
+            text: Any = AutoConfig.for_model(**named).get_text_config()
+            names = [name for name in dir(type(text)) if name.startswith("layer")]
+            derived = {name: getattr(text, name) for name in names}
+    except Exception:  # noqa: BLE001  # foreign code may raise anything
+        return None
+    return {**text.to_dict(), **derived}
 
 
 @contextmanager

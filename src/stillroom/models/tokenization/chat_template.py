@@ -13,11 +13,12 @@ from typing import Any
 
 from stillroom.errors import BackendError
 from stillroom.models.tokenization.template_process import make_template_error, render_template
-from stillroom.records import Message, Prompt
+from stillroom.records import Message, Prompt, Record
 
 __all__ = [
     "escape_control_tokens",
     "escape_found_controls",
+    "find_tool_problems",
     "list_control_tokens",
     "render_beginnings",
     "render_chat",
@@ -148,6 +149,31 @@ def render_beginnings(
     except Exception as error:  # foreign code may raise anything
         raise make_template_error(error) from error
     return render_template(template, turns, {**tokenizer.special_tokens_map, **extra}, cuts)
+
+
+def find_tool_problems(tokenizer: Any, records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return what is lost of the tools of records in prompts, each with a way out.
+
+    Definitions that are none, tools that the chat template does not show, and calls in a form that
+    it does not use.
+    """
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    count = sum(bool(record.tools) for record in records)
+    unread = sum(bool(record.fields.get("tools")) and not record.tools for record in records)
+    problems = []
+    if unread:
+        problem = "have a field 'tools' that is no list of definitions: it is in no prompt"
+        hint = "write it as OpenAI's API has it, or name the field otherwise if it is no tools"
+        problems.append((unread, problem, hint))
+    if count and "tools" not in template:
+        problem = "have tools; the chat template does not show the tools: they are in no prompt"
+        hint = "add the tools to the system messages, or choose a model whose template shows them"
+        problems.append((count, problem, hint))
+    elif count and "<tool_call>" not in template:
+        problem = "have tools; their calls are <tool_call>, which the chat template does not use"
+        hint = "write the calls in that form, or choose a model whose template has <tool_call>"
+        problems.append((count, problem, hint))
+    return [(f"{n} of {len(records)} records {problem}", hint) for n, problem, hint in problems]
 
 
 def _find_ends(tokenizer: Any) -> tuple[str, str]:

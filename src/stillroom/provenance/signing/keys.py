@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from stillroom.errors import DataError, IntegrityError
-from stillroom.objects.disk import atomic_write, write_secret
+from stillroom.objects.disk import atomic_write, read_secret, write_secret
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -377,7 +377,7 @@ def load_trust(keys: Sequence[Path] = (), authorities: Sequence[Path] = ()) -> T
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_secret(path)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror or error}",

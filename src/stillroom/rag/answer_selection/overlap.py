@@ -22,7 +22,7 @@ __all__ = ["OverlapReader", "QuestionOverlap", "Reading", "ScoredSentence"]
 # questions that calibrated the packaged reader (see its card), with and without the passages that
 # answer. The threshold silences 90 % of 400 questions about other documents, and 29 % of those with
 # an answer in their passages.
-_SLOPE, _INTERCEPT, _THRESHOLD = 4.64, -3.735, 0.126
+_SLOPE, _INTERCEPT, _THRESHOLD, _PASSAGES = 4.64, -3.735, 0.126, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ class OverlapReader:
 
     fingerprint = "overlap"
     threshold = _THRESHOLD
+    passages = _PASSAGES
 
     def read(
         self,

@@ -23,14 +23,16 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from filecmp import cmpfiles
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import CheckpointError
-from stillroom.models.hub import resolve_checkpoint
+from stillroom.errors import CheckpointError, StillroomError
+from stillroom.models.encoders.int8_layers import can_quantize
+from stillroom.models.hub import is_local, resolve_checkpoint
 from stillroom.provenance import digest_json
 from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import (
@@ -55,26 +57,36 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILTIN_READER",
     "FEATURES",
+    "LARGE_READER",
+    "MAX_READ_PASSAGES",
     "MULTILINGUAL_READER",
     "OVERLAP_READER",
+    "PACKAGED_READERS",
     "READ_PASSAGES",
     "SentenceReader",
+    "choose_reader",
     "describe_reading",
     "find_reader",
+    "is_foreign",
     "open_available_reader",
     "open_reader",
 ]
 
-READ_PASSAGES = 5
-"""Passages that a reader is calibrated for: the best of a search."""
+READ_PASSAGES, MAX_READ_PASSAGES = 5, 50
+"""Passages that a reader is calibrated for unless its file says otherwise, and at most."""
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
-MULTILINGUAL_READER = "builtin:reader-multilingual"
+LARGE_READER, MULTILINGUAL_READER = "builtin:reader-large", "builtin:reader-multilingual"
+PACKAGED_READERS = (BUILTIN_READER, LARGE_READER, MULTILINGUAL_READER)
+"""Readers that answer where no other one is named."""
 _BUILTIN_FOLDERS = {
     BUILTIN_READER: "builtin",
-    "builtin:reader-large": "builtin_large",
+    "builtin:reader-small": "builtin",
+    LARGE_READER: "builtin_large",
     MULTILINGUAL_READER: "builtin_multilingual",
 }
 _MAX_SHORT_TOKENS = 24
+_MAX_FLOAT_WIDTH = 384
+_CODE_LETTERS = 2
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
 _HEADS = {"sentence": 1, "no_answer": 1, "ends": 2}
@@ -106,6 +118,9 @@ class SentenceReader:
 
     def _adopt(self, folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
         self._base, self._encoder, held = adapt_base(folder, self.config, tensors, _HEADS)
+        self.precision = "float32"
+        if self._base.width > _MAX_FLOAT_WIDTH and can_quantize():
+            self._encoder, self.precision = self._encoder.quantize(), "int8"
         self._sentence, self._none = held["sentence.weight"][0], held["no_answer.weight"][0]
         self._sentence_bias = float(held["sentence.bias"][0])
         self._none_bias = float(held["no_answer.bias"][0])
@@ -115,7 +130,15 @@ class SentenceReader:
         self._calibration = read_numbers(self.config["calibration"], FEATURES)
         if not 0 <= read_numbers(self.config, ("threshold",))["threshold"] <= 1:
             raise ValueError(f"the threshold {self.threshold} is not a probability")
-        self.fingerprint = digest_json([self.config, digest_tensors(tensors)])
+        if not 1 <= self.passages <= MAX_READ_PASSAGES:
+            raise ValueError(f"{self.passages} passages cannot be read")
+        parts = [self.config, digest_tensors(tensors), self.precision]
+        self.fingerprint = digest_json(parts[: 2 + (self.precision != "float32")])
+
+    @property
+    def passages(self) -> int:
+        """Number of passages that it is calibrated for."""
+        return int(self.config.get("passages", READ_PASSAGES))
 
     @property
     def threshold(self) -> float:
@@ -227,9 +250,9 @@ def open_reader(reference: str) -> SentenceReader | OverlapReader:
     """Return the reader of a reference; the last four stay open, each opened by one thread.
 
     Args:
-        reference: Folder or artifact of a reader; ``builtin:reader``, ``builtin:reader-large`` or
-            ``builtin:reader-multilingual`` for a packaged one, or ``builtin:overlap`` for word
-            overlap without a model.
+        reference: Folder or artifact of a reader; ``builtin:reader-small`` (or
+            ``builtin:reader``), ``-large`` or ``-multilingual`` for a packaged one, or
+            ``builtin:overlap`` for word overlap without a model.
 
     Raises:
         CheckpointError: If there is none, or its base is neither cached nor installed.
@@ -250,9 +273,8 @@ def open_available_reader(
 ) -> tuple[SentenceReader | OverlapReader, str]:
     """Return the reader for documents, and a warning if it is not the one that suits them best.
 
-    In place of ``builtin:reader``, and of a training that kept it unchanged, that is
-    ``builtin:reader-multilingual`` for documents of which most are not in English, and word overlap
-    where no base can be opened.
+    That is the one of ``choose_reader``; where the base of ``builtin:reader`` is missing, word
+    overlap.
 
     Args:
         reference: As for ``open_reader``.
@@ -261,21 +283,11 @@ def open_available_reader(
     Raises:
         CheckpointError: If there is no such reader, and it is not the packaged one.
     """
-    known = [language for language in languages if language]
-    foreign = sorted({language for language in known if language != "en"})
-    warning = ""
-    if 2 * known.count("en") < len(known) and _is_packaged(reference):
-        try:
-            return open_reader(MULTILINGUAL_READER), ""
-        except CheckpointError as error:
-            warning = (
-                f"most passages found are in {', '.join(foreign)}, which {BUILTIN_READER} was not "
-                f"trained on; {MULTILINGUAL_READER} cannot be opened: {error.problems[0].next}"
-            )
+    chosen, warning = choose_reader(reference, languages)
     try:
-        return open_reader(reference), warning
+        return open_reader(chosen), warning
     except CheckpointError as error:
-        if reference != BUILTIN_READER:
+        if chosen != BUILTIN_READER:
             raise
         return OverlapReader(), (
             "sentences are selected by word overlap only, since "
@@ -283,14 +295,76 @@ def open_available_reader(
         )
 
 
+def choose_reader(reference: str, languages: Iterable[str]) -> tuple[str, str]:
+    """Return the reader for documents in such languages, and a warning if it cannot be opened.
+
+    In place of ``builtin:reader``, and of a training that kept it unchanged, that is
+    ``builtin:reader-multilingual`` for documents of which most are not in English, and for others
+    ``builtin:reader-large`` where its base is on this machine and onnxruntime is installed.
+
+    Args:
+        reference: As for ``open_reader``.
+        languages: Languages of the documents; what is no ISO 639-1 code counts as unknown.
+
+    Raises:
+        CheckpointError: If the reference leads nowhere.
+    """
+    if not _is_packaged(reference):
+        return reference, ""
+    known = _select_known(languages)
+    if not is_foreign(known):
+        return _prefer_large(reference)
+    try:
+        open_reader(MULTILINGUAL_READER)
+    except CheckpointError as error:
+        foreign = ", ".join(sorted({*known} - {"en"}))
+        return reference, (
+            f"most documents to be read are in {foreign}, which {BUILTIN_READER} was not trained "
+            f"on; {MULTILINGUAL_READER} cannot be opened: {error.problems[0].next}"
+        )
+    return MULTILINGUAL_READER, ""
+
+
+def is_foreign(languages: Iterable[str]) -> bool:
+    """Return whether most of the languages that are known are not English."""
+    known = _select_known(languages)
+    return 2 * known.count("en") < len(known)
+
+
+def _select_known(languages: Iterable[str]) -> list[str]:
+    return [language for language in languages if len(language) == _CODE_LETTERS]
+
+
+def _prefer_large(reference: str) -> tuple[str, str]:
+    """Return the large reader if it can be opened here, and a warning if it is here but broken."""
+    if not _has_large_reader():
+        return reference, ""
+    try:
+        open_reader(LARGE_READER)
+    except StillroomError as error:  # of the base, or of onnxruntime
+        return reference, (
+            f"{LARGE_READER} is installed but cannot be opened ({error.code}), so the small reader "
+            f"answers; --answering quote:reader={LARGE_READER} says more"
+        )
+    return LARGE_READER, ""
+
+
 def _is_packaged(reference: str) -> bool:
     """Return whether a reader is ``builtin:reader``, perhaps as a training kept it unchanged."""
-    if reference == BUILTIN_READER or reference in {OVERLAP_READER, *_BUILTIN_FOLDERS}:
+    if reference == OVERLAP_READER or reference in _BUILTIN_FOLDERS:
         return reference == BUILTIN_READER
-    try:
-        return open_reader(reference).fingerprint == open_reader(BUILTIN_READER).fingerprint
-    except CheckpointError:
+    files = [CONFIG_FILE, WEIGHTS_FILE]
+    own, packaged = map(find_reader, (reference, BUILTIN_READER))
+    return cmpfiles(own, packaged, files, shallow=False)[0] == files
+
+
+@cache
+def _has_large_reader() -> bool:
+    """Return whether the large reader can be opened as fast as the small one, and at once."""
+    if not can_quantize() or LARGE_READER not in _BUILTIN_FOLDERS:
         return False
+    config = load_json((find_reader(LARGE_READER) / CONFIG_FILE).read_bytes())
+    return is_local(str(config["base"]))
 
 
 def find_reader(reference: str) -> Path:

@@ -51,7 +51,6 @@ from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSenten
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
     FEATURES,
-    READ_PASSAGES,
     WEIGHTS_FILE,
     SentenceReader,
     find_reader,
@@ -353,7 +352,7 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
         start = find_reader(recipe.start)
         network.load(start / CONFIG_FILE, start / WEIGHTS_FILE, base=recipe.base, alpha=lora.alpha)
         before = SentenceReader(start).config
-        calibrated = {name: before[name] for name in calibrated}
+        calibrated = {name: before[name] for name in (*calibrated, "passages") if name in before}
     network.to(device)
     source = build_source(
         examples,
@@ -439,7 +438,7 @@ def _read_held_out(
             ]
             overlap = QuestionOverlap(index, entry.question.text)
             first, second, third = (
-                _score(reader, overlap, entry.question.text, parts[:READ_PASSAGES])
+                _score(reader, overlap, entry.question.text, parts[: reader.passages])
                 for parts in (labeled, near, foreign)
             )
             readings.append((first, second, third))

@@ -22,7 +22,9 @@ from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
-    READ_PASSAGES,
+    MAX_READ_PASSAGES,
+    MULTILINGUAL_READER,
+    choose_reader,
     open_available_reader,
 )
 from stillroom.rag.generation.session import count_citations, digest_sentence
@@ -68,15 +70,17 @@ class Quote(AnswerStrategy):
         min_length=1,
         description="sentence reader: the folder of a job of kind rag.reader; builtin:reader, "
         "trained on questions about articles and manuals, in whose place "
-        "builtin:reader-multilingual reads documents that are not in English; "
-        "builtin:reader-large, which is better on manuals and takes five times the processor "
-        "time; builtin:overlap, word overlap without a model",
+        "builtin:reader-multilingual reads documents that are not in English, and "
+        "builtin:reader-large, which is better on manuals, others, where its base and onnxruntime "
+        "are installed; builtin:reader-small, always the former; builtin:overlap, word overlap "
+        "without a model",
     )
-    passages: int = Field(
-        READ_PASSAGES,
+    passages: int | None = Field(
+        None,
         ge=1,
-        le=50,
-        description="number of passages read; at least those shown (k)",
+        le=MAX_READ_PASSAGES,
+        description="number of passages read, at least those shown (k); null: as many as the "
+        "reader is calibrated for",
     )
     max_quotes: int = Field(
         3, ge=1, le=5, description="maximum number of quotes; the cells of a row count as one"
@@ -99,7 +103,9 @@ class Quote(AnswerStrategy):
 
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
-        depth = max(self.passages, inquiry.asking.k)
+        suited = choose_reader(self.reader, inquiry.index.languages)[0]
+        depth = self.passages or open_available_reader(suited)[0].passages
+        depth = max(depth, inquiry.asking.k)
         candidates = partial(_read_candidates, inquiry.query.text, cache(inquiry.index.document))
         hits = inquiry.expand(_keep_readable(inquiry.retrieve(k=depth), candidates, depth))
         judged = inquiry.judged
@@ -113,11 +119,13 @@ class Quote(AnswerStrategy):
             return
         with stage("select"):
             reader, warning = open_available_reader(
-                self.reader,
+                suited if suited == MULTILINGUAL_READER else self.reader,
                 [inquiry.index.document(hit.passage.document_id).language for hit in hits],
             )
             if warning:
                 add_warning(warning)
+            # Another one than the index suggests may read what was found, and fewer passages.
+            hits = hits[: max(self.passages or reader.passages, inquiry.asking.k)]
             question, passages = inquiry.query.text, [candidates(hit) for hit in hits]
             if judged and judged.wrong:
                 passages = _leave_out_wrong(inquiry, judged, passages)

@@ -20,6 +20,7 @@ from stillroom.models.embedders.sentence import not_embedder_error
 from stillroom.models.encoders.text_encoder import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
+from stillroom.objects.disk import require_file
 from stillroom.provenance import ARTIFACT_FILE, Parent, digest_file, digest_text, make_parent
 from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import (
@@ -97,7 +98,7 @@ def _read_claims(path: Path, warn: Callable[[str], None]) -> Iterator[LabeledCla
         DataError: If the file holds none, or a line is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = require_file(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise _claims_error(str(error), str(path), "check the path") from error
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

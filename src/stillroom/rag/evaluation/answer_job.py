@@ -20,6 +20,7 @@ from stillroom.evaluate.qa.collections import write_run
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.models.factory import DeferredModel
+from stillroom.objects.disk import require_file
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
@@ -52,6 +53,7 @@ from stillroom.rag.evaluation.reader_comparison import (
     match_quotes,
     probe_silence,
     select_model_questions,
+    suit_readers,
 )
 from stillroom.rag.evaluation.reader_decision import BASE_ARM
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
@@ -125,11 +127,13 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; resuming continues.
     """
     pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
-    if recipe.compare is not None:
-        pipelines = list_arms(recipe, pipelines[0])
     questions, labels = _read_questions(recipe, job.warn), _read_labels(recipe)
+    named = [] if recipe.compare is None else list(recipe.compare.readers.values())
     decision: dict[str, Any] = {}
     with recipe.open_index() as index, closing(_open_model(recipe)) as model:
+        if recipe.compare is not None:
+            recipe = suit_readers(recipe, index)
+            pipelines = list_arms(recipe, pipelines[0])
         evidence = EvidenceMap(index)
         locations = {question.id: evidence.locate(question) for question in questions}
         readings, served = _answer_all(recipe, pipelines, questions, index, model, job)
@@ -158,13 +162,15 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
                 report, line = report_judgments(recipe, graded, silent)
                 decision = {"judgments": line}
             else:
-                is_synthetic = are_synthetic(recipe.questions)
-                decided = add_comparison(report, recipe, graded, silent, is_synthetic=is_synthetic)
+                generated, own = are_synthetic(recipe.questions), named[0]
+                decided = add_comparison(
+                    report, recipe, graded, silent, is_synthetic=generated, trained=own
+                )
                 decision = {"decision": decided.to_json()}
         report.write(job.output)
         return job.finish(
             "report",
-            parents=_build_parents(recipe, job, writer),
+            parents=_build_parents(recipe, named, job, writer),
             details={
                 "index": index.digest,
                 "questions": len(questions),
@@ -212,7 +218,7 @@ def read_labels(path: Path) -> dict[tuple[str, str], bool]:
         DataError: If a line is malformed.
     """
     labels = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(require_file(path).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -400,14 +406,19 @@ def _compute_quality(graded: GradedAnswer) -> tuple[float, float, float, str]:
     return first, second, third, graded.question.id
 
 
-def _build_parents(recipe: AnswerEvaluationRecipe, job: Job, writer: str) -> list[Parent]:
+def _build_parents(
+    recipe: AnswerEvaluationRecipe, named: Sequence[str], job: Job, writer: str
+) -> list[Parent]:
     parents = [make_parent("index", Path(recipe.index), job.out)]
     if (Path(recipe.model) / ARTIFACT_FILE).is_file():
         parents.append(make_parent("model", Path(recipe.model), job.out))
     elif writer:  # the fingerprint of the model that was asked
         parents.append(Parent("model", recipe.model, writer, "checkpoint"))
     labels = recipe.model_judge.labels if recipe.model_judge is not None else None
-    readers = recipe.compare.readers.values() if recipe.compare is not None else ()
+    read = list(recipe.compare.readers.values()) if recipe.compare is not None else []
+    # Also the artifacts in whose place a packaged reader reads.
+    artifacts = [value for value in named if (Path(value) / ARTIFACT_FILE).is_file()]
+    readers = dict.fromkeys([*artifacts, *read])
     inputs = [("questions", recipe.questions), ("labels", labels)]
     inputs += [("reader", value) for value in readers if value != recipe.questions]
     for name, value in inputs:

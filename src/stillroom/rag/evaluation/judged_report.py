@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from stillroom.evaluate import Metric, Report, Table
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
-from stillroom.rag.answer_selection.reader import BUILTIN_READER
+from stillroom.rag.answer_selection.reader import PACKAGED_READERS
 from stillroom.rag.evaluation.reader_comparison import (
     build_comparison,
     find_twins,
@@ -48,7 +48,7 @@ def report_judgments(
     assert recipe.compare is not None  # noqa: S101  # callers have looked
     comparison = build_comparison(recipe, graded, probes, head=_HEAD)
     compared, first = comparison.arms, comparison.first
-    packaged = next((a for a, name in comparison.readers.items() if name == BUILTIN_READER), "")
+    packaged = next((a for a, name in comparison.readers.items() if name in PACKAGED_READERS), "")
     control = recipe.compare.untaught if recipe.compare.untaught in compared else packaged
     differences = comparison.find_differences()
     is_same = control in find_twins(recipe)

@@ -72,9 +72,17 @@ def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str 
     answers, for the verdict ``quote`` alone.
 
     Raises:
-        DataError: If the verdict is ``quote`` and the text is missing or in no passage, or another
-            verdict has a text.
+        DataError: If the verdict is ``quote`` and the text is missing or in no passage, another
+            verdict has a text, or the answer's quotes are not of its text.
     """
+    for part in asked.quotes:
+        if part["text"] not in asked.text or (part.get("short") or "") not in part["text"]:
+            raise DataError(
+                f"the answer does not hold its quote {part['text']!r:.{_MAX_SHOWN}}",
+                code="judge.other-answer",
+                expected="quotes of the text that is judged, with short answers within them",
+                next="give text and quotes of the same answer",
+            )
     if (verdict == "quote") != bool(quote.strip()):
         raise DataError(
             f"the verdict {verdict!r} has {'a' if quote.strip() else 'no'} quoted text",

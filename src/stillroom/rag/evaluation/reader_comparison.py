@@ -34,7 +34,9 @@ from stillroom.provenance.sources import list_ancestors
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
     OVERLAP_READER,
+    choose_reader,
     find_reader,
+    open_available_reader,
     open_reader,
 )
 from stillroom.rag.answer_strategies.quote import Quote
@@ -78,6 +80,7 @@ __all__ = [
     "measure_arm",
     "probe_silence",
     "select_model_questions",
+    "suit_readers",
     "tabulate_arms",
 ]
 
@@ -90,6 +93,23 @@ _TABULATED = (
 _SHOWN_ANSWERS = 10
 _SHOWN_CHARACTERS = 240
 Rows = Mapping[str, Sequence["GradedAnswer"]]
+
+
+def suit_readers(recipe: AnswerEvaluationRecipe, index: Index) -> AnswerEvaluationRecipe:
+    """Return a recipe that names the packaged reader with which ``ask`` reads the index.
+
+    Also in place of a folder with the packaged reader's weights, as a training kept them.
+    """
+    assert recipe.compare is not None  # noqa: S101  # callers have looked
+    languages = index.languages
+    readers = {
+        arm: choose_reader(name, languages)[0]
+        if name == BUILTIN_READER or Path(name).is_dir()
+        else name
+        for arm, name in recipe.compare.readers.items()
+    }
+    compare = recipe.compare.model_copy(update={"readers": readers})
+    return recipe.model_copy(update={"compare": compare})
 
 
 def list_arms(
@@ -226,8 +246,10 @@ def count_passages(
     recipe: AnswerEvaluationRecipe, arm: RetrievalPipeline, first: RetrievalPipeline
 ) -> int:
     """Return the number of passages to show: to the model as many as the first reader reads."""
-    read = first.answering.passages if isinstance(first.answering, Quote) else 0
-    return max(recipe.k, read) if arm.name == BASE_ARM else recipe.k
+    quote = first.answering
+    if arm.name != BASE_ARM or not isinstance(quote, Quote):
+        return recipe.k
+    return max(recipe.k, quote.passages or open_available_reader(quote.reader)[0].passages)
 
 
 def find_twins(recipe: AnswerEvaluationRecipe) -> list[str]:
@@ -326,12 +348,16 @@ def add_comparison(
     probes: Mapping[tuple[str, str], SilenceProbe],
     *,
     is_synthetic: bool,
+    trained: str = "",
 ) -> ReaderDecision:
-    """Put the comparison before the report's sections, and its decision before the summary."""
+    """Put the comparison before the report's sections, and its decision before the summary.
+
+    ``trained`` is the folder of the first reader, if a packaged one reads in its place.
+    """
     comparison = build_comparison(recipe, graded, probes)
     compared, first = comparison.arms, comparison.first
     differences = comparison.find_differences()
-    decision = decide_reader(comparison, differences, is_synthetic=is_synthetic)
+    decision = decide_reader(comparison, differences, is_synthetic=is_synthetic, trained=trained)
     for arm in compared:
         for metric in measure_arm(comparison, arm):
             report.add(metric, is_headline=metric.name.endswith("/holds"))

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 from stillroom.evaluate import Metric, paired_difference
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
-from stillroom.rag.answer_selection.reader import BUILTIN_READER, OVERLAP_READER
+from stillroom.rag.answer_selection.reader import (
+    BUILTIN_READER,
+    LARGE_READER,
+    MULTILINGUAL_READER,
+    OVERLAP_READER,
+    PACKAGED_READERS,
+)
 
 if TYPE_CHECKING:
     from stillroom.rag.evaluation.answer_job import GradedAnswer
@@ -32,7 +38,12 @@ __all__ = [
 ]
 
 BASE_ARM = "base"
-_LABELS = {BUILTIN_READER: "the packaged reader", OVERLAP_READER: "word overlap"}
+_LABELS = {
+    BUILTIN_READER: "the packaged reader",
+    LARGE_READER: "the packaged large reader",
+    MULTILINGUAL_READER: "the packaged multilingual reader",
+    OVERLAP_READER: "word overlap",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +175,11 @@ class ArmComparison:
 
 
 def decide_reader(
-    comparison: ArmComparison, differences: Mapping[str, Metric], *, is_synthetic: bool
+    comparison: ArmComparison,
+    differences: Mapping[str, Metric],
+    *,
+    is_synthetic: bool,
+    trained: str = "",
 ) -> ReaderDecision:
     """Return the arm to use: another one only where both intervals lie above the first's."""
     compared, readers, first = comparison.arms, comparison.readers, comparison.first
@@ -193,7 +208,9 @@ def decide_reader(
         for arm, side in compared.items()
     )
     line += f" As served (right words, silent): {served}." if count else ""
-    line += _tell_start(readers[first])
+    line += (start := _tell_start(trained or readers[first]))
+    if start and readers[first] in PACKAGED_READERS:
+        line += f" In their place {_LABELS[readers[first]]} answers."
     if is_synthetic:
         line += (
             " These questions were generated; only questions by people can decide (stillroom make "
@@ -217,7 +234,7 @@ def _write_head(
     beaten = [
         labels[arm]
         for arm in sides.beaten
-        if not (is_selected and readers.get(arm) == BUILTIN_READER)
+        if not (is_selected and readers.get(arm) in PACKAGED_READERS)
     ]
     if len(compared) == 1:
         return f"Nothing to compare: {own} is the only reader."

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Index"]
 
+_LANGUAGE_SAMPLE = 1_000
+
 
 class Index:
     """A snapshot of an index; use ``open``, ``search_dense``, ``passage`` and ``close``."""
@@ -209,6 +211,13 @@ class Index:
     def fields(self) -> dict[str, list[str]]:
         """Fields of the documents, with the types of their values."""
         return {name: sorted(kinds) for name, kinds in sorted(self._state.fields.items())}
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages of the documents, whatever the filters; of many, of up to a thousand."""
+        keys = self._state.everyone.table.keys
+        sample = keys[:: len(keys) // _LANGUAGE_SAMPLE + 1].tolist()
+        return [str(value) for _, value in self._state.opened.list_values("language", sample)]
 
     def passage(self, passage_id: str) -> Passage:
         """Return a passage by its id.

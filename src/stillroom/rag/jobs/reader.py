@@ -9,8 +9,9 @@ from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
-from stillroom.models.hub import DEFAULT_EMBEDDER
+from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
 from stillroom.provenance import digest_file
+from stillroom.provenance.digests import load_json
 from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.replay import TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings
@@ -66,7 +67,9 @@ class ReaderRecipe(Recipe):
     )
     start: Reference | None = Field(
         default=None,
-        description="reader to train further, of the same base and rank; null starts from the base",
+        description="reader to train further, of the same base and rank; builtin:reader gives way "
+        "to builtin:reader-multilingual and its base where most documents are not in English; null "
+        "starts from the base",
     )
     k: int = Field(default=3, ge=1, le=20, description="passages of a training example")
     unanswerable: float = Field(
@@ -111,7 +114,41 @@ def run(recipe: ReaderRecipe, job: Job) -> Artifact:
     """
     from stillroom.rag.answer_selection.training_run import train_reader
 
-    return train_reader(recipe, job)
+    suited, warning = _suit_start(recipe)
+    if warning:
+        job.warn(warning)
+    elif suited != recipe:
+        job.say(f"most documents are not in English: {suited.start} of {suited.base} is the start")
+    return train_reader(suited, job)
+
+
+def _suit_start(recipe: ReaderRecipe) -> tuple[ReaderRecipe, str]:
+    """Return the recipe with the packaged reader for its documents as the start, and its base.
+
+    And a warning if that reader cannot be opened.
+    """
+    from stillroom.rag.answer_selection.reader import (
+        BUILTIN_READER,
+        CONFIG_FILE,
+        choose_reader,
+        find_reader,
+        is_foreign,
+    )
+    from stillroom.rag.index.searcher import Index
+
+    if recipe.start != BUILTIN_READER:
+        return recipe, ""
+    with Index.open(Path(recipe.index), verify=False) as index:
+        languages = index.languages
+    if not is_foreign(languages):  # the large reader takes an hour of training
+        return recipe, ""
+    start, warning = choose_reader(recipe.start, languages)
+    if start == recipe.start:
+        return recipe, warning
+    changes = {"start": start}
+    if recipe.base == DEFAULT_EMBEDDER:
+        changes["base"] = load_json((find_reader(start) / CONFIG_FILE).read_bytes())["base"]
+    return recipe.model_copy(update=changes), ""
 
 
 def estimate(recipe: ReaderRecipe) -> Estimate:
@@ -125,7 +162,8 @@ def estimate(recipe: ReaderRecipe) -> Estimate:
     return Estimate(
         memory_bytes=1_200_000_000 + recipe.train.micro_tokens * _BYTES_PER_TOKEN,
         disk_bytes=40_000_000 + recipe.train.states_mb * 10**6,
-        seconds=tokens * _SECONDS_PER_TOKEN,
+        # The multilingual encoder has twice the layers.
+        seconds=tokens * _SECONDS_PER_TOKEN * (1 + (recipe.base == MULTILINGUAL_EMBEDDER)),
         memory_knob="lower train.micro_tokens",
         disk_knob="lower train.states_mb or train.lora.rank",
         basis=f"{steps} steps of {recipe.train.batch_size} questions with {recipe.k} passages",
@@ -136,7 +174,8 @@ def _list_start(recipe: ReaderRecipe) -> tuple[str, ...]:
     """Return the digest of the weights of the reader that is trained further."""
     from stillroom.rag.answer_selection.reader import WEIGHTS_FILE, find_reader
 
-    return () if recipe.start is None else (digest_file(find_reader(recipe.start) / WEIGHTS_FILE),)
+    start = _suit_start(recipe)[0].start
+    return () if start is None else (digest_file(find_reader(start) / WEIGHTS_FILE),)
 
 
 JOB_KIND = JobKind(

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.errors import DataError
+from stillroom.objects.disk import require_file
 from stillroom.rag.types import DocumentMetadata
 
 __all__ = [
@@ -97,7 +98,7 @@ def read_metadata(path: Path) -> dict[str, DocumentMetadata]:
     """
     metadata_by_path: dict[str, DocumentMetadata] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = require_file(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise _make_metadata_error(path, 0, f"it cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):

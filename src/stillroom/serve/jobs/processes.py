@@ -32,7 +32,6 @@ from typing import Any
 
 from stillroom.errors import Problem
 from stillroom.provenance.digests import load_json
-from stillroom.serve.errors import ApiError
 
 __all__ = [
     "describe_crash",
@@ -119,6 +118,8 @@ async def run_worker(
             code = await process.wait()
             return {"state": "failed", "problems": [asdict(describe_crash(code))]}
     except TimeoutError:
+        from stillroom.serve.errors import ApiError  # with fastapi, which no worker needs
+
         raise ApiError(504, f"no answer within {timeout_s:g} s", code="timeout") from None
     finally:
         await kill_worker(process)

@@ -70,7 +70,7 @@ def read_kind(folder: Path) -> str:
     if is_artifact(folder):
         try:
             return read_artifact(folder).kind
-        except DataError:
+        except (DataError, OSError):
             return "broken"
     return "checkpoint" if _is_artifact_or_checkpoint(folder) else "folder"
 
@@ -166,8 +166,9 @@ def _describe_artifact(root: Path, folder: Path) -> FolderArtifact:
         return FolderArtifact(name, "checkpoint", size_bytes=size, recipe="produced elsewhere")
     try:
         artifact = read_artifact(folder)
-    except DataError as error:
-        return FolderArtifact(name, "broken", details={"problem": error.problems[0].what})
+    except (DataError, OSError) as error:
+        what = error.problems[0].what if isinstance(error, DataError) else error.strerror
+        return FolderArtifact(name, "broken", details={"problem": what})
     kind, license = _read_origin(artifact)
     return FolderArtifact(
         name,

@@ -22,7 +22,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.random_init import write_random_checkpoint
 from stillroom.evaluate.lm.loss import encoded_loss
 from stillroom.jobs import Job
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import load_model_only, resolve_checkpoint
 from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversation
 from stillroom.provenance import digest_json
 from stillroom.records import Record
@@ -131,8 +131,7 @@ class StudentTrainer:
 
     def create(self, seed: int) -> Any:
         """Return the untrained student of a seed."""
-        model, _ = load_causal_lm(self._folder(seed), dtype="float32")
-        return model
+        return load_model_only(self._folder(seed), dtype="float32")
 
     def losses(self, model: Any, encoded: Sequence[EncodedConversation]) -> list[tuple[float, int]]:
         """Return (nats, tokens) of each record under a student."""

@@ -30,6 +30,7 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from stillroom.errors import DataError
+from stillroom.objects.disk import require_file
 from stillroom.provenance.digests import load_json
 from stillroom.recipes import Reference, Settings
 from stillroom.records import Message, Record
@@ -190,7 +191,7 @@ def read_seed_rows(path: Path, columns: Sequence[TableColumn]) -> list[dict[str,
         DataError: If the file is missing or invalid, or lacks a column.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with require_file(path).open(encoding="utf-8-sig", newline="") as file:
             rows: list[Any] = (
                 [load_json(line) for line in file if line.strip()]
                 if path.suffix == ".jsonl"

@@ -27,6 +27,7 @@ from typing_extensions import override
 from stillroom.errors import DataError
 from stillroom.evaluate.json_output import describe_violation
 from stillroom.evaluate.sandbox import run_code
+from stillroom.objects.disk import require_file
 from stillroom.provenance.digests import load_json
 from stillroom.recipes import Reference
 from stillroom.records import Message
@@ -457,7 +458,7 @@ def _read_json(path: Path) -> Any:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return require_file(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _broken(str(path), f"it cannot be read: {error}") from error
 

@@ -263,6 +263,8 @@ _TOML = re.compile(r"\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL
 _MAX_CHARACTERS = 64 * 1024
 _MAX_FIELDS = 200
 _MAX_DEPTH = 4
+# Nothing that would be markup in a card, or reach beyond itself where licenses are joined
+_LICENSE = re.compile(r"(?=.{1,100}\Z)(?=[^\W_]|\()(?:[\w .,:;/+&-]|\([\w .,:;/+&-]+\))+")
 FrontMatterValue = str | int | float | bool | list[str | int | float | bool]
 
 
@@ -273,6 +275,15 @@ class FrontMatter:
     fields: dict[str, FrontMatterValue] = field(default_factory=dict)
     end: int = 0
     error: str = ""
+
+    @property
+    def license(self) -> str:
+        """The license that the text states; empty if it states none, or not as one short name."""
+        names = {name.lower(): value for name, value in self.fields.items()}
+        stated = names.get("license", names.get("licence"))
+        if not isinstance(stated, str) or stated.lower() == "unknown":
+            return ""
+        return " ".join(stated.split()) if _LICENSE.fullmatch(stated) else ""
 
 
 def read_front_matter(text: str) -> FrontMatter:

@@ -1,21 +1,22 @@
 """Markdown files as text, byte for byte, with headings from a CommonMark parser.
 
 A ``#`` within a code fence is no heading. The metadata field ``front_matter`` has the typed fields
-of the front matter; its ``title`` is the document's title. The text begins below it, unless it
-cannot be read.
+of the front matter; its ``title`` is the document's title, and its ``license`` joins that of the
+origin. The text begins below it, unless it cannot be read.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
 from markdown_it import MarkdownIt
 from typing_extensions import override
 
-from stillroom.records import Document, Heading
+from stillroom.records import Document, Heading, Origin, combine_origins
 from stillroom.text.documents.builder import build_document, read_front_matter, require_text
 from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.encoding import build_anchors, decode_text
@@ -45,6 +46,8 @@ class Md(Parser):
             marks.add_property("the front matter", "", front.fields)
             metadata |= marks.to_metadata()
             decoded = decoded.drop_start(front.end)
+            both = combine_origins([source.origin, Origin(license=front.license)])
+            source = replace(source, origin=replace(source.origin, license=both.license))
         if front.error:
             metadata["front_matter_error"] = front.error
         document = build_document(

@@ -1,5 +1,6 @@
 """Two tokenizations as common chunks: kinds, special tokens, templates, and the report."""
 
+import gzip
 import json
 
 import pytest
@@ -193,7 +194,8 @@ def test_command_reports_texts_and_records(folders, tmp_path):
         }
     ]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    files = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress((tmp_path / "b.jsonl").read_bytes()))
+    files = [str(tmp_path / name) for name in ("a.txt", "b.jsonl", "c.jsonl.gz")]
     result = CliRunner().invoke(distill_group, ["align", *folders, *files])
     assert result.exit_code == 0, result.output
     assert "in common chunks: 100.0% of bytes" not in result.output  # special tokens are apart

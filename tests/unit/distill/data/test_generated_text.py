@@ -1,9 +1,19 @@
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 from tests.unit.distill.data.test_generated_text_sequence import ask
 
-from stillroom.distill.data.generated_text import generate_rationales, make_rationale_tasks
-from stillroom.distill.settings import RationaleFirstSettings, RationaleTaskSettings
+from stillroom.distill.data.generated_text import (
+    generate_rationales,
+    generate_sequences,
+    make_rationale_tasks,
+)
+from stillroom.distill.settings import (
+    RationaleFirstSettings,
+    RationaleTaskSettings,
+    SequenceSettings,
+)
 from stillroom.records import Message, Record
 from stillroom.testing import scripted_model
 
@@ -52,6 +62,17 @@ def test_missing_rationales_are_written_by_one_who_knows_the_answer(job):
     assert found[0].origin.kind == "synthetic"
     assert found[0].origin.chain[-1].parents == (records[0].id,)
     assert found[1] == records[1]
+
+
+def test_tools_that_the_writer_is_not_shown_are_counted(job):
+    records = [replace(ask("why?", "so"), fields={"tools": [{"name": "add"}]}), ask("how?", "thus")]
+    writer, said = scripted_model(lambda prompt: "Because."), []
+    job.warn = said.append
+    settings = RationaleTaskSettings.model_validate({"generate": {}})
+    generate_rationales(settings, settings.generate, records, writer, job, seed=0)
+    generate_sequences(SequenceSettings(), records, writer, job, seed=0)
+    assert len(said) == 2
+    assert all(line.startswith("1 of 2 records have tools, which") for line in said)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import build, estimate, preflight, run
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
+from stillroom.distill.data import tokenized
 from stillroom.distill.data.tokenized import tokenize_records
 from stillroom.distill.logit_cache.cache import LogitCache
+from stillroom.distill.preflight import resources
 from stillroom.distill.preflight.resources import ResourceEstimator
 from stillroom.distill.preflight.workload import describe_workload
 from stillroom.jobs import Job
@@ -111,6 +113,22 @@ def test_what_is_cut_counts_as_it_is_cut(make_recipe, loaded):
     learned = [one for one in make_records(12) if one.fields["split"] == "train"]
     _, real = tokenize_records(loaded[1], learned, max_tokens=20, include_prompt=True)
     assert ResourceEstimator(describe_workload(recipe)).counted.tokens == real["tokens"]
+
+
+def test_the_checks_of_one_job_measure_its_data_once(make_recipe, tmp_path, monkeypatch):
+    measure, paths = tokenized.measure_dataset_size, []
+
+    def note(path, *arguments, **settings):
+        paths.append(path)
+        return measure(path, *arguments, **settings)
+
+    for module in (tokenized, resources):
+        monkeypatch.setattr(module, "measure_dataset_size", note)
+    recipe = make_recipe()
+    flight = preflight(recipe, tmp_path)
+    assert find(flight, "memory")
+    assert find(flight, "logit cache")
+    assert paths == [recipe.records]
 
 
 def test_without_its_tokenizer_characters_stand_in(make_recipe):

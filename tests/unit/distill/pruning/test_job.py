@@ -35,8 +35,8 @@ def make_recipe(teacher_folder, records_file):
 
 def call(teacher, records, out, *words, **student):
     settings = [f"student.{name}={value}" for name, value in student.items()]
-    words = [f"teacher={teacher}", f"records={records}", *settings, *words, "--out", str(out)]
-    return CliRunner().invoke(stillroom, ["run", "distill.prune", *words])
+    words = [f"teacher={teacher}", f"records={records}", "threads=1", *settings, *words]
+    return CliRunner().invoke(stillroom, ["run", "distill.prune", *words, "--out", str(out)])
 
 
 def test_writes_a_checkpoint_and_says_what_was_kept_and_lost(

@@ -166,6 +166,18 @@ def test_lists_of_token_ids_are_not_lists_of_layers():
     assert short == {"num_hidden_layers": 1, "eos_token_id": [1, 2], "layer_types": ["b"]}
 
 
+def test_numbers_of_layers_in_a_config_follow_them():
+    config = {"num_hidden_layers": 4, "mlp_only_layers": [0, 3], "first_k_dense_replace": 1}
+    short = drop_config_layers(config, {}, 4, (0, 3))
+    assert short == {"num_hidden_layers": 2, "mlp_only_layers": [0, 1], "first_k_dense_replace": 1}
+
+
+def test_a_number_of_layers_that_is_stated_as_text_is_replaced():
+    config = {"num_hidden_layers": "3", "n_layer": 9, "layer_types": ["a", "b", "c"]}
+    short = drop_config_layers(config, {}, 3, (0, 2))
+    assert short == {"num_hidden_layers": 2, "n_layer": 2, "layer_types": ["a", "c"]}
+
+
 def test_what_follows_from_a_layers_number_is_written_down():
     short = drop_config_layers({"n_layer": 3}, {"layer_types": ["a", "b", "c"]}, 3, (0, 2))
     assert short == {"n_layer": 2, "layer_types": ["a", "c"]}

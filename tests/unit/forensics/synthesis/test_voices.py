@@ -175,3 +175,16 @@ def test_recordings_of_a_speaker_are_of_one_whatever_folders_lie_below(tmp_path,
     assert sorted({wave_.identity for wave_ in found.waves}) == ["anna", "bob", "clara"]
     assert found.num_skipped == 1
     assert "1 of 5 recordings were skipped" in said
+
+
+@pytest.mark.parametrize("name", ["fake", "1_fake", "FAKE"])
+def test_a_folder_of_fakes_is_no_person(name, tmp_path, voices):
+    for path in ("real/a.wav", f"{name}/a.wav"):
+        write_sound(tmp_path / "set" / path, voices[0].samples)
+    source = LicensedSource(type="licensed", folder=str(tmp_path / "set"), basis="a license")
+    with pytest.raises(DataError) as caught:
+        open_voices(source, [], seconds=4.0, seed=0, count=9, warn=print)
+    assert caught.value.code == "forensics.whose-faces"
+    assert f"{name}/a.wav" in caught.value.problems[0].what
+    real = LicensedSource(type="licensed", folder=str(tmp_path / "set/real"), basis="a license")
+    assert open_voices(real, [], seconds=4.0, seed=0, count=9, warn=print).waves

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import safe_open
 from tests.unit.merge.lora.test_adapter import EMBEDDING, Q, refused, write_adapter
 
 from stillroom.checkpoints import Checkpoint
@@ -97,7 +98,10 @@ def test_embeddings_stay_embeddings(tmp_path):
     found = Adapter.open(tmp_path / "sum")
     name = f"{EMBEDDING}.weight"
     np.testing.assert_allclose(product(found, name), 2 * product(adapters[0], name), atol=1e-4)
-    assert found.digest_replaced(name) == adapters[0].digest_replaced(name)
+    assert found.digest_replaced(name) == adapters[0].digest_replaced(name) != ""
+    with safe_open(tmp_path / "sum" / "adapter_model.safetensors", "np") as file:
+        parts = {key.rpartition(f"{EMBEDDING}.")[2] for key in file.keys()}  # noqa: SIM118
+    assert parts == {"lora_embedding_A", "lora_embedding_B", "base_layer.weight"}
     other = Adapter.open(
         write_adapter(
             tmp_path / "c", tensors | {f"{EMBEDDING}.base_layer.weight": torch.ones(384, 64)}
@@ -123,7 +127,7 @@ def test_biases_are_summed(tmp_path):
 def test_dora_is_refused_by_name(tmp_path):
     tensors = draw(0) | {f"{Q}.lora_magnitude_vector": torch.ones(64)}
     adapter = Adapter.open(write_adapter(tmp_path / "a", tensors, use_dora=True))
-    with refused(CheckpointError, "merge.adapter-not-a-sum"):
+    with refused(CheckpointError, "merge.adapter-not-a-sum", naming=f"{Q}.weight"):
         merge_adapters([adapter], [1], tmp_path / "sum")
     assert not (tmp_path / "sum").exists()
 
@@ -150,6 +154,7 @@ def test_an_existing_folder_is_kept_and_different_bases_are_told(tmp_path):
     two = Adapter.open(write_adapter(tmp_path / "b", base_model_name_or_path="y"))
     with refused(DataError, "data.exists"):
         merge_adapters([one], [1], tmp_path / "b")
+    assert Adapter.open(tmp_path / "b").base_name == "y"
     result = merge_adapters([one, two], [1, 1], tmp_path / "b", overwrite=True)
     assert "x, y" in result.notes[0]
     assert Adapter.open(tmp_path / "b").base_name == "x"
@@ -220,5 +225,9 @@ def test_what_is_extracted_from_tied_checkpoints_is_added(family, tmp_path):
     adapters = [Adapter.open(tmp_path / str(number)) for number in range(2)]
     merge_adapters(adapters, [1, 0.5], tmp_path / "sum", base=base)
     found = Adapter.open(tmp_path / "sum")
+    for name in found.names():
+        if not found.is_replaced(name):
+            wanted = product(adapters[0], name) + 0.5 * product(adapters[1], name)
+            np.testing.assert_allclose(product(found, name), wanted, rtol=1e-4, atol=1e-6)
     assert (found.replacement(HEAD) == found.replacement(f"{EMBEDDING}.weight")).all()
     assert AdaptedCheckpoint(base, found).names() == base.names()

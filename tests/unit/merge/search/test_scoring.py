@@ -12,6 +12,7 @@ from stillroom.evaluate.lm.loss import held_out_loss
 from stillroom.merge.engine.merge import open_merge, reconfigure_merge
 from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.search.scoring import MergeScorer, ScoringSettings, draw_records
+from stillroom.merge.settings import AnswerObjective
 from stillroom.models import load_causal_lm
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
@@ -84,6 +85,22 @@ def test_a_vocabulary_of_both_models_is_scored_with_its_own_tokenizer(tmp_path):
     written = score_written(merge, tmp_path / "out")
     assert score_filled(merge, tmp_path) == written
     assert score_filled(merge_of("passthrough", base), tmp_path) != written
+
+
+def test_an_answer_is_asked_for_with_the_tools_of_its_record(tmp_path, monkeypatch):
+    model, tokenizer = load_causal_lm(tiny_checkpoint(tmp_path / "m"), dtype="float32")
+    tokenizer.chat_template = "{{ tools }}{{ messages[0].content }}"
+    settings = ScoringSettings(objective=AnswerObjective(name="f1"))
+    scorer = MergeScorer(settings, tmp_path / "scratch", pytest.fail)
+    prompts = []
+
+    def generate(input_ids, **settings):
+        prompts.append(tokenizer.decode(input_ids[0]))
+        return input_ids
+
+    monkeypatch.setattr(model, "generate", generate)
+    scorer.measure_model(model, tokenizer, [Record(RECORDS[0].messages, {"tools": [{"a": 1}]})])
+    assert "{'a': 1}" in prompts[0]
 
 
 def widen_table(name, tensor):

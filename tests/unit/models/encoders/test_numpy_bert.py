@@ -131,6 +131,21 @@ def test_tokens_and_states_are_those_of_transformers(folder, kind):
     assert bert.max_positions == 128
 
 
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_layers_of_8_bit_integers_give_nearly_the_same_states(folder, kind):
+    if kind == "mpnet":
+        make_mpnet(folder)
+    bert = open_bert(folder)
+    quantized = bert.quantize()
+    for text in TEXTS:
+        ids = bert.tokenizer(text, truncation=True, max_length=100)["input_ids"]
+        exact, rounded = bert.states(ids), quantized.states(ids)
+        assert np.array_equal(quantized.states(ids), rounded)
+        cosine = (exact * rounded).sum() / np.linalg.norm(exact) / np.linalg.norm(rounded)
+        assert cosine > 0.98
+        assert not np.array_equal(exact, rounded)
+
+
 def test_an_mpnet_without_its_bias_by_distance_is_left_to_torch(folder):
     make_mpnet(folder)
     path = folder / "model.safetensors"

@@ -6,7 +6,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stillroom.errors import CheckpointError, RecipeError
-from stillroom.models.local.causal_lm import choose_device, choose_dtype, load_causal_lm
+from stillroom.models.local.causal_lm import (
+    choose_device,
+    choose_dtype,
+    load_causal_lm,
+    load_model_only,
+)
 from stillroom.testing import tiny_checkpoint
 
 
@@ -22,6 +27,16 @@ def test_model_and_tokenizer_are_ready_and_nothing_is_printed(folder, capfd):
     assert tokenizer.padding_side == "left"
     assert tokenizer.pad_token_id is not None
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_alone_needs_no_tokenizer(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "m")
+    for path in (tmp_path / "m").glob("tokenizer*"):
+        path.unlink()
+    model = load_model_only(tmp_path / "m", dtype="float32", device="cpu")
+    assert not model.training
+    with pytest.raises(CheckpointError):
+        load_causal_lm(tmp_path / "m", dtype="float32", device="cpu")
 
 
 def test_dtypes_are_chosen_or_refused():

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from tests.unit.models.tiny_encoders import config_of, write_tokenizer
+from tests.unit.models.tiny_encoders import config_of, make_encoder, write_tokenizer
 from tests.unit.train.forgery import reseal
 from transformers import AutoModel, BertConfig, BertModel, MPNetConfig, MPNetModel
 
@@ -22,9 +23,10 @@ from stillroom.flow import run_recipe
 from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models.encoders.numpy_bert import open_bert
+from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
-from stillroom.rag.answer_selection import training_run
+from stillroom.rag.answer_selection import reader, training_run
 from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
 from stillroom.rag.answer_selection.encoding import encode_passages, find_rows, find_sentences
 from stillroom.rag.answer_selection.examples import (
@@ -37,10 +39,14 @@ from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     _open_cached,
+    choose_reader,
     find_reader,
+    open_available_reader,
     open_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
+from stillroom.rag.jobs.reader import ReaderTrainSettings, estimate
+from stillroom.rag.jobs.reader import run as run_reader
 from stillroom.recipes import parse_recipe
 from stillroom.testing import scripted_model, tiny_checkpoint
 from stillroom.train.settings import LoraSettings
@@ -563,6 +569,203 @@ def test_a_kept_reader_is_written_with_its_shift_and_its_training_is_replayed(
     assert not verify_artifact(tmp_path / "first")
     job = plan_replay(tmp_path / "first", ReplayAmount.parse("1"), seed=1).run().jobs[0]
     assert not job.differences
+
+
+GERMAN = {
+    "ofen.md": "# Der Ofen\n\nDer Ofen der Töpferei verbrennt nur trockenes Holz von Eichen.\n",
+    "fluss.md": "# Der Fluss\n\nDer Fluss trennt die beiden alten Dörfer des Tals voneinander.\n",
+}
+
+
+def pack(monkeypatch, multilingual):
+    """Let a folder be the packaged multilingual reader."""
+    folders = {"builtin:reader": find_reader("builtin:reader")}
+    monkeypatch.setattr(
+        reader, "_BUILTIN_FOLDERS", folders | {"builtin:reader-multilingual": multilingual}
+    )
+    _open_cached.cache_clear()
+
+
+@pytest.fixture
+def german(tmp_path):
+    """Return a folder with an index of German documents, questions, and a recipe."""
+    (tmp_path / "documents").mkdir()
+    for name, text in GERMAN.items():
+        (tmp_path / "documents" / name).write_text(text, encoding="utf-8")
+    recipe = "kind: rag.index\ndocuments: documents\nembedder: builtin:static\n"
+    run_recipe(parse_recipe(recipe, folder=tmp_path), tmp_path / "index")
+    rows = [
+        {"question": f"Was ist {one}?", "answers": [one], "evidence": [text.split("\n")[2]]}
+        for text in GERMAN.values()
+        for one in re.findall(r"[A-Z]\w+", text.split("\n")[2])
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    yield tmp_path
+    _open_cached.cache_clear()
+
+
+def read_start(folder, **changes):
+    """Return the recipe of a reader that begins as the packaged one, in a folder with an index."""
+    settings = {"start": "builtin:reader", "train.steps": 2, "train.threads": 1, **changes}
+    text = "kind: rag.reader\nindex: index\nquestions: [questions.jsonl]\n"
+    return parse_recipe(text, overrides=[f"{k}={v}" for k, v in settings.items()], folder=folder)
+
+
+def test_training_on_german_documents_begins_as_the_multilingual_reader(
+    german, encoder, trained, monkeypatch
+):
+    pack(monkeypatch, trained / "output")
+    artifact = run_recipe(read_start(german), german / "reader")
+    taken = {parent.role: parent.path for parent in artifact.parents}
+    assert (taken["start"], taken["base"]) == ("builtin:reader-multilingual", str(encoder))
+    assert artifact.details["kept"] == "start"
+    for name in ("reader.json", "reader.safetensors"):
+        kept = (german / "reader" / "output" / name).read_bytes()
+        assert kept == (trained / "output" / name).read_bytes()
+    for amount in ("1", "all"):
+        replayed = plan_replay(german / "reader", ReplayAmount.parse(amount), seed=1).run()
+        assert not replayed.jobs[0].differences
+
+
+def test_the_packaged_arm_on_german_documents_is_the_multilingual_reader(
+    german, trained, monkeypatch
+):
+    pack(monkeypatch, trained / "output")
+    text = """\
+kind: rag.answer_evaluation
+index: index
+questions: questions.jsonl
+model: "scripted:none"
+pipelines: [keyword=>generate]
+max_questions: 2
+compare: {readers: {packaged: "builtin:reader"}, model_questions: 0}
+"""
+    artifact = run_recipe(parse_recipe(text, folder=german), german / "report")
+    (parent,) = [parent for parent in artifact.parents if parent.role == "reader"]
+    assert parent.path == "builtin:reader-multilingual"
+    assert parent.digest == open_reader(str(trained / "output")).fingerprint
+
+
+def test_a_base_that_is_not_that_of_the_multilingual_reader_is_refused(
+    german, place, encoder, trained, monkeypatch
+):
+    pack(monkeypatch, trained / "output")
+    other = make_encoder(german / "other")
+    with pytest.raises(CheckpointError) as caught:
+        run_recipe(read_start(german, base=other), german / "reader")
+    assert caught.value.code == "checkpoint.other-base"
+
+
+def test_the_packaged_reader_is_the_start_where_no_other_one_suits_or_can_be_opened(
+    german, place, trained, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(training_run, "train_reader", lambda recipe, job: recipe)
+    for folder, multilingual, warned in (
+        (german, german / "none", 1),
+        (place, trained / "output", 0),
+    ):
+        pack(monkeypatch, multilingual)
+        said: list[str] = []
+        recipe = read_start(folder)
+        assert run_reader(recipe, SimpleNamespace(warn=said.append)) == recipe
+        assert len(said) == warned
+
+
+@pytest.mark.parametrize("name", ["builtin:reader", "builtin:reader-multilingual"])
+def test_the_settings_of_a_reader_fit_each_packaged_start(name):
+    config = json.loads((find_reader(name) / "reader.json").read_bytes())
+    lora = ReaderTrainSettings().lora
+    assert (config["rank"], config["alpha"]) == (lora.rank, lora.alpha)
+
+
+def test_the_large_reader_reads_english_where_its_base_and_onnxruntime_are(trained, monkeypatch):
+    folders = {**reader._BUILTIN_FOLDERS, "builtin:reader-large": trained / "output"}
+    monkeypatch.setattr(reader, "_BUILTIN_FOLDERS", folders)
+
+    def choose(reference="builtin:reader", languages=("en", "de", "en")):
+        reader._has_large_reader.cache_clear()
+        return choose_reader(reference, languages)
+
+    assert choose() == choose(languages=()) == ("builtin:reader-large", "")
+    assert choose("builtin:reader-small") == ("builtin:reader-small", "")
+    assert choose(str(trained)) == (str(trained), "")
+    with monkeypatch.context() as without:
+        without.setattr(reader, "can_quantize", lambda: False)
+        assert choose() == ("builtin:reader", "")
+    monkeypatch.setattr(reader, "is_local", lambda base: False)
+    assert choose() == ("builtin:reader", "")
+    reader._has_large_reader.cache_clear()
+
+
+@pytest.mark.parametrize("why", ["base", "onnxruntime"])
+def test_a_large_reader_that_cannot_be_opened_gives_way_to_the_small_one(
+    trained, monkeypatch, tmp_path, why
+):
+    folders = {"builtin:reader": trained / "output", "builtin:reader-large": tmp_path}
+    if why == "onnxruntime":  # found, and broken
+        folders["builtin:reader-large"] = shutil.copytree(trained / "output", tmp_path / "wide")
+        monkeypatch.setattr(reader, "_MAX_FLOAT_WIDTH", 0)
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        monkeypatch.setattr(reader, "can_quantize", lambda: True)
+    monkeypatch.setattr(reader, "_BUILTIN_FOLDERS", folders)
+    monkeypatch.setattr(reader, "_has_large_reader", lambda: True)
+    _open_cached.cache_clear()
+    small = SimpleNamespace(fingerprint="small")
+    opened = reader.open_reader
+    monkeypatch.setattr(
+        reader, "open_reader", lambda name: small if name == "builtin:reader" else opened(name)
+    )
+    answering, warning = open_available_reader("builtin:reader", ["en"])
+    assert answering is small
+    code = {"base": "checkpoint.not-a-reader", "onnxruntime": "extra.missing"}[why]
+    assert warning.startswith(f"builtin:reader-large is installed but cannot be opened ({code})")
+    assert str(tmp_path) not in warning  # clients of a server read it
+    _open_cached.cache_clear()
+
+
+def test_a_wide_reader_is_read_in_8_bits_and_says_so(trained, monkeypatch):
+    exact = SentenceReader(trained / "output")
+    monkeypatch.setattr(reader, "_MAX_FLOAT_WIDTH", 0)
+    rounded = SentenceReader(trained / "output")
+    assert (exact.precision, rounded.precision) == ("float32", "int8")
+    assert exact.fingerprint != rounded.fingerprint
+    passages = [("The mill", "The mill ground corn. It rests.", [(0, 21), (22, 31)])]
+    first, second = (
+        opened.read("When does it rest?", passages, NoOverlap()) for opened in (exact, rounded)
+    )
+    assert [one.start for one in first.sentences] == [one.start for one in second.sentences]
+    assert first.probability == pytest.approx(second.probability, abs=0.05)
+    assert first.probability != second.probability
+
+
+def test_a_reader_reads_as_many_passages_as_it_was_calibrated_for(place, trained, tmp_path):
+    shutil.copytree(trained / "output", tmp_path / "one")
+    config = json.loads((tmp_path / "one" / "reader.json").read_bytes())
+    settings = {"name": "quote", "min_probability": 0.0, "reader": str(tmp_path / "one")}
+    question, read = "When does a cat rest at night by the river?", []
+    for number in (1, 2):
+        (tmp_path / "one" / "reader.json").write_text(json.dumps(config | {"passages": number}))
+        _open_cached.cache_clear()
+        with Index.open(place / "index") as index:
+            answer = ask(index, scripted_model({}), question, k=1, answering=settings)
+        read.append(answer.details["trace"][0]["found"])
+    assert read == [1, 2]
+    (tmp_path / "one" / "reader.json").write_text(json.dumps(config | {"passages": 51}))
+    with pytest.raises(CheckpointError, match="51 passages cannot be read"):
+        SentenceReader(tmp_path / "one")
+    _open_cached.cache_clear()
+
+
+def test_training_on_the_multilingual_encoder_is_expected_to_take_twice_the_time(place):
+    plain, other = (
+        estimate(make_recipe(place, base)) for base in (DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER)
+    )
+    assert other.seconds == 2 * plain.seconds > 0
+
+
+@pytest.mark.parametrize("languages", [[], [""], ["en", "de"], ["English", "English"]])
+def test_languages_that_are_unknown_or_mostly_english_choose_no_other_reader(languages):
+    assert choose_reader("builtin:reader", languages) == ("builtin:reader", "")
 
 
 def test_few_readings_without_an_answer_are_told(trained, tmp_path, monkeypatch):

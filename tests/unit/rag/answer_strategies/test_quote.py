@@ -235,6 +235,68 @@ def test_documents_in_another_language_are_read_by_the_multilingual_reader(tmp_p
     _open_cached.cache_clear()
 
 
+@pytest.mark.parametrize(("german", "reader"), [(2, "multilingual"), (0, "english")])
+def test_one_reader_reads_an_index_of_which_most_is_in_another_language(
+    tmp_path, monkeypatch, german, reader
+):
+    (tmp_path / "documents").mkdir()
+    texts = [
+        "Der Ofen der alten Töpferei am Fluss verbrennt nur trockenes Holz von Eichen.",
+        "Die Fähre legt erst am späten Abend wieder an der alten Brücke des Dorfes an.",
+    ]
+    texts = [*texts[:german], "The old kiln beside the river burns nothing but dry oak."]
+    for number, text in enumerate(texts):
+        (tmp_path / "documents" / f"{number}.txt").write_text(text, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    english = find_reader("builtin:reader")
+    other = shutil.copytree(english, tmp_path / "multilingual")
+    settings = json.loads((english / "reader.json").read_text())
+    (other / "reader.json").write_text(json.dumps(settings | {"threshold": 0.01}))
+    folders = {"builtin:reader": english, "builtin:reader-multilingual": other}
+    _open_cached.cache_clear()
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader._BUILTIN_FOLDERS", folders)
+    expected = {"english": english, "multilingual": other}[reader]
+    with Index.open(tmp_path / "index") as opened:
+        shown = opened.restrict("language = en")
+        found = ask(shown, Untouched(), "What does the kiln burn?")
+    assert found.completion.model == open_reader(str(expected)).fingerprint
+    _open_cached.cache_clear()
+
+
+def test_the_reader_of_the_passages_found_reads_as_many_as_it_was_calibrated_for(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "documents").mkdir()
+    texts = [
+        "Der Ofen der alten Töpferei am Fluss verbrennt nur trockenes Holz von Eichen.",
+        "Der Ofen der neuen Bäckerei an der Brücke verbrennt nur das Holz von alten Buchen.",
+        "The old kiln beside the river burns nothing but dry oak.",
+        "The ferry comes back to the old bridge late in the evening.",
+        "The baker of the village opens his shop before the sun rises.",
+    ]
+    for number, text in enumerate(texts):
+        (tmp_path / "documents" / f"{number}.txt").write_text(text, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    english = find_reader("builtin:reader")
+    other = shutil.copytree(english, tmp_path / "multilingual")
+    settings = json.loads((english / "reader.json").read_text())
+    (other / "reader.json").write_text(json.dumps(settings | {"passages": 1}))
+    folders = {"builtin:reader": english, "builtin:reader-multilingual": other}
+    _open_cached.cache_clear()
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader._BUILTIN_FOLDERS", folders)
+    with Index.open(tmp_path / "index") as opened:
+        shown = opened.restrict("language = de")
+        found = [
+            ask(shown, Untouched(), "Was verbrennt der Ofen?", k=1, answering=answering)
+            for answering in ({"name": "quote"}, {"name": "quote", "passages": 2})
+        ]
+    assert [len(answer.hits) for answer in found] == [1, 2]
+    assert found[0].completion.model == open_reader(str(other)).fingerprint
+    _open_cached.cache_clear()
+
+
 def test_the_command_tells_quotes_with_their_bytes(index, tmp_path):
     script = tmp_path / "script.json"
     script.write_text(json.dumps({"*": "never"}))

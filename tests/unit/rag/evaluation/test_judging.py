@@ -1,5 +1,7 @@
 """A verdict is stored with the sentences of the documents that it is about."""
 
+from dataclasses import replace
+
 import pytest
 
 from stillroom.errors import DataError
@@ -148,6 +150,17 @@ def test_a_text_that_stands_in_no_passage_is_refused_with_the_nearest_sentences(
         assert caught.value.code == "judge.no-such-quote"
         if "cat" in text:
             assert f"nearest: {SLEEP}" in str(caught.value)
+
+
+def test_quotes_that_the_answer_does_not_hold_are_refused(index):
+    asked = with_quotes("How long does a cat sleep?", SLEEP, short="sixteen")
+    (quote,) = asked.quotes
+    for other in (quote | {"text": "A dog barks at strangers."}, quote | {"short": "all day"}):
+        for verdict in ("right", "wrong"):
+            with pytest.raises(DataError) as caught:
+                judge_answer(index, replace(asked, quotes=(other,)), verdict)
+            assert caught.value.code == "judge.other-answer"
+    assert judge_answer(index, asked, "right").evidence
 
 
 @pytest.mark.parametrize(("verdict", "text"), [("quote", " "), ("right", "x"), ("absent", "x")])

@@ -1,4 +1,6 @@
 import json
+import shutil
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +10,9 @@ from pydantic import ValidationError
 from stillroom.evaluate import Report
 from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
+from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
+from stillroom.rag.answer_selection import reader
 from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation import reader_comparison
 from stillroom.rag.evaluation.answer_job import GradedAnswer
@@ -222,6 +226,52 @@ compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 0}}
     assert details["decision"]["arm"] == "first"
 
 
+@pytest.mark.parametrize(
+    ("languages", "named"),
+    [(["de", "de", "en"], "builtin:reader-multilingual"), (["de", "en", "en"], "builtin:reader")],
+)
+def test_the_packaged_reader_is_the_one_that_reads_the_index(monkeypatch, languages, named):
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader.open_reader", lambda name: None)
+    monkeypatch.setattr(reader, "_has_large_reader", lambda: False)
+    recipe = reader_comparison.suit_readers(RECIPE, SimpleNamespace(languages=languages))
+    readers = {"owned": "own", "shipped": named, "sentence": "builtin:overlap"}
+    assert recipe.compare.readers == readers
+    arms = {"owned": ask([True] * 10 + [False] * 20), "shipped": ask([True] * 30)}
+    decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
+    assert decision.reader == named
+    kind = named.removeprefix("builtin:reader").replace("-", " ")
+    assert decision.line.startswith(
+        f"Do not use the owned reader: the packaged{kind} reader is better"
+    )
+
+
+def test_a_start_that_was_kept_is_compared_as_the_packaged_reader_that_reads_in_its_place(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(reader, "open_reader", lambda name: None)
+    monkeypatch.setattr(reader, "_has_large_reader", lambda: True)
+    opened = SimpleNamespace(fingerprint="large")
+    monkeypatch.setattr(reader_comparison, "open_reader", lambda name: opened)
+    kept = tmp_path / "kept"
+    with closing(Job.start(kept, "recipe\n")) as job:
+        shutil.copytree(reader.find_reader("builtin:reader"), job.output, dirs_exist_ok=True)
+        job.finish("checkpoint", details={"reader": True, "kept": "start"})
+    readers = {"owned": str(kept), "shipped": "builtin:reader"}
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    recipe = reader_comparison.suit_readers(recipe, SimpleNamespace(languages=["en"]))
+    assert set(recipe.compare.readers.values()) == {"builtin:reader-large"}
+    assert reader_comparison.find_twins(recipe) == ["shipped"]
+    monkeypatch.setattr(reader_comparison, "_measure_bytes", lambda *_: "0")
+    arms = {arm: ask([True] * 30) for arm in readers}
+    decision = add_comparison(
+        Report("Answers"), recipe, arms, {}, is_synthetic=False, trained=str(kept)
+    )
+    assert decision.reader == ""
+    assert decision.line.endswith(
+        "the reader's initial weights are kept. In their place the packaged large reader answers."
+    )
+
+
 def test_a_reader_that_hardly_answers_is_not_to_be_used():
     rights = [at >= 8 for at in range(20)] + [True] * 60 + [False] * 20
     probabilities = [0.9] * 20 + [0.5] * 80
@@ -286,8 +336,10 @@ def test_lines_of_other_arms_are_true(readers, head):
     assert decision.line.startswith(head)
 
 
-def test_questions_that_chose_the_reader_do_not_prove_it_better_than_its_start():
-    recipe = RECIPE.model_copy(update={"questions": "own"})
+@pytest.mark.parametrize("start", ["builtin:reader", "builtin:reader-multilingual"])
+def test_questions_that_chose_the_reader_do_not_prove_it_better_than_its_start(start):
+    compare = ReaderComparison(readers={"owned": "own", "shipped": start})
+    recipe = RECIPE.model_copy(update={"questions": "own", "compare": compare})
     arms = {"owned": ask([True] * 30), "shipped": ask([False] * 30)}
     decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
     assert decision.line.startswith("Not decided")

@@ -39,6 +39,13 @@ def test_keywords_find_identifiers_numbers_and_other_forms(index, query, path):
     assert top(retrieve(index, query, 1, retriever="keyword")) == path
 
 
+def test_the_languages_are_those_of_all_documents(index):
+    found = index.languages
+    assert found == index.restrict("path ~ code/*").languages
+    assert found.count("en") > 1
+    assert len(found) <= len({index.passage_at(row).document_id for row in range(len(index))})
+
+
 @pytest.mark.parametrize("retriever", RETRIEVERS)
 def test_ranks_count_from_one_and_scores_fall(index, retriever):
     hits = retrieve(index, "a cat and a dog", 4, retriever=retriever)

@@ -309,8 +309,8 @@ def test_fields_notes_and_links_are_read():
     assert (document.metadata["form_fields"], document.metadata["notes"]) == (1, 1)
 
 
-def picture(lines, width=1240, height=700):
-    """Return grey pixels, (Y, X), of lines of text."""
+def picture(lines, width=600, height=560):
+    """Return grey pixels, (Y, X), of lines of text; each megapixel costs an OCR a second."""
     np = pytest.importorskip("numpy")
     drawing = pytest.importorskip("PIL.ImageDraw")
     image = pytest.importorskip("PIL.Image").new("L", (width, height), 255)
@@ -326,7 +326,8 @@ SCANNED = ["Minutes of the meeting", "All members were present.", "The budget wa
 def test_a_page_that_is_a_picture_is_read_by_ocr_and_marked_so():
     pytest.importorskip("rapidocr")
     pytest.importorskip("onnxruntime")
-    paper = Paper().page().lines(72, 700, LEFT).page().image(picture(SCANNED), 0, 400, 612, 345)
+    paper = Paper().page().lines(72, 700, LEFT)
+    paper.page(300, 300).image(picture(SCANNED), 0, 12, 296, 276)
     asked = []
     source = SourceFile("a.pdf", "0" * 64, more_time=lambda: asked.append(1))
     document = Pdf().parse(paper.save(), source)
@@ -410,8 +411,8 @@ def test_a_page_on_its_side_or_upside_down_is_read_from_its_top(quarters):
     pytest.importorskip("rapidocr")
     pytest.importorskip("onnxruntime")
     pixels = np.rot90(picture(SCANNED), quarters)
-    place = (0, 400, 612, 345) if quarters == 2 else (100, 60, 345, 612)
-    paper = Paper().page().lines(72, 700, LEFT).page().image(pixels, *place)
+    place = (0, 12, 296, 276) if quarters == 2 else (12, 0, 276, 296)
+    paper = Paper().page().lines(72, 700, LEFT).page(300, 300).image(pixels, *place)
     document = read(paper)
     assert document.metadata["pages_turned"] == [2]
     found = [document.text.index(line) for line in SCANNED]

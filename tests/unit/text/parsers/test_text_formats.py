@@ -237,6 +237,28 @@ def test_front_matter_is_typed_metadata_and_no_text(parse):
     assert caught.value.code == "document.no-text"
 
 
+@pytest.mark.parametrize(
+    ("front", "license"),
+    [
+        ("---\nlicense: CC-BY-4.0\n---\n", "CC-BY-4.0"),
+        ("---\nLicence:  GPL-2.0-only OR MIT\n---\n", "GPL-2.0-only OR MIT"),
+        ("+++\nlicense = 'MIT'\n+++\n", "MIT"),
+        ("---\nlicense: unknown\n---\n", ""),
+        ("---\nlicense: [MIT, ISC]\n---\n", ""),
+        ("---\nlicense: 'a | b'\n---\n", ""),
+        ("---\nlicense: MIT AND (ISC\n---\n", ""),
+        ("---\nlicense: )MIT(\n---\n", ""),
+        ("---\nlicense: __MIT__\n---\n", ""),
+        ("---\nlicense: '- a: b'\n---\n", ""),
+        ("---\nlicense: (MIT OR ISC) AND Zlib\n---\n", "(MIT OR ISC) AND Zlib"),
+        (f"---\nlicense: {'a' * 200}\n---\n", ""),
+        ("---\ntitle: T\n---\n", ""),
+    ],
+)
+def test_the_license_in_front_matter_is_the_documents(front, license, parse):
+    assert parse("md", f"{front}Text.\n").origin.license == license
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "iso2022_jp"])
 def test_bytes_below_front_matter_are_the_texts_own(encoding, parse, bytes_of):
     word = "駅前" if encoding == "iso2022_jp" else "Größe"

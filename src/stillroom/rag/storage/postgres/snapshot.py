@@ -4,24 +4,28 @@ A snapshot is held by an advisory lock that ends with its session: its data are 
 anybody reads it. Every thread has its own connection, none of which keeps a transaction open
 between two statements.
 
+A restart of the server ends these locks. The first thread that connects again takes them again; if
+a writer has removed a snapshot before that, its readers get an error, and not a part of it.
+
 Positions are the rows of the population: the first statement of a view numbers the documents that
 its user may see, and no other document has a position.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import override
 
-from stillroom.errors import IntegrityError
+from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.provenance.digests import load_json
-from stillroom.rag.storage.filters import SqlCondition, SqlDialect
+from stillroom.rag.storage.filters import SqlCondition
 from stillroom.rag.storage.postgres.connection import (
     FORMAT,
     POSTGRES_DIALECT,
@@ -62,6 +66,8 @@ __all__ = [
 
 
 _ATTEMPTS = 5
+_HOLD = "SELECT pg_advisory_lock_shared(%s, %s)"
+_RELEASE = "SELECT pg_advisory_unlock_shared(%s, %s)"
 
 
 def read_settings(server: PostgresSchema, connection: psycopg.Connection[Any]) -> dict[str, Any]:
@@ -109,9 +115,13 @@ class PostgresSession(PostgresTables):
             IntegrityError: If it does not have the index.
         """
         self.server = server
-        self._connections = ThreadConnections(self._connect)
+        self._connections = ThreadConnections(self._connect_reader)
         self.released: deque[int] = deque()
         """Snapshots to release: held, but not read any more."""
+        self._held = Counter[int]()
+        self.lost: set[int] = set()
+        """Snapshots that were removed while a restart of the server had ended their locks."""
+        self._renewing = threading.Lock()
         self._lease_connection = self._connect()
         try:
             self.description = read_settings(server, self._lease_connection)
@@ -129,6 +139,26 @@ class PostgresSession(PostgresTables):
         connection.execute("SET default_transaction_read_only = on")
         return connection
 
+    def _connect_reader(self) -> psycopg.Connection[Any]:
+        self._renew()
+        return self._connect()
+
+    def _renew(self) -> None:
+        """Hold again what is read, if the connection that holds it was ended."""
+        with self._renewing:
+            with suppress(ResourceError), self.server.errors():
+                self._lease_connection.execute("SELECT 1")
+                return
+            self._lease_connection = self._connect()
+            with self.server.errors():
+                for number in self._held.elements():
+                    self._lease_connection.execute(_HOLD, self._name_lock(number))
+                rows = fetch_rows(self._lease_connection, "SELECT number FROM snapshots")
+            self.lost |= (+self._held).keys() - {number for (number,) in rows}
+
+    def _name_lock(self, number: int) -> tuple[int, int]:
+        return compute_lock_id(self.server.schema), number
+
     @override
     def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
         with self.connection as connection, self.server.errors():
@@ -136,18 +166,20 @@ class PostgresSession(PostgresTables):
 
     def lock(self, number: int) -> None:
         """Hold a snapshot, and release those that are not read any more."""
-        lock = compute_lock_id(self.server.schema)
-        if self._lease_connection.closed:  # the server was restarted
-            self._lease_connection = self._connect()
+        self._renew()
         with self.server.errors():
-            self._lease_connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", (lock, number))
+            self._lease_connection.execute(_HOLD, self._name_lock(number))
+            self._held[number] += 1
             while self.released:
-                values = (lock, self.released.popleft())
-                self._lease_connection.execute("SELECT pg_advisory_unlock_shared(%s, %s)", values)
+                unread = self.released.popleft()
+                self._held[unread] -= 1
+                self._lease_connection.execute(_RELEASE, self._name_lock(unread))
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; what is held is free at once, not when the server notices."""
         self._connections.close()
+        with suppress(ResourceError), self.server.errors():
+            self._lease_connection.execute("SELECT pg_advisory_unlock_all()")
         self._lease_connection.close()
 
 
@@ -166,10 +198,13 @@ class _SnapshotLease:
 class PostgresSnapshot(PostgresTables, SnapshotTables):
     """One snapshot; see ``stillroom.rag.storage.protocol.SnapshotReader``."""
 
+    dialect = POSTGRES_DIALECT
+
     def __init__(self, session: PostgresSession, snapshot: Snapshot, lease: _SnapshotLease) -> None:
         self.session, self.snapshot, self._lease = session, snapshot, lease
-        self.server = session.server
-        self._size = 0
+        self.server, self.description = session.server, session.description
+        self.size = 0
+        """Number of positions: the passages of the population."""
 
     @classmethod
     def open(cls, server: PostgresSchema, selector: int | str | None = None) -> PostgresSnapshot:
@@ -189,7 +224,20 @@ class PostgresSnapshot(PostgresTables, SnapshotTables):
 
     @override
     def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        return self.session.query(sql, values)
+        rows = self.session.query(sql, values)
+        if self.snapshot.number in self.session.lost:
+            raise DataError(
+                f"snapshot {self.snapshot.number} was removed while the server restarted",
+                code="rag.no-such-snapshot",
+                where=str(self.where),
+                expected="a snapshot that is held by its readers",
+                next="open the index again, which then shows its newest snapshot",
+            )
+        return rows
+
+    @override
+    def is_newest(self) -> bool:  # also of a snapshot that was removed
+        return self.session.find_snapshot().number == self.snapshot.number
 
     @override
     def sanitize(self, text: str) -> str:
@@ -201,21 +249,6 @@ class PostgresSnapshot(PostgresTables, SnapshotTables):
         for key, name, kind, words, number in rows:
             value = words if number is None else number if words is None else (words, number)
             yield key, (name, kind, value)
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """Description of the index."""
-        return self.session.description
-
-    @property
-    def dialect(self) -> SqlDialect:
-        """SQL dialect of conditions."""
-        return POSTGRES_DIALECT
-
-    @property
-    def size(self) -> int:
-        """Number of positions: the passages of the population."""
-        return self._size
 
     def follow(self) -> PostgresSnapshot:
         """Return the newest snapshot, opened beside this one."""
@@ -234,7 +267,7 @@ class PostgresSnapshot(PostgresTables, SnapshotTables):
         columns = np.array(rows, dtype=np.int64).reshape(-1, 3).T
         keys, contents, counts = (np.ascontiguousarray(column) for column in columns)
         if within is None:
-            self._size = int(counts.sum())
+            self.size = int(counts.sum())
             table = DocumentTable(keys, contents, counts, np.cumsum(counts) - counts)
             self._number_by(table)
             return table
@@ -331,12 +364,7 @@ class PostgresReusableContent(ReusableTables):
 
     def __init__(self, reading: PostgresSnapshot) -> None:
         super().__init__(reading)
-        self.reading = reading
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """Description of the index."""
-        return self.reading.description
+        self.reading, self.description = reading, reading.description
 
     @override
     def vectors_of(self, part: ReusedDocument) -> NDArray[np.float32]:

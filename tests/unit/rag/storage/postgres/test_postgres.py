@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from tests.postgres import serve
 
 from stillroom.cli import stillroom
-from stillroom.errors import IntegrityError, RecipeError, ResourceError
+from stillroom.errors import DataError, IntegrityError, RecipeError, ResourceError
 from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import STORES, Query
@@ -78,22 +78,63 @@ def test_threads_that_have_ended_leave_no_connection(tmp_path, server):
         assert count_readers() - before <= 2  # one reads, one holds the snapshot
 
 
+def test_a_reader_that_is_closed_holds_nothing_any_more(tmp_path, server):
+    folder = make(tmp_path, {"a.md": "purr one"})
+    sql, held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", []
+    with psycopg.connect(server, autocommit=True) as connection:
+        for _ in range(20):
+            Index.open(folder, embedder=WordEmbedder()).close()
+            held.append(connection.execute(sql).fetchone()[0])
+    assert set(held) == {0}
+
+
+def end_readers(server):
+    """End the sessions of all readers, as a restart of the server does."""
+    with psycopg.connect(server) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
+            "WHERE application_name LIKE 'stillroom r%'"
+        )
+
+
 def test_an_index_follows_again_after_the_server_was_restarted(tmp_path, server):
     folder = make(tmp_path, {"a.md": "purr one"})
     with Index.open(folder, embedder=WordEmbedder()) as index:
-        with psycopg.connect(server) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
-                "WHERE application_name LIKE 'stillroom r%'"
-            )
+        end_readers(server)
         with open_store(folder).write() as writer:
             puts = [(WordDocument("b.md", "bark two"), DocumentMetadata())]
             writer.commit(IndexUpdate(puts=puts), reason="updated", keep=4)
             update_manifest(writer)
-        for _ in range(2):  # one connection reads, one holds the snapshot
-            with pytest.raises(ResourceError, match="does not answer"):
-                index.newest()
+        with pytest.raises(ResourceError, match="does not answer"):
+            index.newest()
         assert len(index.newest()) == 2
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_what_is_read_when_the_server_restarts_stays_or_is_said_to_be_gone(
+    tmp_path, server, is_read
+):
+    folder = make(tmp_path, {"a.md": "purr one", "b.md": "bark two"})
+    with Index.open(folder, embedder=WordEmbedder()) as index:
+        end_readers(server)
+        if is_read:
+            with pytest.raises(ResourceError, match="does not answer"):
+                index.passage_at(0)
+            assert index.passage_at(0).text == "purr one"
+        with open_store(folder).write() as writer:
+            removed = writer.list_documents()["a.md"].key
+            writer.commit(IndexUpdate(removes=[removed]), reason="gone", keep=1)
+            update_manifest(writer)
+        if is_read:
+            assert index.search_keyword(Query("purr"), 3)
+            assert index.passage_at(0).text == "purr one"
+        else:
+            with pytest.raises(ResourceError, match="does not answer"):
+                index.search_keyword(Query("purr"), 3)
+            with pytest.raises(DataError, match="snapshot 1 was removed") as caught:
+                index.search_keyword(Query("purr"), 3)
+            assert caught.value.code == "rag.no-such-snapshot"
+        assert len(index.newest()) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
