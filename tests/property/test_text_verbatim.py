@@ -32,6 +32,7 @@ def open_index(texts, folder):
 @settings(max_examples=300, deadline=None)
 @example("e\u200b\u0301x ½")
 @example("a\u0301'b’c")
+@example("\ufe0f\u200d\u01301")
 @given(TEXT)
 def test_words_are_those_of_normalization_and_ranges_hold_exactly_theirs(text):
     words = locate_words(text)

@@ -138,7 +138,9 @@ def _locate_folded(run: str, offset: int) -> list[tuple[str, int, int]]:
     visible = "".join(run[i] for i in kept)
     clusters = [match.span() for match in _CLUSTER.finditer(visible)]
     parts = [fold_text(visible[start:end]) for start, end in clusters]
-    folded = fold_text(run)
+    folded, again = fold_text(run), fold_text(visible)
+    if _WORD.findall(again) == _WORD.findall(folded):
+        folded = again  # joiners are invisible only beside some characters, which may be hidden now
     if "".join(parts) != folded:  # characters of different clusters combine: take the run whole
         clusters, parts = [(0, len(visible))], [folded]
     owners = [number for number, part in enumerate(parts) for _ in part]
