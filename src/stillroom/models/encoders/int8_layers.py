@@ -48,7 +48,7 @@ def quantize_layers(
     with MissingExtraError.guard("onnxruntime", "large-reader", "reading in 8-bit integers"):
         import onnx
         import onnxruntime
-    model = _Graph(weights, heads, epsilon).build(onnx, layers)
+    model = _Graph(onnx, weights, heads, epsilon).build(layers)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
@@ -65,14 +65,16 @@ def quantize_layers(
 class _Graph:
     """Nodes and constants of an ONNX graph, which is extended by each method."""
 
-    def __init__(self, weights: Mapping[str, Vectors], heads: int, epsilon: float) -> None:
-        self._weights, self._heads, self._epsilon = weights, heads, epsilon
+    def __init__(
+        self, onnx: Any, weights: Mapping[str, Vectors], heads: int, epsilon: float
+    ) -> None:
+        self._onnx, self._weights, self._heads, self._epsilon = onnx, weights, heads, epsilon
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
-    def build(self, onnx: Any, layers: Sequence[str]) -> Any:
+    def build(self, layers: Sequence[str]) -> Any:
         """Return the model of the layers."""
-        self._onnx, floats = onnx, onnx.TensorProto.FLOAT
+        onnx, floats = self._onnx, self._onnx.TensorProto.FLOAT
         width = len(self._weights[f"{layers[0]}output.dense.bias"])
         states = "states"
         for layer in layers:
@@ -133,7 +135,7 @@ class _Graph:
     def _hold(self, values: Any) -> str:
         """Add a constant."""
         name = f"c{len(self._constants)}"
-        array = np.ascontiguousarray(values).reshape(np.shape(values))
+        array = np.ascontiguousarray(values).reshape(np.shape(values))  # a number stays one
         self._constants.append(self._onnx.numpy_helper.from_array(array, name))
         return name
 

@@ -132,8 +132,8 @@ class SentenceReader:
             raise ValueError(f"the threshold {self.threshold} is not a probability")
         if not 1 <= self.passages <= MAX_READ_PASSAGES:
             raise ValueError(f"{self.passages} passages cannot be read")
-        parts = [self.config, digest_tensors(tensors), self.precision]
-        self.fingerprint = digest_json(parts[: 2 + (self.precision != "float32")])
+        rounding = [self.precision] if self.precision == "int8" else []
+        self.fingerprint = digest_json([self.config, digest_tensors(tensors), *rounding])
 
     @property
     def passages(self) -> int:
@@ -360,7 +360,7 @@ def _is_packaged(reference: str) -> bool:
 
 @cache
 def _has_large_reader() -> bool:
-    """Return whether the large reader can be opened as fast as the small one, and at once."""
+    """Return whether the large reader's base is on this machine, to be read in 8-bit integers."""
     if not can_quantize() or LARGE_READER not in _BUILTIN_FOLDERS:
         return False
     config = load_json((find_reader(LARGE_READER) / CONFIG_FILE).read_bytes())

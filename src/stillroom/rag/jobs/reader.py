@@ -140,7 +140,7 @@ def _suit_start(recipe: ReaderRecipe) -> tuple[ReaderRecipe, str]:
         return recipe, ""
     with Index.open(Path(recipe.index), verify=False) as index:
         languages = index.languages
-    if not is_foreign(languages):  # the large reader takes an hour of training
+    if not is_foreign(languages):  # the large encoder has eight times the weights to train
         return recipe, ""
     start, warning = choose_reader(recipe.start, languages)
     if start == recipe.start:

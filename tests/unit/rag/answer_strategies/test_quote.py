@@ -41,14 +41,31 @@ class Untouched:
         raise BackendError(name, code="backend.broken", expected="no call", next="")
 
 
+def build_index(folder):
+    """Index the documents of a folder beside them."""
+    recipe = IndexRecipe(documents=str(folder / "documents"), embedder="static")
+    run(recipe, Job.start(folder / "index", "recipe\n"), embedder=open_embedder("static"))
+
+
+def pack_multilingual(folder, monkeypatch, **settings):
+    """Let the packaged reader with these settings be the multilingual one; return both folders."""
+    english = find_reader("builtin:reader")
+    other = shutil.copytree(english, folder / "multilingual")
+    config = json.loads((english / "reader.json").read_text())
+    (other / "reader.json").write_text(json.dumps(config | settings))
+    folders = {"builtin:reader": english, "builtin:reader-multilingual": other}
+    _open_cached.cache_clear()
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader._BUILTIN_FOLDERS", folders)
+    return english, other
+
+
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
     place = tmp_path_factory.mktemp("quotes")
     (place / "documents").mkdir()
     for name, text in HOSTILE.items():
         (place / "documents" / name).write_text(text, encoding="utf-8")
-    recipe = IndexRecipe(documents=str(place / "documents"), embedder="static")
-    run(recipe, Job.start(place / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(place)
     with Index.open(place / "index") as opened:
         yield opened
 
@@ -160,8 +177,7 @@ def test_silence_on_a_question_in_another_language_says_so(tmp_path, question, w
     (tmp_path / "documents").mkdir()
     text = "Most potters of the valley burn dry oak in their kiln, since it gives a steady heat.\n"
     (tmp_path / "documents/kiln.txt").write_text(text, encoding="utf-8")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(tmp_path)
     with Index.open(tmp_path / "index") as opened:
         found = ask(opened, Untouched(), question, answering={**OVERLAP, "min_probability": 1.0})
     assert found.details["abstained"]
@@ -202,20 +218,9 @@ def test_documents_in_another_language_are_read_by_the_multilingual_reader(tmp_p
     (tmp_path / "documents").mkdir()
     text = "Der Ofen der alten Töpferei am Fluss verbrennt nur trockenes Holz von Eichen.\n"
     (tmp_path / "documents" / "ofen.txt").write_text(text, encoding="utf-8")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
-    english = find_reader("builtin:reader")
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "reader.safetensors").write_bytes((english / "reader.safetensors").read_bytes())
-    settings = json.loads((english / "reader.json").read_text())
-    (other / "reader.json").write_text(json.dumps(settings | {"threshold": 0.0}))
-    folders = "stillroom.rag.answer_selection.reader._BUILTIN_FOLDERS"
+    build_index(tmp_path)
+    english, other = pack_multilingual(tmp_path, monkeypatch, threshold=0.0)
     with Index.open(tmp_path / "index") as opened:
-        _open_cached.cache_clear()
-        monkeypatch.setattr(
-            folders, {"builtin:reader": english, "builtin:reader-multilingual": other}
-        )
         found = ask(opened, Untouched(), "Was verbrennt der Ofen?")
         assert found.completion.model == open_reader(str(other)).fingerprint
         assert text.strip() in found.completion.text
@@ -226,9 +231,8 @@ def test_documents_in_another_language_are_read_by_the_multilingual_reader(tmp_p
             assert found.completion.model == open_reader(expected).fingerprint
 
         _open_cached.cache_clear()
-        monkeypatch.setattr(
-            folders, {"builtin:reader": english, "builtin:reader-multilingual": tmp_path}
-        )
+        folders = {"builtin:reader": english, "builtin:reader-multilingual": tmp_path}
+        monkeypatch.setattr("stillroom.rag.answer_selection.reader._BUILTIN_FOLDERS", folders)
         found = ask(opened, Untouched(), "Was verbrennt der Ofen?")
         assert found.completion.model == open_reader("builtin:reader").fingerprint
         assert "are in de, which builtin:reader was not trained on" in found.details["notices"][0]
@@ -247,15 +251,8 @@ def test_one_reader_reads_an_index_of_which_most_is_in_another_language(
     texts = [*texts[:german], "The old kiln beside the river burns nothing but dry oak."]
     for number, text in enumerate(texts):
         (tmp_path / "documents" / f"{number}.txt").write_text(text, encoding="utf-8")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
-    english = find_reader("builtin:reader")
-    other = shutil.copytree(english, tmp_path / "multilingual")
-    settings = json.loads((english / "reader.json").read_text())
-    (other / "reader.json").write_text(json.dumps(settings | {"threshold": 0.01}))
-    folders = {"builtin:reader": english, "builtin:reader-multilingual": other}
-    _open_cached.cache_clear()
-    monkeypatch.setattr("stillroom.rag.answer_selection.reader._BUILTIN_FOLDERS", folders)
+    build_index(tmp_path)
+    english, other = pack_multilingual(tmp_path, monkeypatch, threshold=0.01)
     expected = {"english": english, "multilingual": other}[reader]
     with Index.open(tmp_path / "index") as opened:
         shown = opened.restrict("language = en")
@@ -277,15 +274,8 @@ def test_the_reader_of_the_passages_found_reads_as_many_as_it_was_calibrated_for
     ]
     for number, text in enumerate(texts):
         (tmp_path / "documents" / f"{number}.txt").write_text(text, encoding="utf-8")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
-    english = find_reader("builtin:reader")
-    other = shutil.copytree(english, tmp_path / "multilingual")
-    settings = json.loads((english / "reader.json").read_text())
-    (other / "reader.json").write_text(json.dumps(settings | {"passages": 1}))
-    folders = {"builtin:reader": english, "builtin:reader-multilingual": other}
-    _open_cached.cache_clear()
-    monkeypatch.setattr("stillroom.rag.answer_selection.reader._BUILTIN_FOLDERS", folders)
+    build_index(tmp_path)
+    _, other = pack_multilingual(tmp_path, monkeypatch, passages=1)
     with Index.open(tmp_path / "index") as opened:
         shown = opened.restrict("language = de")
         found = [
@@ -334,8 +324,7 @@ def test_a_sentence_that_begins_with_a_pronoun_is_quoted_with_the_one_before(tmp
     (tmp_path / "documents").mkdir()
     text = "The kiln stands by the weir. It was built in 1702. The ferry docks at noon.\n"
     (tmp_path / "documents/kiln.txt").write_text(text)
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(tmp_path)
     with Index.open(tmp_path / "index") as opened:
         asked = {**OVERLAP, "max_quotes": 1}
         found = ask(opened, Untouched(), "When was something built, 1702?", answering=asked)
@@ -392,8 +381,7 @@ def test_labels_alone_answer_nothing(tmp_path):
     (tmp_path / "documents/form.txt").write_text(
         "Colour of the weir:\n\nColour of oars:\n\n(the colour of it)\n"
     )
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(tmp_path)
     with Index.open(tmp_path / "index") as opened:
         asked = {**OVERLAP, "margin": 99.0}
         found = ask(opened, Untouched(), "Which colour has the weir?", answering=asked)
@@ -417,8 +405,7 @@ def marked_up(tmp_path_factory):
     (place / "documents/fleet.html").write_text(PAGE, encoding="utf-8")
     table = "The fleet:\n\n| ship | length |\n| --- | --- |\n| the cutter | 7 m |\n| punt | 3 m |\n"
     (place / "documents/fleet.md").write_text(table, encoding="utf-8")
-    recipe = IndexRecipe(documents=str(place / "documents"), embedder="static")
-    run(recipe, Job.start(place / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(place)
     with Index.open(place / "index") as opened:
         yield opened
 
@@ -459,8 +446,7 @@ def test_rows_are_quoted_one_by_one_with_all_their_values(tmp_path):
     rows = "<tr><td>oak oars</td><td>40</td><td>40</td></tr><tr><td>ash oars</td><td>40</td></tr>"
     page = f"<h1>Prices</h1><table>{rows}</table><p>Oars are sold in May.</p>"
     (tmp_path / "documents/prices.html").write_text(page, encoding="utf-8")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(tmp_path)
     with Index.open(tmp_path / "index") as opened:
         found = ask(
             opened, Untouched(), "oak or ash oars sold", answering={**OVERLAP, "margin": 99}
@@ -482,8 +468,7 @@ def test_rows_are_quoted_one_by_one_with_all_their_values(tmp_path):
 def test_rows_that_share_less_with_the_question_than_another_are_left_out(tmp_path, name, text):
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / name).write_text(text, encoding="utf-8")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(tmp_path)
     with Index.open(tmp_path / "index") as opened:
         asked = {**OVERLAP, "margin": 99.0, "max_quotes": 5}
         told = ask(opened, Untouched(), "Who sails the ketch?", answering=asked).completion.text
@@ -530,8 +515,7 @@ def test_what_a_colon_announces_is_quoted_with_it(tmp_path, most, quotes):
     (tmp_path / "documents").mkdir()
     words = f"<p>It sails.</p><p>{quotes[0]}</p><ul><li>UDP 1194</li></ul><p>It is at rest.</p>"
     (tmp_path / "documents/ports.html").write_text(f"<h1>Ports</h1>{words}", encoding="utf-8")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(tmp_path)
     with Index.open(tmp_path / "index") as opened:
         asked = {**OVERLAP, "max_quotes": most, "margin": 0.5}
         found = ask(opened, Untouched(), "Which ports has the tunnel?", answering=asked)
@@ -547,8 +531,7 @@ def test_the_contents_of_a_book_of_numbered_chapters_are_not_quoted(tmp_path):
     (tmp_path / "documents" / "contents.txt").write_text(text, encoding="utf-8")
     fired = "The potter fires the kiln with oak.\n"
     (tmp_path / "documents" / "chapter.txt").write_text(f"{titles[0]}\n\n{fired}", encoding="utf-8")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(tmp_path)
     with Index.open(tmp_path / "index") as opened:
         answer = ask(opened, Untouched(), "Who fires the kiln, the oak?", answering=OVERLAP)
     assert [quote["text"] for quote in answer.details["quotes"]] == [fired.strip()]
@@ -561,8 +544,7 @@ def test_the_table_of_contents_of_a_document_is_not_quoted(tmp_path):
     parts = "\n".join(f"## {title}\n\nSlowly, in part {title[-3:]}.\n" for title in titles)
     words = "Who fires it first dries the wood for a year."
     (tmp_path / "documents" / "book.md").write_text(f"# Book\n\n{words}\n\n{contents}\n\n{parts}")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(tmp_path)
     with Index.open(tmp_path / "index") as opened:
         answer = ask(opened, Untouched(), "What is firing the kiln with oak?", answering=OVERLAP)
     quotes = [quote["text"] for quote in answer.details["quotes"]]
@@ -576,8 +558,7 @@ def test_a_list_of_headings_takes_no_place_among_the_passages_that_are_read(tmp_
     (tmp_path / "documents" / "contents.md").write_text(contents, encoding="utf-8")
     text = "Most potters burn dry oak in their kiln.\n"
     (tmp_path / "documents" / "text.txt").write_text(text, encoding="utf-8")
-    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
-    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    build_index(tmp_path)
     with Index.open(tmp_path / "index") as opened:
         question = "Which oak burns in a kiln?"
         assert retrieve(opened, question, 1)[0].passage.headings
