@@ -85,7 +85,6 @@ _BUILTIN_FOLDERS = {
     MULTILINGUAL_READER: "builtin_multilingual",
 }
 _MAX_SHORT_TOKENS = 24
-_MAX_FLOAT_WIDTH = 384
 _CODE_LETTERS = 2
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
@@ -117,10 +116,10 @@ class SentenceReader:
             ) from error
 
     def _adopt(self, folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-        self._base, self._encoder, held = adapt_base(folder, self.config, tensors, _HEADS)
-        self.precision = "float32"
-        if self._base.width > _MAX_FLOAT_WIDTH and can_quantize():
-            self._encoder, self.precision = self._encoder.quantize(), "int8"
+        self._base, self._encoder, held = adapt_base(
+            folder, self.config, tensors, _HEADS, may_round=True
+        )
+        self.precision = "int8" if self._encoder.is_quantized else "float32"
         self._sentence, self._none = held["sentence.weight"][0], held["no_answer.weight"][0]
         self._sentence_bias = float(held["sentence.bias"][0])
         self._none_bias = float(held["no_answer.bias"][0])

@@ -26,7 +26,7 @@ from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
-from stillroom.rag.answer_selection import reader, training_run
+from stillroom.rag.answer_selection import adapted_bert, reader, training_run
 from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
 from stillroom.rag.answer_selection.encoding import encode_passages, find_rows, find_sentences
 from stillroom.rag.answer_selection.examples import (
@@ -704,9 +704,9 @@ def test_a_large_reader_that_cannot_be_opened_gives_way_to_the_small_one(
     folders = {"builtin:reader": trained / "output", "builtin:reader-large": tmp_path}
     if why == "onnxruntime":  # found, and broken
         folders["builtin:reader-large"] = shutil.copytree(trained / "output", tmp_path / "wide")
-        monkeypatch.setattr(reader, "_MAX_FLOAT_WIDTH", 0)
+        monkeypatch.setattr(adapted_bert, "_MAX_FLOAT_WIDTH", 0)
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        monkeypatch.setattr(reader, "can_quantize", lambda: True)
+        monkeypatch.setattr(adapted_bert, "can_quantize", lambda: True)
     monkeypatch.setattr(reader, "_BUILTIN_FOLDERS", folders)
     monkeypatch.setattr(reader, "_has_large_reader", lambda: True)
     _open_cached.cache_clear()
@@ -725,7 +725,7 @@ def test_a_large_reader_that_cannot_be_opened_gives_way_to_the_small_one(
 
 def test_a_wide_reader_is_read_in_8_bits_and_says_so(trained, monkeypatch):
     exact = SentenceReader(trained / "output")
-    monkeypatch.setattr(reader, "_MAX_FLOAT_WIDTH", 0)
+    monkeypatch.setattr(adapted_bert, "_MAX_FLOAT_WIDTH", 0)
     rounded = SentenceReader(trained / "output")
     assert (exact.precision, rounded.precision) == ("float32", "int8")
     assert exact.fingerprint != rounded.fingerprint
