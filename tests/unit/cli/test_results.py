@@ -11,6 +11,7 @@ from stillroom.errors import CheckpointError
 from stillroom.evaluate import Metric, Report
 from stillroom.jobs import Job
 from stillroom.provenance import Artifact
+from stillroom.rag.generation.refusals import get_refusal_wording
 from stillroom.records import Answer, Citation, Completion, Location
 
 LOCATION = Location("mills.md", "0" * 64, 10, 42, pages=(3,))
@@ -255,7 +256,8 @@ def test_passages_that_did_not_fit_are_told(dropped, left_out, notes):
     [("empty", "the model returned no text"), ("restated", "only repeated the question")],
 )
 def test_an_answer_that_says_nothing_says_why(why, told):
-    details = {"refusal": why, "abstained": True}
+    note = get_refusal_wording("").describe_reason(why)
+    details = {"refusal": why, "refusal_note": note, "abstained": True}
     empty = Answer(Completion("The documents do not answer this."), details=details)
     assert told in said(print_answer, [empty.completion.text, empty], as_json=False)
 

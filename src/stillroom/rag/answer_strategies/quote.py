@@ -27,6 +27,7 @@ from stillroom.rag.answer_selection.reader import (
     choose_reader,
     open_available_reader,
 )
+from stillroom.rag.generation.refusals import get_refusal_wording
 from stillroom.rag.generation.session import count_citations, digest_sentence
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
@@ -259,10 +260,8 @@ def _warn_of_language(question: str, hits: Sequence[Hit]) -> None:
     asked = detect_language(question)
     written = {detect_language(hit.passage.text) for hit in hits}
     if asked and "" not in written and asked not in written:
-        add_warning(
-            f"the question is in another language ({asked}) than the passages found "
-            f"({', '.join(sorted(written))}): ask in theirs"
-        )
+        notice = get_refusal_wording(question).language_notice
+        add_warning(notice.format(asked, ", ".join(sorted(written))))
 
 
 def _leave_out_rows(

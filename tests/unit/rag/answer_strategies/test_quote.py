@@ -181,8 +181,11 @@ def test_silence_on_a_question_in_another_language_says_so(tmp_path, question, w
     with Index.open(tmp_path / "index") as opened:
         found = ask(opened, Untouched(), question, answering={**OVERLAP, "min_probability": 1.0})
     assert found.details["abstained"]
-    said = ["the question is in another language (es) than the passages found (en): ask in theirs"]
-    assert found.details["notices"] == said * warned
+    said = (
+        "la pregunta está en otro idioma (es) que los pasajes encontrados (en): "
+        "pregunte en el de ellos"
+    )
+    assert found.details["notices"] == [said] * warned
 
 
 def test_a_kept_answer_opens_no_model_and_ends_with_its_reader(index, monkeypatch):
