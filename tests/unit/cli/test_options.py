@@ -91,8 +91,19 @@ def test_a_list_without_registries_takes_no_registry():
     ("command", "said"),
     [
         (["synth", "dedup", "a.jsonl"], "it is a kind of job: stillroom run synth.dedup"),
+        (["rag", "records"], "it is a kind of job: stillroom run synth.records"),
+        (["records"], "it is a kind of job: stillroom run synth.records"),
+        (["index", "documents"], "did you mean 'stillroom rag index'?"),
+        (["plna"], "did you mean 'stillroom merge plan'?"),
+        (["rga", "indx"], "did you mean 'stillroom rag index'?"),
+        (["init-ca"], "did you mean 'stillroom forensics provenance init-ca'?"),
+        (
+            ["export"],
+            "did you mean 'stillroom checkpoint export' or 'stillroom forensics export' or "
+            "'stillroom synth export'?",
+        ),
         (["rag", "ask", "index"], "did you mean 'stillroom ask'?"),
-        (["rag", "serch", "index"], "did you mean 'search'?"),
+        (["rag", "serch", "index"], "did you mean 'stillroom rag search'?"),
     ],
 )
 def test_a_command_that_a_group_lacks_is_told_where_it_is(command, said):
