@@ -180,8 +180,12 @@ def decide_reader(
     *,
     is_synthetic: bool,
     trained: str = "",
+    caveat: str = "",
 ) -> ReaderDecision:
-    """Return the arm to use: another one only where both intervals lie above the first's."""
+    """Return the arm to use: another one only where both intervals lie above the first's.
+
+    ``trained`` and ``caveat`` are as for ``add_comparison``.
+    """
     compared, readers, first = comparison.arms, comparison.readers, comparison.first
     sides = comparison.find_sides(differences)
     labels = {arm: _LABELS.get(readers.get(arm, ""), f"the {arm} reader") for arm in compared}
@@ -211,6 +215,7 @@ def decide_reader(
     line += (start := _tell_start(trained or readers[first]))
     if start and readers[first] in PACKAGED_READERS:
         line += f" In their place {_LABELS[readers[first]]} answers."
+    line += f" {caveat}" if caveat else ""
     if is_synthetic:
         line += (
             " These questions were generated; only questions by people can decide (stillroom make "
