@@ -24,7 +24,7 @@ from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
-from stillroom.provenance import verify_artifact
+from stillroom.provenance import Parent, verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import reader, training_run
 from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
@@ -695,6 +695,26 @@ def test_the_large_reader_reads_english_where_its_base_and_onnxruntime_are(train
     monkeypatch.setattr(reader, "is_local", lambda base: False)
     assert choose() == ("builtin:reader", "")
     reader._has_large_reader.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("start", "answers"),
+    [("builtin:reader", "builtin:reader-large"), ("builtin:reader-small", "")],
+)
+def test_a_start_that_training_kept_answers_as_that_start(start, answers, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_prefer_large", lambda name: ("builtin:reader-large", ""))
+
+    def keep(name, taken):
+        job = Job.start(tmp_path / name, "recipe\n")
+        for file in ("reader.json", "reader.safetensors"):
+            shutil.copy(find_reader("builtin:reader") / file, job.output)
+        job.finish("checkpoint", parents=[Parent("start", taken, "")], details={"kept": "start"})
+        return str(tmp_path / name)
+
+    first = keep("first", start)
+    again = keep("again", "../first")
+    for folder in (first, f"{first}/output", again):
+        assert choose_reader(folder, ["en"]) == (answers or folder, "")
 
 
 @pytest.mark.parametrize("why", ["base", "onnxruntime"])
