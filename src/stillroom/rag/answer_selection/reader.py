@@ -69,6 +69,7 @@ __all__ = [
     "describe_reading",
     "find_reader",
     "is_foreign",
+    "list_installed_readers",
     "open_available_reader",
     "open_reader",
 ]
@@ -379,10 +380,24 @@ def _list_starts(folder: Path) -> Iterator[str]:
 @cache
 def _has_large_reader() -> bool:
     """Return whether the large reader's base is on this machine, to be read in 8-bit integers."""
-    if not can_quantize() or LARGE_READER not in _BUILTIN_FOLDERS:
-        return False
-    config = load_json((find_reader(LARGE_READER) / CONFIG_FILE).read_bytes())
+    return can_quantize() and LARGE_READER in _BUILTIN_FOLDERS and _has_base(LARGE_READER)
+
+
+def _has_base(reference: str) -> bool:
+    config = load_json((find_reader(reference) / CONFIG_FILE).read_bytes())
     return is_local(str(config["base"]))
+
+
+def list_installed_readers() -> list[str]:
+    """Return the packaged readers whose base is here; they decide which one ``builtin:reader`` is.
+
+    Nothing is opened or downloaded.
+    """
+    return [
+        name
+        for name in PACKAGED_READERS
+        if (_has_large_reader() if name == LARGE_READER else _has_base(name))
+    ]
 
 
 def find_reader(reference: str) -> Path:

@@ -178,10 +178,18 @@ def _list_start(recipe: ReaderRecipe) -> tuple[str, ...]:
     return () if start is None else (digest_file(find_reader(start) / WEIGHTS_FILE),)
 
 
+def _list_installed(recipe: ReaderRecipe) -> list[str]:
+    """Return the packaged readers that are installed, if the start is to be one of them."""
+    from stillroom.rag.answer_selection.reader import BUILTIN_READER, list_installed_readers
+
+    return list_installed_readers() if recipe.start == BUILTIN_READER else []
+
+
 JOB_KIND = JobKind(
     recipe=ReaderRecipe,
     run=run,
     estimate=estimate,
+    surroundings=_list_installed,
     extras=("train",),
     replayer=TrainingReplayer(list_choices=_list_start),
 )
