@@ -150,6 +150,13 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
     step_estimates = estimate_steps(recipe)
     num_records = sum(step.outputs for step in step_estimates)
     num_requests = sum(step.requests for step in step_estimates)
+    generators = [
+        step.generator for step in recipe.steps.values() if isinstance(step, GenerateStep)
+    ]
+    unasked = " or ".join(dict.fromkeys(one.unasked for one in generators if one.unasked))
+    requests = f"about {num_requests:.0f} requests"
+    if unasked:
+        requests = f"at most {num_requests:.0f} requests (none for {unasked})"
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
     seed_bytes = count_bytes(filter(None, (recipe.index, recipe.seeds)))
@@ -159,7 +166,7 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
         seconds=sum(step.tokens for step in step_estimates) / _TOKENS_PER_SECOND,
         memory_knob="use a smaller teacher, or an endpoint",
         disk_knob="lower num_records",
-        basis=f"about {num_requests:.0f} requests, of which half are kept, on two cores",
+        basis=f"{requests}, of which half are kept, on two cores",
     )
 
 
