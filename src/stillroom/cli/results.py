@@ -17,7 +17,7 @@ from stillroom.cli.output import (
     print_report,
     print_text,
 )
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, count_noun
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
 from stillroom.provenance.evidence import describe_citations
@@ -290,7 +290,7 @@ def _print_notices(answer: Answer) -> None:
     dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())
     if dropped:
         total = len(answer.hits) + dropped
-        print_text(f"note: {dropped} of {total} passages did not fit the prompt")
+        print_text(f"note: {dropped} of {count_noun(total, 'passage')} did not fit the prompt")
     if len(left_out) > dropped:
         print_text("note: the last passage shown was cut after a sentence")
     for note in answer.details.get("notices", ()):

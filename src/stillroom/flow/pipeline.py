@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import CheckpointError, DataError, ResourceError
+from stillroom.errors import CheckpointError, DataError, ResourceError, count_noun
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.evaluate.report import Report, Section, Table, merge_reports
 from stillroom.flow.inputs import check_inputs, resolve_inputs
@@ -500,7 +500,7 @@ def _describe_candidates(name: str, details: Mapping[str, Any]) -> Section:
     final = details.get("final")
     if final:
         text += (
-            f" On {final['records']} records that no choice saw its loss is "
+            f" On {count_noun(final['records'], 'record')} that no choice saw its loss is "
             f"{final['kept']['loss']:.4f}, the best parent's {final['best_parent']['loss']:.4f}."
         )
     return Section(

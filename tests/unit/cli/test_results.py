@@ -239,7 +239,7 @@ def test_a_model_that_says_nothing_is_told_as_that():
             1,
             [["pas-1", 5, 9], ["pas-2", 0, 9]],
             [
-                "note: 1 of 1 passages did not fit the prompt",
+                "note: 1 of 1 passage did not fit the prompt",
                 "note: the last passage shown was cut after a sentence",
             ],
         ),
@@ -296,7 +296,8 @@ def test_every_citation_of_quotes_on_one_page_has_its_own_line():
 
 
 def test_silence_shows_what_came_nearest():
-    details = {"refusal": "no-answer", "abstained": True}
+    note = get_refusal_wording("").describe_reason("no-answer")
+    details = {"refusal": "no-answer", "refusal_note": note, "abstained": True}
     told = said(print_answer, ["No.", replace(CITED, details=details)], as_json=False)
     assert "[1] mills.md: bytes 10-42, page 3\n    It grinds barley.\n" in told
     assert "note: no sentence of the passages answers" in told

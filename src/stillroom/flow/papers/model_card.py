@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.flow.papers.facts import format_counts, select_metrics
 from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.node import Node, read_recipe
@@ -361,7 +361,7 @@ def _list_sample_size_limitations(measured: Sequence[Mapping[str, Any]]) -> Iter
     elif small == 1:
         yield "Some metrics come from one record and have no interval: they do not generalize."
     elif small < _SMALL_SAMPLE:
-        yield f"Some metrics come from {small} records only; see their intervals."
+        yield f"Some metrics come from {count_noun(small, 'record')} only; see their intervals."
 
 
 def _list_data_limitations(graph: ProvenanceGraph) -> Iterator[str]:
@@ -464,7 +464,8 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
             f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
         )
         compared = (
-            f"right first sentences that are given, of {comparison['n']} held-out questions, "
+            f"right first sentences that are given, of "
+            f"{count_noun(comparison['n'], 'held-out question')}, "
             f"trained less start (mean, low, high): {shown or 'not measured'}"
         )
         lines.append(

@@ -25,7 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, count_noun
 from stillroom.evaluate import Metric, Report, Table, bootstrap
 from stillroom.evaluate.metrics.answers import best_f1, contains_answer
 from stillroom.evaluate.qa.questions import EvidenceSpan, find_question_origin
@@ -539,4 +539,4 @@ def _show_answers(compared: Mapping[str, ComparedArm]) -> Table:
         )
         for name in order[:_SHOWN_ANSWERS]
     )
-    return Table(f"{len(rows)} questions", ("question", "expected", *texts), rows)
+    return Table(count_noun(len(rows), "question"), ("question", "expected", *texts), rows)

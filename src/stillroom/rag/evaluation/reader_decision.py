@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stillroom.errors import count_noun
 from stillroom.evaluate import Metric, paired_difference
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
@@ -280,7 +281,7 @@ def _tell_start(reference: str) -> str:
 
 
 def _count(number: int) -> str:
-    return f"{number or 'no'} question{'s' * (number > 1)}"
+    return count_noun(number, "question") if number else "no question"
 
 
 def _share(values: Iterable[float]) -> str:

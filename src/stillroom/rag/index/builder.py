@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, StillroomError
+from stillroom.errors import DataError, StillroomError, count_noun
 from stillroom.jobs import Estimate
 from stillroom.jobs.replay import ReplayJob
 from stillroom.models.hub import MULTILINGUAL_EMBEDDER
@@ -191,7 +191,8 @@ def estimate_index(recipe: IndexSettings) -> Estimate:
         seconds=max(texts, len(files)) / rate,
         memory_knob="raise chunker.size, or set vectors: float16",
         disk_knob="set vectors: float16",
-        basis=f"{len(files)} files of {size / 1e6:.1f} MB, about {passages} passages at "
+        basis=f"{count_noun(len(files), 'file')} of {size / 1e6:.1f} MB, about "
+        f"{count_noun(passages, 'passage')} at "
         f"{rate} of 200 tokens a second ({encoder} on 2 cores)",
     )
     embedding += estimate_encoders(recipe, passages, size / _BYTES_PER_TOKEN)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
-from stillroom.errors import RecipeError
+from stillroom.errors import RecipeError, count_noun
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
@@ -154,9 +154,8 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
         step.generator for step in recipe.steps.values() if isinstance(step, GenerateStep)
     ]
     unasked = " or ".join(dict.fromkeys(one.unasked for one in generators if one.unasked))
-    requests = f"about {num_requests:.0f} requests"
-    if unasked:
-        requests = f"at most {num_requests:.0f} requests (none for {unasked})"
+    requests = count_noun(f"{num_requests:.0f}", "request")
+    requests = f"at most {requests} (none for {unasked})" if unasked else f"about {requests}"
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
     seed_bytes = count_bytes(filter(None, (recipe.index, recipe.seeds)))

@@ -883,7 +883,7 @@ def test_questions_that_judge_are_not_learned_from(place, encoder, tmp_path):
     recipe = make_recipe(place, encoder, without=f"[{tmp_path / 'judge.jsonl'}]")
     run_recipe(recipe, tmp_path / "reader")
     told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
-    assert "1 questions are left out, since they judge the reader" in told
+    assert "1 question is left out, since they judge the reader" in told
     assert f"of {len(QUESTIONS)} examples" not in told
 
 
@@ -905,7 +905,7 @@ def test_a_judgment_of_the_sentence_that_judges_is_not_learned_from(place, encod
     )
     run_recipe(recipe, tmp_path / "reader")
     told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
-    assert "1 questions are left out" in told  # the other record of the sentence is learned from
+    assert "1 question is left out" in told  # the other record of the sentence is learned from
 
 
 def test_a_base_that_is_no_bert_is_refused(place, tmp_path):
