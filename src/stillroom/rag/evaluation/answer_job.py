@@ -164,14 +164,9 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
                 decision = {"judgments": line}
             else:
                 generated, own = are_synthetic(recipe.questions), named[0]
+                limits: dict[str, Any] = {"trained": own, "caveat": concentration}
                 decided = add_comparison(
-                    report,
-                    recipe,
-                    graded,
-                    silent,
-                    is_synthetic=generated,
-                    trained=own,
-                    caveat=concentration,
+                    report, recipe, graded, silent, is_synthetic=generated, **limits
                 )
                 decision = {"decision": decided.to_json()}
         else:

@@ -16,8 +16,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.generation.cited_sentences import CitationStream, CitedSentence
-from stillroom.rag.generation.prompt import ABSTENTION, PROMPT_VERSION, REQUEST
-from stillroom.rag.generation.refusals import ABSTENTIONS, get_refusal_wording, is_declined
+from stillroom.rag.generation.prompt import PROMPT_VERSION, REQUEST
+from stillroom.rag.generation.refusals import (
+    AbstentionTranslator,
+    get_refusal_wording,
+    is_abstention,
+    is_declined,
+)
 from stillroom.rag.generation.semantic_cache import build_cache_scope
 from stillroom.rag.generation.session import (
     AnswerSession,
@@ -293,24 +298,13 @@ class _AnswerDraft:
         self._echo_stripper = PromptEchoStripper(inquiry.query.text, REQUEST)
         self._named_numbers: tuple[int, ...] = ()
         self._wording = get_refusal_wording(inquiry.query.text)
-        self._opening = ""  # of the text, while it may be an abstention to be translated
-        self._is_opening = self._wording.abstention != ABSTENTION
+        self._translator = AbstentionTranslator(self._wording)
 
     def feed(self, raw: str) -> str:
         if self._session.quotes:  # stands in a document: no echo, and not to be changed
             return self._append(raw)
-        text = self._hold_abstention(self._echo_stripper.feed(self._leak_filter.feed(raw)))
+        text = self._translator.feed(self._echo_stripper.feed(self._leak_filter.feed(raw)))
         return self._append(self._open_stream().feed(text)) if text else ""
-
-    def _hold_abstention(self, text: str) -> str:
-        """Return the text to be shown; nothing while all of it may be an abstention."""
-        if not self._is_opening:
-            return text
-        self._opening += text
-        if ABSTENTION.startswith(" ".join(self._opening.split())):
-            return ""
-        self._is_opening = False
-        return self._opening
 
     def finish(self) -> str:
         """Return the remaining text, with the refusal if there is one."""
@@ -321,13 +315,11 @@ class _AnswerDraft:
             return self._append(self._build_refusal(self._wording.refusal))
         composer = self._open_stream()
         text = self._echo_stripper.feed(self._leak_filter.finish()) + self._echo_stripper.finish()
-        text = self._hold_abstention(text)
-        if self._is_opening:
-            text = self._wording.abstention if _is_abstention(self._opening) else self._opening
+        text = self._translator.feed(text) + self._translator.finish()
         remainder = self._append(composer.feed(text) + composer.finish())
         if session.completion.finish_reason == "cancelled":
             return remainder
-        if _is_abstention(self._text):
+        if is_abstention(self._text):
             session.refusal = "model"
             return remainder + self._append(self._build_refusal(""))
         session.refusal = self._find_refusal(composer)
@@ -424,10 +416,6 @@ class _AnswerDraft:
     def _append(self, text: str) -> str:
         self._text += text
         return text
-
-
-def _is_abstention(text: str) -> bool:
-    return " ".join(text.split()).rstrip(".") + "." in ABSTENTIONS
 
 
 def _resolve_citations(numbers: set[int], hits: Sequence[Hit]) -> tuple[Citation, ...]:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from stillroom.rag.generation.prompt import ABSTENTION
 from stillroom.text.language import select_language
 
-__all__ = ["ABSTENTIONS", "REFUSAL", "RefusalWording", "get_refusal_wording", "is_declined"]
+__all__ = [
+    "ABSTENTIONS",
+    "REFUSAL",
+    "AbstentionTranslator",
+    "RefusalWording",
+    "get_refusal_wording",
+    "is_abstention",
+    "is_declined",
+]
 
 
 REFUSAL = "No passage found answers this."
@@ -137,6 +145,36 @@ def get_refusal_wording(question: str) -> RefusalWording:
     return _WORDINGS[select_language(question, _WORDINGS)]
 
 
+def is_abstention(text: str) -> bool:
+    """Return whether a text is ``ABSTENTION`` alone, in any language."""
+    return " ".join(text.split()).rstrip(".") + "." in ABSTENTIONS
+
+
 def is_declined(text: str) -> bool:
     """Return whether an answer begins with a refusal, of a model or of ours, in any language."""
     return " ".join(text.split()).startswith(_OPENINGS)
+
+
+class AbstentionTranslator:
+    """Translates ``ABSTENTION`` in a stream, if a model writes nothing else."""
+
+    def __init__(self, wording: RefusalWording) -> None:
+        """Translate into ``wording``; English passes unchanged and at once."""
+        self._abstention = wording.abstention
+        self._held = ""
+        self._is_open = wording.abstention != ABSTENTION
+
+    def feed(self, text: str) -> str:
+        """Return the text to be shown; nothing while all of it may be an abstention."""
+        if not self._is_open:
+            return text
+        self._held += text
+        if ABSTENTION.startswith(" ".join(self._held.split())):
+            return ""
+        self._is_open = False
+        return self._held
+
+    def finish(self) -> str:
+        """Return what was held back, translated."""
+        held = self._held if self._is_open else ""
+        return self._abstention if is_abstention(held) else held
