@@ -31,7 +31,7 @@ from stillroom.cli.proof import (
     replay_run,
     verify_evidence_file,
 )
-from stillroom.errors import DataError, IntegrityError, Problem, ResourceError
+from stillroom.errors import DataError, IntegrityError, Problem, ResourceError, count_noun
 from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"out": str(folder), "files": came, "digest": digest})
     else:
-        print_text(f"{folder}: {came} files, {digest}")
+        print_text(f"{folder}: {count_noun(came, 'file')}, {digest}")
 
 
 @command(
@@ -130,7 +130,9 @@ def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool
     if as_json:
         print_json({"signed": [str(folder) for folder in folders], "key": signer.key_id})
     else:
-        print_text(f"{path}: {len(folders)} folders signed with key {signer.key_id[:16]}")
+        print_text(
+            f"{path}: {count_noun(len(folders), 'folder')} signed with key {signer.key_id[:16]}"
+        )
 
 
 def _refuse_unfinished(path: Path) -> None:
@@ -319,7 +321,7 @@ def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
     for check in result.signatures.values():
         groups[check.state, check.key_id] = groups.get((check.state, check.key_id), 0) + 1
     for (state, key_id), count in sorted(groups.items()):
-        folders = f"{count} folder{'s' if count > 1 else ''}"
+        folders = count_noun(count, "folder")
         yield f"  {folders} {SIGNATURE_WORDS[state]}{f': {key_id}' if key_id else ''}"
     yield from (escape_line(f"  open: {line}") for line in result.open_ends)
     for line in result.uncovered[:_MAX_UNCOVERED]:

@@ -17,7 +17,7 @@ from stillroom.cli.output import (
     print_report,
     print_text,
 )
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, count_noun
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
 from stillroom.provenance.evidence import describe_citations
@@ -201,11 +201,7 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-_REFUSAL_NOTES = {
-    "no-answer": "no sentence of the passages answers the question with enough probability",
-    "empty": "the model returned no text",
-    "restated": "the model only repeated the question",
-}
+_NOTED_REFUSALS = {"no-answer", "empty", "restated"}  # the text of an answer does not say these
 _JUDGED_NOTES = {
     "right": "the answer is right",
     "quote": "this sentence answers",
@@ -287,14 +283,14 @@ def _print_judged(answer: Answer) -> None:
 
 def _print_notices(answer: Answer) -> None:
     """Print notes on truncation and left out passages."""
-    if note := _REFUSAL_NOTES.get(str(answer.details.get("refusal", ""))):
-        print_text(f"note: {note}")
+    if answer.details.get("refusal") in _NOTED_REFUSALS:
+        print_text(f"note: {answer.details.get('refusal_note', '')}")
     if answer.completion.finish_reason == "length":
         print_text("note: the answer was cut off at the token limit")
     dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())
     if dropped:
         total = len(answer.hits) + dropped
-        print_text(f"note: {dropped} of {total} passages did not fit the prompt")
+        print_text(f"note: {dropped} of {count_noun(total, 'passage')} did not fit the prompt")
     if len(left_out) > dropped:
         print_text("note: the last passage shown was cut after a sentence")
     for note in answer.details.get("notices", ()):

@@ -18,6 +18,7 @@ __all__ = [
     "MethodListing",
     "MethodSetting",
     "find_kind_modules",
+    "find_nearest",
     "find_registries",
     "list_examples",
     "list_kind_names",
@@ -184,7 +185,13 @@ def _format_default(default: ast.expr | None) -> str:
 
 
 def suggest(word: str, known: Iterable[str], likeness: float = 0.66) -> str:
-    """Return ``did you mean 'x'?`` for the nearest known word at least so like it, or ''.
+    """Return ``did you mean 'x'?`` for ``find_nearest``, or ''."""
+    near = find_nearest(word, known, likeness)
+    return f"did you mean '{near}'?" if near else ""
+
+
+def find_nearest(word: str, known: Iterable[str], likeness: float = 0.66) -> str:
+    """Return the nearest known word at least so like it, or ''.
 
     By default it allows one wrong letter of three: a name that is gone suggests no other method.
     """
@@ -194,7 +201,7 @@ def suggest(word: str, known: Iterable[str], likeness: float = 0.66) -> str:
         for spelt in (word, word.lower())
         for match in difflib.get_close_matches(spelt, listed, n=1, cutoff=likeness)
     ]
-    return f"did you mean '{near[0]}'?" if near else ""
+    return near[0] if near else ""
 
 
 def _read_method(path: Path, registry: str) -> MethodListing:

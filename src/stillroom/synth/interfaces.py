@@ -135,6 +135,11 @@ class Generator(Method, GeneratorState):
         """Maximum number of tokens per request."""
 
     @property
+    def unasked(self) -> str:
+        """Seed items for which no request is made, as an estimate names them; empty if none."""
+        return ""
+
+    @property
     def max_records(self) -> int:
         """Maximum number of records per unit."""
         return int(getattr(self, "questions", 1))

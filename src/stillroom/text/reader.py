@@ -168,7 +168,15 @@ def parse_file(
     name = _relative_path(path, root)
     data = _read_file(path, name, limits)
     known, notices = check_origin(path, origin or Origin())
-    document = parse_bytes(data, name, limits=limits, origin=known, worker=worker, parsers=parsers)
+    document = parse_bytes(
+        data,
+        name,
+        limits=limits,
+        origin=known,
+        worker=worker,
+        parsers=parsers,
+        place=(path, root or path.parent),
+    )
     return _add_notices(document, notices)
 
 
@@ -193,10 +201,12 @@ def parse_bytes(
     origin: Origin | None = None,
     worker: ParserProcess | None = None,
     parsers: Sequence[Parser] = (),
+    place: tuple[Path, Path] | None = None,
 ) -> Document:
     """Parse the bytes of a file, such as an upload, into a Document.
 
-    Of a compressed file every anchor spans all bytes.
+    Of a compressed file every anchor spans all bytes. ``place`` is the file with the folder that is
+    read, where other files may declare its entities.
 
     Raises:
         DataError: If the bytes are too many, broken, or of an unknown format.
@@ -220,7 +230,14 @@ def parse_bytes(
         return replace(document, path=path, digest=digest_bytes(data), anchors=anchors)
     chosen = (parser for parser in parsers if suffix in parser.suffixes)
     parser = next(chosen, None) or detect_parser(path, data)
-    source = SourceFile(path, digest_bytes(data), parser.media_type, origin or Origin(), limits)
+    source = SourceFile(
+        path,
+        digest_bytes(data),
+        parser.media_type,
+        origin or Origin(),
+        limits,
+        declared=parser.read_declared(data, *place) if place else {},
+    )
     if not data.strip():
         raise DataError(
             EMPTY_FILE,
@@ -376,7 +393,8 @@ _HTML_START = re.compile(
 _DOCBOOK_START = re.compile(
     rb"""\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!--.{0,500}?-->\s*)?<(?:!DOCTYPE\s+\w+\s+PUBLIC\s+["']"""
     rb"""[^"']{0,99}\bDocBook|\w+\s[^>]{0,300}?xmlns=["']http://(?:docbook\.org/ns/docbook"""
-    rb"""|projectmallard\.org/))""",
+    rb"""|projectmallard\.org/)|(?:book|part|chapter|appendix|preface|article|sect[1-5]|section"""
+    rb"""|refentry|glossary)(?:\s[^<>]{0,300})?>\s*<(?:title|\w*info)\b)""",
     re.S,
 )
 

@@ -11,6 +11,7 @@ from stillroom.errors import CheckpointError
 from stillroom.evaluate import Metric, Report
 from stillroom.jobs import Job
 from stillroom.provenance import Artifact
+from stillroom.rag.generation.refusals import get_refusal_wording
 from stillroom.records import Answer, Citation, Completion, Location
 
 LOCATION = Location("mills.md", "0" * 64, 10, 42, pages=(3,))
@@ -238,7 +239,7 @@ def test_a_model_that_says_nothing_is_told_as_that():
             1,
             [["pas-1", 5, 9], ["pas-2", 0, 9]],
             [
-                "note: 1 of 1 passages did not fit the prompt",
+                "note: 1 of 1 passage did not fit the prompt",
                 "note: the last passage shown was cut after a sentence",
             ],
         ),
@@ -255,7 +256,8 @@ def test_passages_that_did_not_fit_are_told(dropped, left_out, notes):
     [("empty", "the model returned no text"), ("restated", "only repeated the question")],
 )
 def test_an_answer_that_says_nothing_says_why(why, told):
-    details = {"refusal": why, "abstained": True}
+    note = get_refusal_wording("").describe_reason(why)
+    details = {"refusal": why, "refusal_note": note, "abstained": True}
     empty = Answer(Completion("The documents do not answer this."), details=details)
     assert told in said(print_answer, [empty.completion.text, empty], as_json=False)
 
@@ -294,7 +296,8 @@ def test_every_citation_of_quotes_on_one_page_has_its_own_line():
 
 
 def test_silence_shows_what_came_nearest():
-    details = {"refusal": "no-answer", "abstained": True}
+    note = get_refusal_wording("").describe_reason("no-answer")
+    details = {"refusal": "no-answer", "refusal_note": note, "abstained": True}
     told = said(print_answer, ["No.", replace(CITED, details=details)], as_json=False)
     assert "[1] mills.md: bytes 10-42, page 3\n    It grinds barley.\n" in told
     assert "note: no sentence of the passages answers" in told

@@ -9,7 +9,7 @@ from stillroom.flow.opening import find_checkpoint, find_reader, open_run, set_r
 from stillroom.flow.run import run_recipe
 from stillroom.provenance import read_artifact
 from stillroom.rag.answer_strategies.quote import Quote
-from stillroom.rag.generation.prompt import REFUSAL
+from stillroom.rag.generation.refusals import REFUSAL
 from stillroom.recipes import parse_recipe, render_template
 from stillroom.testing import tiny_checkpoint
 

@@ -243,6 +243,21 @@ def test_estimate_grows_with_the_target_and_opens_no_model(recipe):
     assert small.basis
 
 
+@pytest.mark.parametrize(
+    ("generator", "said"),
+    [
+        ({"openings": True, "answer": "quote"}, "requests (none for passages in English, German,"),
+        ({"openings": False}, "about "),
+        ({"openings": True, "answer": "teacher"}, "about "),
+    ],
+)
+def test_an_estimate_says_for_which_passages_no_model_is_asked(recipe, generator, said):
+    method = GroundedQa(**generator)
+    basis = estimate(change(recipe, pipeline={"generator": method})).basis
+    assert said in basis
+    assert basis.startswith("at most") is (said != "about ")
+
+
 SLOW = """
 import sys, time
 from pathlib import Path

@@ -294,16 +294,9 @@
     const details = state.details;
     const said = [];
     if (details.abstained) {
-      const reasons = {
-        model: "Refused: the model found no answer in the passages.",
-        "nothing-found": "No answer in the documents: nothing was found.",
-        "no-answer": "No sentence surely answers this. The nearest passages are shown: look there, or ask in their words.",
-        "judged-absent": "No answer in the documents, as a person judged. The nearest passages are shown.",
-      };
+      const note = details.refusal_note || "no passage supports an answer";
       parts.refusal.hidden = false;
-      parts.refusal.textContent =
-        reasons[details.refusal] ||
-        "Refused: no passage supports an answer. The nearest are shown.";
+      parts.refusal.textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
     } else if (state.isGrounded && !(state.citations || []).length) {
       parts.refusal.hidden = false;
       parts.refusal.textContent = "No passage supports this answer.";

@@ -46,7 +46,7 @@ def check_teacher_advantage(
     check = "teacher on this data"
     if len(pairs) < 2:
         return PreflightFinding(
-            "note", check, warn_small_sample(len(pairs), "held-out records"), "hold more out"
+            "note", check, warn_small_sample(len(pairs), "held-out record"), "hold more out"
         )
     gap = paired_difference(
         [teacher_row for teacher_row, _, _ in pairs],
@@ -59,7 +59,7 @@ def check_teacher_advantage(
         f"{gap.high:+.3f}) on {gap.n} held-out records"
     )
     if gap.is_few:
-        warning = warn_small_sample(gap.n, "held-out records").rstrip(".")
+        warning = warn_small_sample(gap.n, "held-out record").rstrip(".")
         return PreflightFinding("note", check, f"{warning}: {summary}", "hold more records out")
     if gap.side() > 0:
         return PreflightFinding(

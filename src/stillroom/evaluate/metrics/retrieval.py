@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.errors import DataError, MissingExtraError
+from stillroom.errors import DataError, MissingExtraError, count_noun
 from stillroom.evaluate.metrics.bootstrap import (
     Metric,
     bootstrap,
@@ -309,7 +309,8 @@ def compare_runs(
         answered = {query: grades for query, grades in qrels.items() if query in run}
         if not answered:
             raise DataError(
-                f"'{name}' has none of the {len(qrels)} judged queries",
+                f"'{name}' has none of the "
+                f"{count_noun(len(qrels), 'judged query', 'judged queries')}",
                 code="data.collection",
                 expected="a run of the judged queries",
                 next="check that the ids of queries are the same in both files",

@@ -499,7 +499,7 @@ def format_search(details: Mapping[str, Any]) -> str:
             f"({objective} {parent['value']:.4f} {records}): it is kept as it is."
         )
     gap = final["difference"]
-    few = warn_small_sample(final["records"], "records")
+    few = warn_small_sample(final["records"], "record")
     tail = "." if Metric.from_json(gap).side() else ": less apart than chance may put them."
     return (
         f"Kept of {details['tried']} trials: {selected['name']}. {records.capitalize()}, its "

@@ -84,10 +84,10 @@ def read_split_questions(
             yield number, replace(question, id=f"{number}:{question.id}"), is_held_out
 
 
-def read_passage(hit: Hit) -> ReaderPassage:
-    """Return a hit's title, text and sentences, without headings."""
+def read_passage(hit: Hit, inner: Iterable[str] = ()) -> ReaderPassage:
+    """Return a hit's title, text and sentences, without headings; ``inner`` are those within it."""
     text = hit.passage.text
-    headings = (*hit.passage.headings, hit.passage.title)
+    headings = (*hit.passage.headings, hit.passage.title, *inner)
     title = " > ".join(
         dict.fromkeys([part for part in (hit.passage.title, *hit.passage.headings) if part])
     )

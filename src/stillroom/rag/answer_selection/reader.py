@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from filecmp import cmpfiles
 from functools import cache, lru_cache
 from pathlib import Path
@@ -33,7 +33,7 @@ import numpy as np
 from stillroom.errors import CheckpointError, StillroomError
 from stillroom.models.encoders.int8_layers import can_quantize
 from stillroom.models.hub import is_local, resolve_checkpoint
-from stillroom.provenance import digest_json
+from stillroom.provenance import ARTIFACT_FILE, digest_json, read_artifact
 from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import (
     adapt_base,
@@ -63,11 +63,13 @@ __all__ = [
     "OVERLAP_READER",
     "PACKAGED_READERS",
     "READ_PASSAGES",
+    "SMALL_READER",
     "SentenceReader",
     "choose_reader",
     "describe_reading",
     "find_reader",
     "is_foreign",
+    "list_installed_readers",
     "open_available_reader",
     "open_reader",
 ]
@@ -76,11 +78,12 @@ READ_PASSAGES, MAX_READ_PASSAGES = 5, 50
 """Passages that a reader is calibrated for unless its file says otherwise, and at most."""
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
 LARGE_READER, MULTILINGUAL_READER = "builtin:reader-large", "builtin:reader-multilingual"
+SMALL_READER = "builtin:reader-small"
 PACKAGED_READERS = (BUILTIN_READER, LARGE_READER, MULTILINGUAL_READER)
 """Readers that answer where no other one is named."""
 _BUILTIN_FOLDERS = {
     BUILTIN_READER: "builtin",
-    "builtin:reader-small": "builtin",
+    SMALL_READER: "builtin",
     LARGE_READER: "builtin_large",
     MULTILINGUAL_READER: "builtin_multilingual",
 }
@@ -297,7 +300,8 @@ def open_available_reader(
 def choose_reader(reference: str, languages: Iterable[str]) -> tuple[str, str]:
     """Return the reader for documents in such languages, and a warning if it cannot be opened.
 
-    In place of ``builtin:reader``, and of a training that kept it unchanged, that is
+    In place of ``builtin:reader``, and of a training that kept it unchanged (not of one that
+    started from ``builtin:reader-small``), that is
     ``builtin:reader-multilingual`` for documents of which most are not in English, and for others
     ``builtin:reader-large`` where its base is on this machine and onnxruntime is installed.
 
@@ -354,16 +358,45 @@ def _is_packaged(reference: str) -> bool:
         return reference == BUILTIN_READER
     files = [CONFIG_FILE, WEIGHTS_FILE]
     own, packaged = map(find_reader, (reference, BUILTIN_READER))
-    return cmpfiles(own, packaged, files, shallow=False)[0] == files
+    is_same = cmpfiles(own, packaged, files, shallow=False)[0] == files
+    return is_same and SMALL_READER not in _list_starts(Path(reference))
+
+
+def _list_starts(folder: Path) -> Iterator[str]:
+    """Yield the readers that a reader was trained from, the nearest first, as recorded."""
+    seen: set[Path] = set()
+    while folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        places = [place for place in (folder, folder.parent) if (place / ARTIFACT_FILE).is_file()]
+        parents = read_artifact(places[0]).parents if places else ()
+        start = next((parent.path for parent in parents if parent.role == "start"), "")
+        if not start:
+            return
+        yield start
+        folder = places[0] / start
 
 
 @cache
 def _has_large_reader() -> bool:
     """Return whether the large reader's base is on this machine, to be read in 8-bit integers."""
-    if not can_quantize() or LARGE_READER not in _BUILTIN_FOLDERS:
-        return False
-    config = load_json((find_reader(LARGE_READER) / CONFIG_FILE).read_bytes())
+    return can_quantize() and LARGE_READER in _BUILTIN_FOLDERS and _has_base(LARGE_READER)
+
+
+def _has_base(reference: str) -> bool:
+    config = load_json((find_reader(reference) / CONFIG_FILE).read_bytes())
     return is_local(str(config["base"]))
+
+
+def list_installed_readers() -> list[str]:
+    """Return the packaged readers whose base is here; they decide which one ``builtin:reader`` is.
+
+    Nothing is opened or downloaded.
+    """
+    return [
+        name
+        for name in PACKAGED_READERS
+        if (_has_large_reader() if name == LARGE_READER else _has_base(name))
+    ]
 
 
 def find_reader(reference: str) -> Path:

@@ -27,6 +27,7 @@ from stillroom.rag.answer_selection.reader import (
     choose_reader,
     open_available_reader,
 )
+from stillroom.rag.generation.refusals import get_refusal_wording
 from stillroom.rag.generation.session import count_citations, digest_sentence
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from stillroom.rag.answer_selection.overlap import ScoredSentence
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
     from stillroom.records import Document
+    from stillroom.records.document import Heading
 
 __all__ = ["Quote"]
 
@@ -55,6 +57,7 @@ _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _COLONS = (":", "：")
 _BRACKETED = re.compile(r"[(（\[][^()（）\[\]]*[)）\]][.。]?")
 _MAX_LABEL_WORDS = 4
+_MAX_TITLE_WORDS = 8
 _SHARE_OF_ROW = 0.5  # of the words that the best row shares with the question
 _MAX_ENTRY = 100  # characters of a line of a table of contents
 
@@ -154,7 +157,7 @@ class Quote(AnswerStrategy):
         """
         texts = [hit.passage.text for hit in hits]
         chosen = self._choose(sentences, texts)
-        every = _follow_colons(chosen, sentences, texts)
+        every = _follow_announced(chosen, sentences, texts)
         while True:
             found = inquiry.find_quotes(hits, _join_runs(every, sentences, texts))
             is_single = len(chosen) < 2 and len(every) == len(chosen)
@@ -164,7 +167,7 @@ class Quote(AnswerStrategy):
                 every.pop()
                 continue
             chosen.pop()
-            every = _follow_colons(chosen, sentences, texts)
+            every = _follow_announced(chosen, sentences, texts)
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
@@ -231,10 +234,17 @@ def _read_candidates(
 ) -> _Candidates:
     """Return title, text and candidate sentences of a passage.
 
-    No candidates are questions, as the headings of lists of questions with answers, what repeats
-    the question, and the lines of a table of contents.
+    No candidates are headings, questions, as the headings of lists of questions with answers, what
+    repeats the question, and the lines of a table of contents.
     """
+    headings: Sequence[Heading] = ()
     part = read_passage(hit)
+    # Documents are long: only what may be a heading is compared with those of its own.
+    if any(end - start <= _MAX_ENTRY for start, end in part.sentences):
+        headings = open_document(hit.passage.document_id).headings
+        first, last = hit.passage.start, hit.passage.end
+        inner = [heading.title for heading in headings if first <= heading.start < last]
+        part = read_passage(hit, inner)
     asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
     candidates = [
         (start, end)
@@ -242,10 +252,8 @@ def _read_candidates(
         if not (text := part.text[start:end]).rstrip(_CLOSING).endswith(_QUESTION_MARKS)
         and normalize_text(text) != asked
     ]
-    # Documents are long: only what may be a table is compared with the headings of its own.
     if sum(end - start <= _MAX_ENTRY for start, end in candidates) > 1:
-        headings = (heading.title for heading in open_document(hit.passage.document_id).headings)
-        contents = find_contents(part.text, headings)
+        contents = find_contents(part.text, (heading.title for heading in headings))
         candidates = [
             span
             for span in candidates
@@ -259,10 +267,8 @@ def _warn_of_language(question: str, hits: Sequence[Hit]) -> None:
     asked = detect_language(question)
     written = {detect_language(hit.passage.text) for hit in hits}
     if asked and "" not in written and asked not in written:
-        add_warning(
-            f"the question is in another language ({asked}) than the passages found "
-            f"({', '.join(sorted(written))}): ask in theirs"
-        )
+        notice = get_refusal_wording(question).language_notice
+        add_warning(notice.format(asked, ", ".join(sorted(written))))
 
 
 def _leave_out_rows(
@@ -301,14 +307,32 @@ def _is_head(text: str, sentence: ScoredSentence) -> bool:
     return is_above and sentence.start not in starts
 
 
-def _follow_colons(
+def _is_title(text: str, sentence: ScoredSentence) -> bool:
+    """Return whether a sentence is a line alone above others, as the title of a figure or a list.
+
+    It is short, has words alone, and does not end as a sentence.
+    """
+    line = text[sentence.start : sentence.end].strip("*_")
+    words = line.split()
+    return (
+        len(words) <= _MAX_TITLE_WORDS
+        and line[:1].isupper()
+        and line[-1:].isalnum()
+        and not any(map(str.isdigit, line))
+        and "\n" not in line
+        and bool(_PARAGRAPH.match(text, sentence.end))
+        and (not sentence.start or text[: sentence.start].endswith(("\n\n", "\n\r\n")))
+    )
+
+
+def _follow_announced(
     chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
 ) -> list[ScoredSentence]:
-    """Return the chosen sentences, and after each that ends in a colon the one it announces."""
+    """Return the chosen sentences, and after each title or one with a colon what it announces."""
     announced = []
     for sentence in chosen:
         text = texts[sentence.passage]
-        if text[sentence.start : sentence.end].endswith(_COLONS):
+        if text[sentence.start : sentence.end].endswith(_COLONS) or _is_title(text, sentence):
             after = [
                 other
                 for other in every

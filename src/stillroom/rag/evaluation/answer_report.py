@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stillroom.errors import count_noun
 from stillroom.evaluate import Metric, Plot, Report, Table, paired_difference, warn_small_sample
 from stillroom.evaluate.judges import JudgeStats
 from stillroom.evaluate.metrics.agreement import (
@@ -60,11 +61,12 @@ def report_answers(
     without = sum(not answer.question.is_answerable for answer in rows)
     report = Report(
         "Answers",
-        f"{len(rows)} questions ({without} without an answer) on {passages} passages, answered by "
-        f"{recipe.model if recipe.compare is None else 'sentence readers'} from {recipe.k} "
-        f"passages. {_describe_grader(recipe, grader, model)} "
+        f"{count_noun(len(rows), 'question')} ({without} without an answer) on "
+        f"{count_noun(passages, 'passage')}, answered by "
+        f"{recipe.model if recipe.compare is None else 'sentence readers'} from "
+        f"{count_noun(recipe.k, 'passage')}. {_describe_grader(recipe, grader, model)} "
         "Intervals are 95 "
-        "% bootstrap over questions." + f" {warn_small_sample(len(rows), 'questions')}".rstrip(),
+        "% bootstrap over questions." + f" {warn_small_sample(len(rows), 'question')}".rstrip(),
     )
     for pipeline, answers in graded.items():
         _add_metrics(report, pipeline, answers, locations, recipe.seed)

@@ -18,7 +18,7 @@ from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict, make
 from stillroom.jobs.progress import escape_line
 from stillroom.rag.answer_selection.encoding import extend_to_sentences, find_sentences
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
-from stillroom.rag.generation.prompt import is_declined
+from stillroom.rag.generation.refusals import is_declined
 from stillroom.rag.retrieval.pipeline import search_phrase
 from stillroom.text.unicode import UNSPACED_SCRIPTS
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stillroom.errors import count_noun
 from stillroom.evaluate import Metric, paired_difference
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
@@ -180,8 +181,12 @@ def decide_reader(
     *,
     is_synthetic: bool,
     trained: str = "",
+    caveat: str = "",
 ) -> ReaderDecision:
-    """Return the arm to use: another one only where both intervals lie above the first's."""
+    """Return the arm to use: another one only where both intervals lie above the first's.
+
+    ``trained`` and ``caveat`` are as for ``add_comparison``.
+    """
     compared, readers, first = comparison.arms, comparison.readers, comparison.first
     sides = comparison.find_sides(differences)
     labels = {arm: _LABELS.get(readers.get(arm, ""), f"the {arm} reader") for arm in compared}
@@ -211,6 +216,7 @@ def decide_reader(
     line += (start := _tell_start(trained or readers[first]))
     if start and readers[first] in PACKAGED_READERS:
         line += f" In their place {_LABELS[readers[first]]} answers."
+    line += f" {caveat}" if caveat else ""
     if is_synthetic:
         line += (
             " These questions were generated; only questions by people can decide (stillroom make "
@@ -275,7 +281,7 @@ def _tell_start(reference: str) -> str:
 
 
 def _count(number: int) -> str:
-    return f"{number or 'no'} question{'s' * (number > 1)}"
+    return count_noun(number, "question") if number else "no question"
 
 
 def _share(values: Iterable[float]) -> str:

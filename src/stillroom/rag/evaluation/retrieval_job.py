@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate import Plot, Report, Table, warn_small_sample
 from stillroom.evaluate.metrics.retrieval import RunComparison, compare_runs, parse_measure
 from stillroom.evaluate.qa.collections import read_qrels, read_queries, write_run
@@ -266,11 +266,12 @@ class _RetrievalEvaluation:
         note = f" {left_out} of them are rows of the corpus, and no hits of their own."
         report = Report(
             "Retrieval",
-            f"{len(queries)} judged queries on {len(self.index)} passages, judged by {self.unit}. "
+            f"{count_noun(len(queries), 'judged query', 'judged queries')} on "
+            f"{count_noun(len(self.index), 'passage')}, judged by {self.unit}. "
             "Intervals are 95 % bootstrap over queries; a difference counts where its interval "
             "leaves out 0."
             + (note if left_out else "")
-            + f" {warn_small_sample(len(queries), 'queries')}".rstrip(),
+            + f" {warn_small_sample(len(queries), 'query', 'queries')}".rstrip(),
         )
         for outcome in results:
             for measure, metric in board.means[outcome.pipeline].items():

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.evaluate.qa.question_checks import LeakageFinding, find_split_overlap
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
@@ -104,7 +104,7 @@ def run_sweep(
     texts = [dump_recipe(variant) for _, variant in variants]
     job.say(
         f"{len(variants)} configurations on {len(set(texts))} indexes, "
-        f"{len(questions.texts)} questions"
+        f"{count_noun(len(questions.texts), 'question')}"
     )
     distinct = {text: variant for text, (_, variant) in zip(texts, variants, strict=True)}
     indexes = _build_all(distinct, cache, job)

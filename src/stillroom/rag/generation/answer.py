@@ -16,11 +16,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.generation.cited_sentences import CitationStream, CitedSentence
-from stillroom.rag.generation.prompt import (
-    ABSTENTION,
-    PROMPT_VERSION,
-    REFUSAL,
-    REQUEST,
+from stillroom.rag.generation.prompt import PROMPT_VERSION, REQUEST
+from stillroom.rag.generation.refusals import (
+    AbstentionTranslator,
+    get_refusal_wording,
+    is_abstention,
     is_declined,
 )
 from stillroom.rag.generation.semantic_cache import build_cache_scope
@@ -103,7 +103,8 @@ def ask(
     Returns:
         The answer. ``details`` has ``answering`` (the strategy) and its ``trace`` (every step),
             ``calls`` of the model, ``statements`` (each sentence with its support), ``abstained``,
-            ``refusal`` (the reason), ``nearest`` (the passages named in a refusal), ``dropped``
+            ``refusal`` (the code of the reason), ``refusal_note`` (the reason in words, in the
+            language of the question), ``nearest`` (the passages named in a refusal), ``dropped``
             (number of passages that did not fit), ``left_out`` (retrieved spans that are not
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
@@ -296,11 +297,13 @@ class _AnswerDraft:
         self._leak_filter = PromptLeakFilter()
         self._echo_stripper = PromptEchoStripper(inquiry.query.text, REQUEST)
         self._named_numbers: tuple[int, ...] = ()
+        self._wording = get_refusal_wording(inquiry.query.text)
+        self._translator = AbstentionTranslator(self._wording)
 
     def feed(self, raw: str) -> str:
         if self._session.quotes:  # stands in a document: no echo, and not to be changed
             return self._append(raw)
-        text = self._echo_stripper.feed(self._leak_filter.feed(raw))
+        text = self._translator.feed(self._echo_stripper.feed(self._leak_filter.feed(raw)))
         return self._append(self._open_stream().feed(text)) if text else ""
 
     def finish(self) -> str:
@@ -309,20 +312,21 @@ class _AnswerDraft:
         if session.quotes:
             return ""
         if session.shown is None:
-            return self._append(self._build_refusal(REFUSAL))
+            return self._append(self._build_refusal(self._wording.refusal))
         composer = self._open_stream()
         text = self._echo_stripper.feed(self._leak_filter.finish()) + self._echo_stripper.finish()
+        text = self._translator.feed(text) + self._translator.finish()
         remainder = self._append(composer.feed(text) + composer.finish())
         if session.completion.finish_reason == "cancelled":
             return remainder
-        if " ".join(self._text.split()).rstrip(".") == ABSTENTION.rstrip("."):
+        if is_abstention(self._text):
             session.refusal = "model"
             return remainder + self._append(self._build_refusal(""))
         session.refusal = self._find_refusal(composer)
         if not session.refusal:
             return remainder
         space = " " if self._text else ""
-        return remainder + self._append(space + self._build_refusal(REFUSAL))
+        return remainder + self._append(space + self._build_refusal(self._wording.refusal))
 
     def _find_refusal(self, composer: CitationStream) -> str:
         """Return the reason why the text is not an answer; empty if it is one."""
@@ -344,6 +348,7 @@ class _AnswerDraft:
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
+        abstained = bool(session.refusal) or (not session.quotes and is_declined(self._text))
         statements = (
             composer.statements
             if composer
@@ -367,8 +372,9 @@ class _AnswerDraft:
             "removed_citations": composer.removed if composer else 0,
             "broken_links": composer.broken if composer else 0,
             "repeated_sentences": composer.repeats if composer else 0,
-            "abstained": bool(session.refusal) or (not session.quotes and is_declined(self._text)),
+            "abstained": abstained,
             "refusal": session.refusal,
+            "refusal_note": self._wording.describe_reason(session.refusal) if abstained else "",
             "nearest": [hits[number - 1].passage.id for number in self._named_numbers],
             "support": dict(sorted(Counter(statement.status for statement in statements).items())),
             "statements": [statement.to_json() for statement in statements],
@@ -404,12 +410,8 @@ class _AnswerDraft:
         hits = session.shown.hits if session.shown else session.nearest
         order = sorted(range(len(hits)), key=lambda i: (hits[i].rank, i))
         self._named_numbers = tuple(sorted(i + 1 for i in order[:_MAX_NAMED_SOURCES]))
-        marks = " and ".join(f"[{number}]" for number in self._named_numbers)
-        if not marks:
-            return opening
-        is_single = len(self._named_numbers) == 1
-        subject = f"passage, {marks}, does" if is_single else f"passages, {marks}, do"
-        return f"{opening} The nearest {subject} not support an answer."
+        nearest = self._wording.describe_nearest(self._named_numbers)
+        return f"{opening} {nearest}" if nearest else opening
 
     def _append(self, text: str) -> str:
         self._text += text

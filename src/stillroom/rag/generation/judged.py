@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.judgments import Judgment
 from stillroom.rag.answer_selection.encoding import extend_to_sentences, find_sentences
-from stillroom.rag.generation.prompt import is_declined
+from stillroom.rag.generation.refusals import is_declined
 from stillroom.rag.generation.session import JudgedAnswer, digest_sentence
 from stillroom.rag.retrieval.pipeline import search_phrase
 from stillroom.records import make_content_id

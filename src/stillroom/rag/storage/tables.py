@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from stillroom.errors import IntegrityError
+from stillroom.errors import IntegrityError, count_noun
 from stillroom.provenance.digests import load_json
 from stillroom.rag.storage.filters import SqlCondition, derive_fields, list_values
 from stillroom.rag.storage.protocol import IntegrityIssue, StoredDocument
@@ -416,6 +416,6 @@ def check_digest(tables: IndexTables, description: Mapping[str, Any]) -> Iterato
     if (latest.documents, latest.passages) != (len(rows), passages):
         yield tables.issue(
             "snapshots",
-            f"snapshot {latest.number} counts {latest.documents} documents and "
-            f"{latest.passages} passages, there are {len(rows)} and {passages}",
+            f"snapshot {latest.number} counts {count_noun(latest.documents, 'document')} and "
+            f"{count_noun(latest.passages, 'passage')}, there are {len(rows)} and {passages}",
         )

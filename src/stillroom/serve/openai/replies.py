@@ -42,6 +42,7 @@ _DETAIL_FIELDS = (
     "trace",
     "abstained",
     "refusal",
+    "refusal_note",
     "nearest",
     "quotes",
     "judged",

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.provenance import (
     Artifact,
     IntegrityReport,
@@ -287,7 +287,8 @@ def _describe_replay(folders: Sequence[ProofFolder], summaries: Sequence[ReplayS
     result = f"{wrong} differed" if wrong else "all gave the same bytes"
     skipped = len(folders) - len(closed)
     rest = (
-        f" {skipped} of {len(folders)} folders {'was' if skipped == 1 else 'were'} not replayed."
+        f" {skipped} of {count_noun(len(folders), 'folder')} {'was' if skipped == 1 else 'were'} "
+        f"not replayed."
         if skipped
         else ""
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from stillroom.errors import count_noun
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
 from stillroom.objects import resolve_local
@@ -91,7 +92,8 @@ def estimate(recipe: DataValueRecipe) -> Estimate:
         seconds=students * (flops / TRAINING_FLOPS_PER_SECOND + 3.0),
         memory_knob="use a smaller student",
         disk_knob="use a smaller student",
-        basis=f"{students} students of {parameters / 1e6:.1f} M parameters, {steps} steps each",
+        basis=f"{students} students of {parameters / 1e6:.1f} M parameters, "
+        f"{count_noun(steps, 'step')} each",
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
-from stillroom.errors import RecipeError
+from stillroom.errors import RecipeError, count_noun
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
@@ -150,6 +150,12 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
     step_estimates = estimate_steps(recipe)
     num_records = sum(step.outputs for step in step_estimates)
     num_requests = sum(step.requests for step in step_estimates)
+    generators = [
+        step.generator for step in recipe.steps.values() if isinstance(step, GenerateStep)
+    ]
+    unasked = " or ".join(dict.fromkeys(one.unasked for one in generators if one.unasked))
+    requests = count_noun(f"{num_requests:.0f}", "request")
+    requests = f"at most {requests} (none for {unasked})" if unasked else f"about {requests}"
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
     seed_bytes = count_bytes(filter(None, (recipe.index, recipe.seeds)))
@@ -159,7 +165,7 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
         seconds=sum(step.tokens for step in step_estimates) / _TOKENS_PER_SECOND,
         memory_knob="use a smaller teacher, or an endpoint",
         disk_knob="lower num_records",
-        basis=f"about {num_requests:.0f} requests, of which half are kept, on two cores",
+        basis=f"{requests}, of which half are kept, on two cores",
     )
 
 

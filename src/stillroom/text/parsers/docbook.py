@@ -1,8 +1,8 @@
 """DocBook and Mallard: manuals in XML, as of GNOME and KDE, each block with its byte range.
 
 Elements are renamed to those of HTML that look like them, and read as a page whose every block
-counts. An element that has no such name is part of the text. Entities that the file does not
-declare itself, as those of KDE, stay as they are written.
+counts. An element that has no such name is part of the text. Entities are expanded as the file, or
+another one of its folder, declares them; of others the name stays. Authors are no text.
 
 Sources: DocBook 5.1 (OASIS 2016); Mallard 1.1 (projectmallard.org).
 """
@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 from typing_extensions import override
 
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.documents.entities import (
+    EntityExpander,
+    find_subset,
+    read_entity_declarations,
+)
 from stillroom.text.documents.main_content import extract_main_content
 from stillroom.text.documents.markup import MarkupToken, tokenize
 from stillroom.text.encoding import decode_text
@@ -27,7 +33,7 @@ from stillroom.text.interfaces import Parser, SourceFile
 __all__ = ["Docbook"]
 
 _ENCODING = re.compile(rb"""<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""")
-_SUBSET = re.compile(r"<!DOCTYPE[^\[>]{0,1000}\[.*?\]\s*>", re.DOTALL)
+_MAX_SUBSET_BYTES = 64 * 1024
 _SECTIONS = frozenset(
     "book part reference chapter appendix preface article section simplesect sect1 sect2 sect3"  # noqa: SIM905
     " sect4 sect5 refentry refsection refsect1 refsect2 refsect3 glossary bibliography page".split()
@@ -35,7 +41,7 @@ _SECTIONS = frozenset(
 _NAMES = {
     name: html
     for html, names in (
-        ("p", "para simpara p formalpara subtitle author editor copyright desc refname"),
+        ("p", "para simpara p formalpara subtitle copyright desc refname"),
         ("p", "refpurpose cmdsynopsis funcsynopsis screeninfo bridgehead"),
         ("div", "abstract legalnotice note warning tip caution important example informalexample"),
         ("div", "figure listing quote blockquote epigraph varlistentry glossentry qandaentry info"),
@@ -53,7 +59,8 @@ _NAMES = {
         ("sup", "superscript"),
         ("thead", "thead"),
         ("template", "keywordset revhistory revision indexterm imageobject textobject media"),
-        ("template", "credit remark include othercredit"),
+        ("template", "credit remark include othercredit author editor authorgroup collab"),
+        ("template", "corpauthor authorinitials affiliation"),
     )
     for name in names.split()
 }
@@ -67,19 +74,31 @@ class Docbook(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
+    def read_declared(self, data: bytes, file: Path, root: Path) -> Mapping[str, str]:
+        start = data[:_MAX_SUBSET_BYTES].decode("utf-8", "replace")
+        return read_entity_declarations(start, file, root)
+
+    @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
         declared = _ENCODING.match(data)
         decoded = decode_text(
             data, source.path, declared=declared.group(1).decode() if declared else ""
         )
         assembly = DocumentBuilder(source)
-        extract_main_content(decoded, assembly, keep_all=True, is_xml=True, read_tokens=_rename)
+        extract_main_content(
+            decoded,
+            assembly,
+            keep_all=True,
+            is_xml=True,
+            read_tokens=_rename,
+            entities=EntityExpander(decoded.text, source.declared),
+        )
         return assembly.finish(metadata=decoded.metadata)
 
 
 def _rename(text: str) -> Iterator[MarkupToken]:
     """Yield the tokens of a document with HTML's names."""
-    subset = _SUBSET.match(text, max(text.find("<!DOCTYPE"), 0))
+    subset = find_subset(text)
     first = subset.end() if subset else 0
     opened: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()

@@ -24,7 +24,7 @@ from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
-from stillroom.provenance import verify_artifact
+from stillroom.provenance import Parent, verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import adapted_bert, reader, training_run
 from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
@@ -697,6 +697,26 @@ def test_the_large_reader_reads_english_where_its_base_and_onnxruntime_are(train
     reader._has_large_reader.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("start", "answers"),
+    [("builtin:reader", "builtin:reader-large"), ("builtin:reader-small", "")],
+)
+def test_a_start_that_training_kept_answers_as_that_start(start, answers, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_prefer_large", lambda name: ("builtin:reader-large", ""))
+
+    def keep(name, taken):
+        job = Job.start(tmp_path / name, "recipe\n")
+        for file in ("reader.json", "reader.safetensors"):
+            shutil.copy(find_reader("builtin:reader") / file, job.output)
+        job.finish("checkpoint", parents=[Parent("start", taken, "")], details={"kept": "start"})
+        return str(tmp_path / name)
+
+    first = keep("first", start)
+    again = keep("again", "../first")
+    for folder in (first, f"{first}/output", again):
+        assert choose_reader(folder, ["en"]) == (answers or folder, "")
+
+
 @pytest.mark.parametrize("why", ["base", "onnxruntime"])
 def test_a_large_reader_that_cannot_be_opened_gives_way_to_the_small_one(
     trained, monkeypatch, tmp_path, why
@@ -863,7 +883,7 @@ def test_questions_that_judge_are_not_learned_from(place, encoder, tmp_path):
     recipe = make_recipe(place, encoder, without=f"[{tmp_path / 'judge.jsonl'}]")
     run_recipe(recipe, tmp_path / "reader")
     told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
-    assert "1 questions are left out, since they judge the reader" in told
+    assert "1 question is left out, since they judge the reader" in told
     assert f"of {len(QUESTIONS)} examples" not in told
 
 
@@ -885,7 +905,7 @@ def test_a_judgment_of_the_sentence_that_judges_is_not_learned_from(place, encod
     )
     run_recipe(recipe, tmp_path / "reader")
     told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
-    assert "1 questions are left out" in told  # the other record of the sentence is learned from
+    assert "1 question is left out" in told  # the other record of the sentence is learned from
 
 
 def test_a_base_that_is_no_bert_is_refused(place, tmp_path):

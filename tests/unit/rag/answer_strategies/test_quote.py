@@ -181,8 +181,11 @@ def test_silence_on_a_question_in_another_language_says_so(tmp_path, question, w
     with Index.open(tmp_path / "index") as opened:
         found = ask(opened, Untouched(), question, answering={**OVERLAP, "min_probability": 1.0})
     assert found.details["abstained"]
-    said = ["the question is in another language (es) than the passages found (en): ask in theirs"]
-    assert found.details["notices"] == said * warned
+    said = (
+        "la pregunta está en otro idioma (es) que los pasajes encontrados (en): "
+        "pregunte en el de ellos"
+    )
+    assert found.details["notices"] == [said] * warned
 
 
 def test_a_kept_answer_opens_no_model_and_ends_with_its_reader(index, monkeypatch):
@@ -520,6 +523,41 @@ def test_what_a_colon_announces_is_quoted_with_it(tmp_path, most, quotes):
         asked = {**OVERLAP, "max_quotes": most, "margin": 0.5}
         found = ask(opened, Untouched(), "Which ports has the tunnel?", answering=asked)
     assert [quote["text"] for quote in found.details["quotes"]] == quotes
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "lock.md",
+            "Locks\n=====\n\nThey lift boats.\n\nFilling the lock\n----------------\n\n{}\n",
+        ),
+        ("lock.md", "# Locks\n\nThey lift boats.\n\n### Filling the lock ###\n{}\n"),
+        ("lock.html", "<h1>Locks</h1><p>They lift boats.</p><h2>Filling the lock</h2><p>{}</p>"),
+    ],
+)
+def test_a_heading_within_a_passage_is_not_quoted(tmp_path, name, text):
+    (tmp_path / "documents").mkdir()
+    answer = "The keeper opens the sluice, and waits."
+    (tmp_path / "documents" / name).write_text(text.format(answer), encoding="utf-8")
+    build_index(tmp_path)
+    asked = {**OVERLAP, "max_quotes": 1}
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), "And filling the sluice of a lock?", answering=asked)
+    assert [quote["text"] for quote in found.details["quotes"]] == [answer]
+
+
+@pytest.mark.parametrize("title", ["Filling the lock", "**Filling the lock**"])
+def test_a_title_that_no_markup_shows_is_quoted_with_what_is_below_it(tmp_path, title):
+    (tmp_path / "documents").mkdir()
+    answer = "The keeper opens the sluice, and waits."
+    text = f"Locks lift boats.\n\n{title}\n\n{answer}\n\nThey are old.\n"
+    (tmp_path / "documents/lock.md").write_text(text, encoding="utf-8")
+    build_index(tmp_path)
+    asked = {**OVERLAP, "max_quotes": 1}
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), "And filling the lock?", answering=asked)
+    assert [quote["text"] for quote in found.details["quotes"]] == [f"{title}\n\n{answer}"]
 
 
 def test_the_contents_of_a_book_of_numbered_chapters_are_not_quoted(tmp_path):
