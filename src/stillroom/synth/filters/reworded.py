@@ -21,8 +21,7 @@ from stillroom.provenance import digest_json
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, read_benchmark_items
-from stillroom.synth.dedup.contamination import MatchThresholds
-from stillroom.synth.dedup.paraphrase_search import find_paraphrases
+from stillroom.synth.dedup.contamination import MatchThresholds, find_paraphrases
 from stillroom.synth.dedup.word_search import WordFinder
 from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import get_final_answer, get_text_field

@@ -25,8 +25,8 @@ from stillroom.synth.lexical_overlap import (
     extract_names_and_numbers,
     stem,
 )
-from stillroom.synth.prompting.back_references import refers_back
 from stillroom.synth.prompting.conversation import get_evidence_passage, get_text_field
+from stillroom.synth.prompting.general_forms import refers_back
 from stillroom.synth.prompting.question_topics import strip_topic
 from stillroom.text.unicode import split_words
 

@@ -6,7 +6,8 @@ stands second, so a question word before it and the subject behind it ask for th
 reflexive and passive verbs are marked; and a purpose, a reason or a means behind the main clause
 asks as one before it does.
 
-Own method.
+Words that need the sentence before them, or their page, are listed too: pronouns, demonstratives,
+ordinals and names of parts of a page. Own method.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-__all__ = ["Form", "Subjects", "strip_asides", "write_general_forms"]
+__all__ = ["Form", "Subjects", "refers_back", "strip_asides", "write_general_forms"]
 
 
 class Form(NamedTuple):
@@ -339,3 +340,44 @@ def _write_chinese(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...
             lambda match: f"{match['s']}是{'谁' if _ZH_PERSON.match(match['r']) else '什么'}？",
         ),
     )
+
+
+_REFERRING = {
+    "de": re.compile(
+        r"\b(?:[Dd]ies\w*|[Jj]en(?:e[rsmn]?|seits)|er|sie|es|ihn|ihm|ihr\w*|sein(?:e[rsmn]?)|dort|"
+        r"hier\w*|da(?:bei|mit|für|zu|von|rin|rauf|ran|raus|rum|nach|her|gegen|zwischen|durch|"
+        r"rüber|runter)|deshalb|deren|dessen|solch\w*|(?:erste|zweite|dritte|letzte|nächste|andere|beiden?)[nrsm]?|"
+        r"das (?=nicht\b|auch\b|so\b)|ähnlich\w*|oben\w*|unten\w*|(?:nach|vorher|voran)?"
+        r"(?:folg|geh)end\w*|vorherig\w*|letzter\w*|erster(?:e[rsmn]?)|wir|uns\w*|ich|"
+        r"mein\w*|beide[nrs]?|[Aa]bschnitt\w*|Kapitel\w*|Abbildung\w*|Tabelle)\b"
+    ),
+    "fr": re.compile(
+        r"\b(?:cet?|cette|ces|cel(?:ui|le|les|a)|ceux|ceci|ça|ils?|elles?|lui|leurs?|eux|son|sa|"
+        r"ses|nous|notre|nos|je|mon|ci-dessus|ci-dessous|suivante?s?|précédente?s?|dernier|"
+        r"dernière|ici|là|même|tels?|telles?|autres?|similaires?|premi(?:er|ère)s?|seconde?s?|"
+        r"\w+ième|(?:de|à|pour|sans) (?:l['’]|les? |la )\w+(?:er|ir|re)|"
+        r"chapitre|section|figure|tableau)\b|\b[cj]['’]",
+        re.IGNORECASE,
+    ),
+    "es": re.compile(
+        r"\b(?:[eé]st[aeo]s?|[eé]s[ao]s?|[eé]se|aqu[eé]l\w*|él|ellas?|ellos?|ello|lo|le|les|sus?|nuestr\w+|mi|"
+        r"aquí|allí|ahí|nos|nosotros|anterior\w*|siguientes?|tal|tales|otr[oa]s?|mism[oa]s?|"
+        r"últim[oa]s?|primer[oa]?s?|segund[oa]s?|tercer[oa]?|ambos|similar(?:es)?|"
+        r"capítulo|sección|figura|tabla)\b|\b\w+(?:ar|er|ir)l[aeo]s?\b",
+        re.IGNORECASE,
+    ),
+    "zh": re.compile(
+        "[这那它他她其该此您我]|上述|下述|以下|以上|如下|上面|下面|(?:(?<![\u4e00-\u9fff])|(?<=[在由对从于]))本(?![地身质来机体])|[前后]者|你|"
+        "同样|也|类似|某些|第[一二三]|(?<!归)还(?!原)|更多"
+    ),
+}
+"""Words that refer to another sentence, or to the page."""
+
+
+def refers_back(text: str, language: str) -> bool:
+    """Return whether a text holds a word that refers to another sentence or to the page.
+
+    False for a language whose words are not listed.
+    """
+    pattern = _REFERRING.get(language)
+    return pattern is not None and pattern.search(text) is not None

@@ -15,11 +15,11 @@ import re
 from collections.abc import Callable, Mapping
 
 from stillroom.synth.lexical_overlap import are_balanced, collapse_whitespace
-from stillroom.synth.prompting.back_references import refers_back
 from stillroom.synth.prompting.english_questions import write_english_questions
 from stillroom.synth.prompting.general_forms import (
     Form,
     Subjects,
+    refers_back,
     strip_asides,
     write_general_forms,
 )
