@@ -27,7 +27,6 @@ from stillroom.synth.prompting.requests import (
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["BackTranslation"]
 
@@ -38,7 +37,6 @@ class BackTranslation(StepwiseGenerator):
     """Predict the instruction that a document answers, and keep pairs with a high score."""
 
     paper: ClassVar[str] = "arXiv:2308.06259"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "instruction": PromptTemplate(

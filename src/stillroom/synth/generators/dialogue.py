@@ -27,7 +27,6 @@ from stillroom.synth.prompting.requests import (
     to_one_line,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Dialogue"]
 
@@ -61,7 +60,7 @@ class Dialogue(StepwiseGenerator):
     """Generate a conversation of several turns about a text, a topic or a first question."""
 
     paper: ClassVar[str] = "arXiv:2305.14233"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics", "records")
+    seed_kinds: ClassVar = ("passages", "topics", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "open": PromptTemplate(

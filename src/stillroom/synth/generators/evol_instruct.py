@@ -31,7 +31,6 @@ from stillroom.synth.prompting.requests import (
     strip_quotes,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["EvolInstruct"]
 
@@ -70,7 +69,7 @@ class EvolInstruct(StepwiseGenerator):
     """Evolve the instruction of a record and answer every step that survives."""
 
     paper: ClassVar[str] = "arXiv:2304.12244"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "depth": PromptTemplate(_DEPTH),

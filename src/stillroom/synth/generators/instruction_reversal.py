@@ -23,7 +23,6 @@ from stillroom.synth.prompting.requests import (
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import token_f1
 
@@ -42,7 +41,6 @@ class InstructionReversal(StepwiseGenerator):
     """Generate the instruction that a text answers."""
 
     paper: ClassVar[str] = "arXiv:2304.08460"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "instruction": PromptTemplate(

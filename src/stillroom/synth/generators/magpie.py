@@ -27,7 +27,7 @@ from stillroom.synth.prompting.stepwise import (
     RequestCoroutine,
     StepwiseGenerator,
 )
-from stillroom.synth.types import SeedKind, WorkItem
+from stillroom.synth.types import WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -42,7 +42,7 @@ class Magpie(StepwiseGenerator):
     """Sample a user message after the bare template, then answer it."""
 
     paper: ClassVar[str] = "arXiv:2406.08464"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
+    seed_kinds: ClassVar = ("nothing", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "system": PromptTemplate("You answer questions about this text.\n{text}")

@@ -37,7 +37,6 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Metamath"]
 
@@ -51,7 +50,7 @@ class Metamath(StepwiseGenerator):
     """Rewrite math problems and solve the results."""
 
     paper: ClassVar[str] = "arXiv:2309.12284"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "rephrase": PromptTemplate(

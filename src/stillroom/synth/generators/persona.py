@@ -39,7 +39,6 @@ from stillroom.synth.types import (
     GenerationFailure,
     GenerationResult,
     GeneratorContext,
-    SeedKind,
     WorkItem,
 )
 from stillroom.text.unicode import split_words
@@ -77,7 +76,7 @@ class Persona(StepwiseGenerator):
     """Infer personas from texts (or take those of records), and write tasks for them."""
 
     paper: ClassVar[str] = "arXiv:2406.20094"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    seed_kinds: ClassVar = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "from_text": PromptTemplate(

@@ -28,7 +28,7 @@ from stillroom.synth.prompting.stepwise import (
     RequestCoroutine,
     StepwiseGenerator,
 )
-from stillroom.synth.types import GeneratorContext, SeedKind, WorkItem
+from stillroom.synth.types import GeneratorContext, WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -40,7 +40,7 @@ class PreferenceDelta(StepwiseGenerator):
     """Pair the teacher's answer with a weaker model's."""
 
     paper: ClassVar[str] = "arXiv:2507.06187"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 

@@ -27,7 +27,6 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind
 
 __all__ = ["PreferenceJudge"]
 
@@ -40,7 +39,7 @@ class PreferenceJudge(StepwiseGenerator):
     """Pair a chosen with a rejected answer by the scores of a judge."""
 
     paper: ClassVar[str] = "arXiv:2310.01377"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "ask": PromptTemplate("{question}"),

@@ -24,7 +24,6 @@ from stillroom.synth.prompting.conversation import (
 )
 from stillroom.synth.prompting.requests import PromptTemplate, fence_text, to_one_line
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Rationale"]
 
@@ -35,7 +34,7 @@ class Rationale(StepwiseGenerator):
     """Generate reasoning for the answer of a record, and keep what reaches it."""
 
     paper: ClassVar[str] = "arXiv:2203.14465"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "reason": PromptTemplate(

@@ -26,7 +26,6 @@ from stillroom.synth.prompting.conversation import (
 )
 from stillroom.synth.prompting.requests import PromptTemplate
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["RejectionSampling"]
 
@@ -40,7 +39,7 @@ class RejectionSampling(StepwiseGenerator):
     """Sample answers and keep those that pass a verifier."""
 
     paper: ClassVar[str] = "arXiv:2308.01825"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 

@@ -46,7 +46,7 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import GeneratorContext, SeedKind, WorkItem
+from stillroom.synth.types import GeneratorContext, WorkItem
 from stillroom.text.bm25 import BM25Parameters, TermImpacts, rank_rows, weigh_term
 from stillroom.text.unicode import split_words
 
@@ -76,7 +76,6 @@ class RetrievalTriples(StepwiseGenerator):
     """Write queries for passages and mine hard negatives."""
 
     paper: ClassVar[str] = "arXiv:2407.15831"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = (
         "shape",
         "refusal",

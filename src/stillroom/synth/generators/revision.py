@@ -24,7 +24,6 @@ from stillroom.synth.prompting.requests import (
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Revision"]
 
@@ -43,7 +42,7 @@ class Revision(StepwiseGenerator):
     """Criticize and rewrite the answer of a record (or the teacher's own first answer)."""
 
     paper: ClassVar[str] = "arXiv:2303.17651"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "draft": PromptTemplate("{question}"),

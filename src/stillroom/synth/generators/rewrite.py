@@ -23,7 +23,6 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Rewrite"]
 
@@ -62,7 +61,6 @@ class Rewrite(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2401.16380"
     status: ClassVar[str] = "experimental"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     templates: ClassVar = {"rewrite": PromptTemplate("{topic}{text}\n\n{style}")}
 
     styles: tuple[Style, ...] = Field(

@@ -42,7 +42,6 @@ from stillroom.synth.types import (
     GenerationFailure,
     GenerationResult,
     GeneratorContext,
-    SeedKind,
     WorkItem,
 )
 from stillroom.text.unicode import split_words
@@ -70,7 +69,7 @@ class SelfInstruct(StepwiseGenerator):
     """Grow a pool of tasks from seed tasks."""
 
     paper: ClassVar[str] = "arXiv:2212.10560"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     samples_seeds: ClassVar[bool] = True
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {

@@ -43,7 +43,7 @@ from stillroom.synth.prompting.requests import (
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import GeneratorContext, SeedKind
+from stillroom.synth.types import GeneratorContext
 
 __all__ = [
     "Copula",
@@ -405,7 +405,7 @@ class TableRows(StepwiseGenerator):
     """Generate rows of a table; the record is one assistant message, the row as JSON."""
 
     paper: ClassVar[str] = "arXiv:1906.08230"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing",)
+    seed_kinds: ClassVar = ("nothing",)
     default_filters: ClassVar[tuple[str, ...]] = ("injection", "decontaminate")
     templates: ClassVar = {
         "texts": PromptTemplate(

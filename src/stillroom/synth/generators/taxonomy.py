@@ -31,7 +31,7 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind, Topic
+from stillroom.synth.types import Topic
 
 __all__ = ["Taxonomy"]
 
@@ -42,7 +42,7 @@ class Taxonomy(StepwiseGenerator):
     """Generate questions about every leaf, and answer them."""
 
     paper: ClassVar[str] = "arXiv:2402.13064"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("topics",)
+    seed_kinds: ClassVar = ("topics",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "syllabus": PromptTemplate(

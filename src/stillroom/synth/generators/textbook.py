@@ -18,7 +18,6 @@ from stillroom.records import Message
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic, to_one_line
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Textbook"]
 
@@ -52,7 +51,7 @@ class Textbook(StepwiseGenerator):
     """Write educational text; the record is one assistant message."""
 
     paper: ClassVar[str] = "arXiv:2306.11644"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics")
+    seed_kinds: ClassVar = ("passages", "topics")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "after_text": PromptTemplate(

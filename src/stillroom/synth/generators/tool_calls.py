@@ -40,7 +40,7 @@ from stillroom.synth.prompting.requests import (
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import GeneratorContext, SeedKind
+from stillroom.synth.types import GeneratorContext
 from stillroom.text.dedup.paraphrases import find_numbers
 
 __all__ = ["ToolCalls", "ToolDefinition", "Toolbox", "read_tools"]
@@ -65,7 +65,7 @@ class ToolCalls(StepwiseGenerator):
     """Generate conversations in which the assistant calls tools."""
 
     paper: ClassVar[str] = "arXiv:2406.18518"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
+    seed_kinds: ClassVar = ("nothing", "topics", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "request": PromptTemplate(

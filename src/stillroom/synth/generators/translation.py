@@ -24,7 +24,6 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind
 from stillroom.text.language import is_other_language
 
 __all__ = ["Translation"]
@@ -43,7 +42,7 @@ class Translation(StepwiseGenerator):
     """Translate passages, or the question and answer of records, and back."""
 
     paper: ClassVar[str] = "arXiv:1511.06709"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    seed_kinds: ClassVar = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "translate": PromptTemplate(
