@@ -17,10 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import BackendError
 from stillroom.models import ConcurrentModel, TextModel
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.records import Passage, Record
 from stillroom.registry import Method, Registry
 from stillroom.synth.model_pool import ModelPool
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from stillroom.synth.prompting.stepwise import CoroutineBatch
 
 __all__ = [
+    "EMBEDDER",
     "FILTERS",
     "GENERATORS",
     "PASSAGE_FILTERS",
@@ -305,6 +308,9 @@ class Selector(Method, ABC):
         The selection does not depend on the order of the records, except among equal ones.
         """
 
+
+EMBEDDER = Field(DEFAULT_EMBEDDER, description="embedder that measures similarity")
+"""Setting of methods that compare meanings."""
 
 GENERATORS = Registry("stillroom.synth.generators", Generator)
 FILTERS = Registry("stillroom.synth.filters", Filter)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ def run_preflight(
     fetch: bool = True,
     loads: bool = False,
     machine: bool = True,
-    say: Callable[[str], None] | None = None,
 ) -> PreflightReport:
     """Run every check that the recipe allows; a ``StillroomError`` becomes a finding.
 
@@ -65,7 +63,6 @@ def run_preflight(
         fetch: Whether to download checkpoints from a hub.
         loads: Whether to load teacher and student and compare them on held-out records.
         machine: Whether to compare memory and disk with free resources.
-        say: Called with the locations of checkpoints.
     """
     report, recipe = PreflightReport(), workload.recipe
     if machine:
@@ -75,7 +72,7 @@ def run_preflight(
             PreflightFinding("note", "records", f"{recipe.records} does not exist yet")
         )
         return report
-    inspection = _JobInspection(workload, fetch, say)
+    inspection = _JobInspection(workload, fetch)
     report.add("records", inspection.read)
     if inspection.split is not None:
         split = inspection.split
@@ -124,7 +121,6 @@ class _JobInspection:
 
     workload: Workload
     fetch: bool
-    say: Callable[[str], None] | None
     split: RecordSplit | None = None
     folders: list[Path] = field(default_factory=list)
     tokenizer: Any = None
@@ -178,7 +174,7 @@ class _JobInspection:
                         "stillroom check RECIPE --load opens it, and fetches what is missing",
                     )
                 ]
-            path = resolve_checkpoint(reference, say=self.say)
+            path = resolve_checkpoint(reference)
             self.folders.append(dequantize_gguf(path) if path.suffix == ".gguf" else path)
             findings.append(PreflightFinding("ok", name, str(reference)))
         self.tokenizer = load_tokenizer(self.folders[0])

@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Passage
-from stillroom.synth.interfaces import GeneratorState
+from stillroom.synth.interfaces import EMBEDDER, GeneratorState
 from stillroom.synth.lexical_overlap import extract_content_stems
 from stillroom.synth.prompting.conversation import make_qa_messages, refers_to_source
 from stillroom.synth.prompting.requests import (
@@ -102,10 +101,7 @@ class RetrievalTriples(StepwiseGenerator):
     candidates: Reference | None = Field(
         None, description="a file of passages to take negatives from; by default the recipe's own"
     )
-    embedder: Reference = Field(
-        DEFAULT_EMBEDDER,
-        description="embedder that measures similarity",
-    )
+    embedder: Reference = EMBEDDER
     max_share: float = Field(
         0.95, gt=0, le=1,
         description="share of the positive's score above which a negative is excluded as a "
