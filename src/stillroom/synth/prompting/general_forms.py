@@ -16,14 +16,23 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-__all__ = ["Form", "Subjects", "refers_back", "strip_asides", "write_general_forms"]
+__all__ = [
+    "Form",
+    "Subjects",
+    "any_of",
+    "refers_back",
+    "strip_asides",
+    "write_general_forms",
+]
 
 
-class Form(NamedTuple):
+class Form:
     """A form of statement and the question that it answers; an empty question is none."""
 
-    pattern: re.Pattern[str]
-    write: Callable[[re.Match[str]], str]
+    def __init__(self, pattern: str, write: Callable[[re.Match[str]], str]) -> None:
+        """Compile ``pattern``, which is that of a whole statement."""
+        self.pattern = re.compile(rf"^{pattern}$")
+        self.write = write
 
 
 class Subjects(NamedTuple):
@@ -136,11 +145,8 @@ _FRONTED = {
 """What stands before the subject of a statement: an adverb, a place."""
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"^{pattern}$")
-
-
-def _join(table: Mapping[str, str]) -> str:
+def any_of(table: Mapping[str, str]) -> str:
+    """Return the pattern of any word of a table, the longest first."""
     return "|".join(sorted(table, key=len, reverse=True))
 
 
@@ -179,25 +185,19 @@ def _write_german(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]
 
     return (
         Form(
-            _compile(
-                r"(?:(?:Sie|Man) (?:können|müssen|sollten|kann|muss|sollte)|[A-ZÄÖÜ]\w+en Sie) "
-                r"(?P<m>[^,;:]+), um (?P<c>[^,;:]+(?: zu \w+n|\w+zu\w+n))"
-            ),
+            r"(?:(?:Sie|Man) (?:können|müssen|sollten|kann|muss|sollte)|[A-ZÄÖÜ]\w+en Sie) "
+            r"(?P<m>[^,;:]+), um (?P<c>[^,;:]+(?: zu \w+n|\w+zu\w+n))",
             lambda match: f"Was ist zu tun, um {match['c']}?",
         ),
         Form(
-            _compile(
-                rf"{subject} (?P<v>{_DE_STATING}|[a-zäöüß]+t) (?P<n>[^,;:]+), "
-                rf"(?P<w>{_join(_DE_CLAUSES)}) (?P<r>[^;:]+)"
-            ),
+            rf"{subject} (?P<v>{_DE_STATING}|[a-zäöüß]+t) (?P<n>[^,;:]+), "
+            rf"(?P<w>{any_of(_DE_CLAUSES)}) (?P<r>[^;:]+)",
             ask_clause,
         ),
         Form(
-            _compile(
-                rf"{subject} (?!(?:{_DE_STATING}|nicht|selbst|statt|samt|mit|seit|fast|meist|erst|"
-                rf"sonst|jetzt|oft|heißt|gilt) )(?P<v>[a-zäöüß]+(?:[^e]t|et)) "
-                rf"(?P<r>{_DE_DETERMINER}[^,;:]*)(?:[,;:].*)?"
-            ),
+            rf"{subject} (?!(?:{_DE_STATING}|nicht|selbst|statt|samt|mit|seit|fast|meist|erst|"
+            rf"sonst|jetzt|oft|heißt|gilt) )(?P<v>[a-zäöüß]+(?:[^e]t|et)) "
+            rf"(?P<r>{_DE_DETERMINER}[^,;:]*)(?:[,;:].*)?",
             ask_object,
         ),
     )
@@ -211,37 +211,29 @@ def _write_french(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]
     participle = r"\w+(?:ée?s?|[iu]e?s?|ite?s?|erte?s?)"
     return (
         Form(
-            _compile(
-                rf"{_FR_TO_DO} (?P<m>[^,;:]+?),? (?:pour|afin de|afin d['’]) ?"
-                r"(?P<c>(?!en\b|l['’]|[nv]otre\b|autre\b|quatre\b|(?:prem|dern)ier\b)"
-                r"\w+(?:er|ir|re) [^,;:]+)"
-            ),
+            rf"{_FR_TO_DO} (?P<m>[^,;:]+?),? (?:pour|afin de|afin d['’]) ?"
+            r"(?P<c>(?!en\b|l['’]|[nv]otre\b|autre\b|quatre\b|(?:prem|dern)ier\b)"
+            r"\w+(?:er|ir|re) [^,;:]+)",
             lambda match: f"Comment {match['c']} ?",
         ),
         Form(
-            _compile(
-                r"(?:(?:Vous|On) (?:pouvez|peut)|Il est possible (?:de|d['’])) ?"
-                r"(?P<c>(?!l['’]|les? |la )\w+(?:er|ir|re) [^,;:]+?),? "
-                r"(?P<n>(?:en (?:en |y |les? |la |l['’])?\w+ant|à "
-                r"l['’]aide|grâce|au moyen|via|avec la (?:commande|touche))\b[^;:]+)"
-            ),
+            r"(?:(?:Vous|On) (?:pouvez|peut)|Il est possible (?:de|d['’])) ?"
+            r"(?P<c>(?!l['’]|les? |la )\w+(?:er|ir|re) [^,;:]+?),? "
+            r"(?P<n>(?:en (?:en |y |les? |la |l['’])?\w+ant|à "
+            r"l['’]aide|grâce|au moyen|via|avec la (?:commande|touche))\b[^;:]+)",
             lambda match: f"Comment {match['c']} ?",
         ),
         Form(
-            _compile(
-                rf"{subject} (?P<v>est|sont|peut être|peuvent être|doit être|doivent être) "
-                rf"(?P<e>{participle}) (?P<p>{_join(_FR_PLACES)})\b(?P<r>.+)"
-            ),
+            rf"{subject} (?P<v>est|sont|peut être|peuvent être|doit être|doivent être) "
+            rf"(?P<e>{participle}) (?P<p>{any_of(_FR_PLACES)})\b(?P<r>.+)",
             lambda match: (
                 f"{_FR_PLACES[match['p']]} {match['v']} {match['e']} {lower(match['s'])} ?"
             ),
         ),
         Form(
-            _compile(
-                rf"{subject} (?!(?:{_FR_NO_VERBS}|\w+(?:ment|ant|[aî]tre|dre|ire)) )"
-                rf"(?P<v>[a-zàâçéèêëîïôûù]+(?:e|ent|it|t|nt)) "
-                rf"(?P<r>{_FR_DETERMINER}.+)"
-            ),
+            rf"{subject} (?!(?:{_FR_NO_VERBS}|\w+(?:ment|ant|[aî]tre|dre|ire)) )"
+            rf"(?P<v>[a-zàâçéèêëîïôûù]+(?:e|ent|it|t|nt)) "
+            rf"(?P<r>{_FR_DETERMINER}.+)",
             ask_object,
         ),
     )
@@ -254,37 +246,27 @@ def _write_spanish(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...
 
     return (
         Form(
-            _compile(
-                rf"{_ES_TO_DO} (?P<m>[^,;:]+?),? para (?P<c>\w+(?:ar|er|ir|arse|erse|irse) [^,;:]+)"
-            ),
+            rf"{_ES_TO_DO} (?P<m>[^,;:]+?),? para (?P<c>\w+(?:ar|er|ir|arse|erse|irse) [^,;:]+)",
             lambda match: f"¿Qué hay que hacer para {match['c']}?",
         ),
         Form(
-            _compile(
-                r"(?:Usted )?(?:[Pp]uede|Se puede|Es posible|Podrá) "
-                r"(?P<c>\w+(?:ar|er|ir) [^,;:]+?),? "
-                r"(?P<n>(?:\w{3,}ndo|mediante|a través de|por medio de|con ayuda de)\b[^;:]+)"
-            ),
+            r"(?:Usted )?(?:[Pp]uede|Se puede|Es posible|Podrá) "
+            r"(?P<c>\w+(?:ar|er|ir) [^,;:]+?),? "
+            r"(?P<n>(?:\w{3,}ndo|mediante|a través de|por medio de|con ayuda de)\b[^;:]+)",
             lambda match: f"¿Cómo se puede {match['c']}?",
         ),
         Form(
-            _compile(
-                rf"{subject} (?P<v>se [a-záéíóú]+(?:[ae]n?|ó)) (?P<p>{_join(_ES_PLACES)}) (?P<r>.+)"
-            ),
+            rf"{subject} (?P<v>se [a-záéíóú]+(?:[ae]n?|ó)) (?P<p>{any_of(_ES_PLACES)}) (?P<r>.+)",
             lambda match: f"{ask_place(match)} {match['v']} {lower(match['s'])}?",
         ),
         Form(
-            _compile(
-                rf"{subject} (?P<v>está|están|puede ser|pueden ser) (?P<e>\w+[ai]d[oa]s?) "
-                rf"(?P<p>{_join(_ES_PLACES)}) (?P<r>.+)"
-            ),
+            rf"{subject} (?P<v>está|están|puede ser|pueden ser) (?P<e>\w+[ai]d[oa]s?) "
+            rf"(?P<p>{any_of(_ES_PLACES)}) (?P<r>.+)",
             lambda match: f"{ask_place(match)} {match['v']} {match['e']} {lower(match['s'])}?",
         ),
         Form(
-            _compile(
-                rf"{subject} (?!(?:{_ES_NO_VERBS}) )(?P<v>[a-záéíóúñ]+(?:[ae]n?|i?ó|aron|ieron)) "
-                rf"(?P<r>(?!el \d){_ES_DETERMINER}.+)"
-            ),
+            rf"{subject} (?!(?:{_ES_NO_VERBS}) )(?P<v>[a-záéíóúñ]+(?:[ae]n?|i?ó|aron|ieron)) "
+            rf"(?P<r>(?!el \d){_ES_DETERMINER}.+)",
             lambda match: f"¿Qué {match['v']} {lower(match['s'])}?",
         ),
     )
@@ -294,49 +276,35 @@ def _write_chinese(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...
     del lower  # no capitals
     return (
         Form(
-            _compile(
-                "(?:因为|由于)(?P<n>[^，；：]{4,40})，(?:因此|所以|故)?(?P<c>(?![而但])[^，；：]{5,40})"
-            ),
+            "(?:因为|由于)(?P<n>[^，；：]{4,40})，(?:因此|所以|故)?(?P<c>(?![而但])[^，；：]{5,40})",
             lambda match: f"为什么{match['c']}？",
         ),
         Form(
-            _compile(
-                "(?:通过|使用|利用|借助|用(?!户))(?P<n>[^，；：]{2,40}?)，?(?:[你您]|用户)?"
-                "(?:可以|能够|就能|可|即可|来)(?P<c>[^，；：使]{4,40})"
-            ),
+            "(?:通过|使用|利用|借助|用(?!户))(?P<n>[^，；：]{2,40}?)，?(?:[你您]|用户)?"
+            "(?:可以|能够|就能|可|即可|来)(?P<c>[^，；：使]{4,40})",
             lambda match: f"如何{match['c']}？",
         ),
         Form(
-            _compile(
-                f"(?:请|[你您]可以?|可以?)?(?P<m>(?:使用|{_ZH_ACTS})[^，；：]{{2,40}}?)，?"
-                "(?:以便|来|即可|就可以|便可)(?P<c>[^，；：源自]{4,40})"
-            ),
+            f"(?:请|[你您]可以?|可以?)?(?P<m>(?:使用|{_ZH_ACTS})[^，；：]{{2,40}}?)，?"
+            "(?:以便|来|即可|就可以|便可)(?P<c>[^，；：源自]{4,40})",
             lambda match: f"如何{match['c']}？",
         ),
         Form(
-            _compile(
-                f"(?P<w>{_ZH_ACTS})(?P<c>[^，；：]{{2,24}}?)(?:后?，|后)?(?:则?会|将|就会|可以?|则)"
-                "(?P<r>.{4,})"
-            ),
+            f"(?P<w>{_ZH_ACTS})(?P<c>[^，；：]{{2,24}}?)(?:后?，|后)?(?:则?会|将|就会|可以?|则)"
+            "(?P<r>.{4,})",
             lambda match: f"{match['w']}{match['c']}会怎么样？",
         ),
         Form(
-            _compile(
-                "(?P<w>在)(?P<c>[^，；：]{4,40}?)(?P<e>时|之前|之后|期间)，(?:[你您]|用户)?"
-                "(?P<m>(?:请|应|需|必须|可以|最好|不要|建议|务必).+)"
-            ),
+            "(?P<w>在)(?P<c>[^，；：]{4,40}?)(?P<e>时|之前|之后|期间)，(?:[你您]|用户)?"
+            "(?P<m>(?:请|应|需|必须|可以|最好|不要|建议|务必).+)",
             lambda match: f"在{match['c']}{match['e']}，应该怎么做？",
         ),
         Form(
-            _compile(
-                f"{subject}(?P<v>可以|能够)(?P<r>(?!的|能|在|被|通过|由|从|使用|是|以).{{5,}})"
-            ),
+            f"{subject}(?P<v>可以|能够)(?P<r>(?!的|能|在|被|通过|由|从|使用|是|以).{{5,}})",
             lambda match: f"{match['s']}可以做什么？",
         ),
         Form(
-            _compile(
-                f"(?![^，是]*[的之只]|许多|有些|一些|大多|特别|尤其|首先|其次|只|问题|原因|至少|[^，]*(?:例[子外]|最后)|[^，]{{0,4}}第[一二三]){subject}{_ZH_NO_END}(?P<v>是)(?P<r>(?!{_ZH_UNTOLD}).{{4,}}(?<!的))"
-            ),
+            f"(?![^，是]*[的之只]|许多|有些|一些|大多|特别|尤其|首先|其次|只|问题|原因|至少|[^，]*(?:例[子外]|最后)|[^，]{{0,4}}第[一二三]){subject}{_ZH_NO_END}(?P<v>是)(?P<r>(?!{_ZH_UNTOLD}).{{4,}}(?<!的))",
             lambda match: f"{match['s']}是{'谁' if _ZH_PERSON.match(match['r']) else '什么'}？",
         ),
     )
