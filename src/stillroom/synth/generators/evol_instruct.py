@@ -24,7 +24,6 @@ from stillroom.synth.prompting.conversation import (
     make_qa_messages,
 )
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_enum_schema,
     make_object_schema,
@@ -72,17 +71,14 @@ class EvolInstruct(StepwiseGenerator):
     seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "depth": PromptTemplate(_DEPTH),
-        "breadth": PromptTemplate(
-            "Take the instruction below as inspiration for a brand new one. It is of the same "
-            "domain but rarer, of like length and difficulty, and can be understood and answered "
-            "by a person.\n\n{instruction}\n\nWrite the new instruction alone."
-        ),
-        "equal": PromptTemplate(
-            "First instruction:\n{first}\n\nSecond instruction:\n{second}\n\nAre the two equal, "
-            "with the same constraints and requirements and the same depth and breadth of inquiry?"
-        ),
-        "answer": PromptTemplate("{instruction}"),
+        "depth": _DEPTH,
+        "breadth": "Take the instruction below as inspiration for a brand new one. It is of the "
+        "same domain but rarer, of like length and difficulty, and can be understood and answered "
+        "by a person.\n\n{instruction}\n\nWrite the new instruction alone.",
+        "equal": "First instruction:\n{first}\n\nSecond instruction:\n{second}\n\nAre the two "
+        "equal, with the same constraints and requirements and the same depth and breadth of "
+        "inquiry?",
+        "answer": "{instruction}",
     }
 
     ways: Annotated[tuple[Evolution, ...], DISTINCT] = Field(

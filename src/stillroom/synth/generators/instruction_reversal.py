@@ -17,7 +17,6 @@ from stillroom.recipes import DISTINCT
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
@@ -43,11 +42,10 @@ class InstructionReversal(StepwiseGenerator):
     paper: ClassVar[str] = "arXiv:2304.08460"
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "instruction": PromptTemplate(
-            "{text}\n\nThe text above is the answer. Write {voice} to which it is the answer."
-        ),
-        "length": PromptTemplate("{instruction}\n\nAnswer in {number} sentences."),
-        "again": PromptTemplate("{instruction}"),
+        "instruction": "{text}\n\nThe text above is the answer. Write {voice} to which it is the "
+        "answer.",
+        "length": "{instruction}\n\nAnswer in {number} sentences.",
+        "again": "{instruction}",
     }
 
     voices: Annotated[tuple[Voice, ...], DISTINCT] = Field(

@@ -21,7 +21,6 @@ from typing_extensions import override
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.records import Message
 from stillroom.synth.prompting.conversation import get_question, get_reference_answer
-from stillroom.synth.prompting.requests import PromptTemplate
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 
 __all__ = ["PivotalTokens"]
@@ -48,7 +47,7 @@ class PivotalTokens(StepwiseGenerator):
     paper: ClassVar[str] = "arXiv:2412.08905"
     seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = ()
-    templates: ClassVar = {"ask": PromptTemplate("{question}")}
+    templates: ClassVar = {"ask": "{question}"}
 
     samples: int = Field(32, ge=4, le=512, description="completions of each prefix")
     threshold: float = Field(

@@ -21,7 +21,6 @@ from stillroom.records import Link
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import rouge_l
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
-from stillroom.synth.prompting.requests import PromptTemplate
 from stillroom.synth.prompting.stepwise import (
     CoroutineBatch,
     GenerationUnit,
@@ -42,7 +41,7 @@ class PreferenceDelta(StepwiseGenerator):
     paper: ClassVar[str] = "arXiv:2507.06187"
     seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
-    templates: ClassVar = {"ask": PromptTemplate("{question}")}
+    templates: ClassVar = {"ask": "{question}"}
 
     weaker: Reference = Field(
         DEFAULT_TEACHER,

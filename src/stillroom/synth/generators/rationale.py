@@ -22,7 +22,7 @@ from stillroom.synth.prompting.conversation import (
     get_reference_answer,
     make_qa_messages,
 )
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text, to_one_line
+from stillroom.synth.prompting.requests import fence_text, to_one_line
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 
 __all__ = ["Rationale"]
@@ -37,13 +37,10 @@ class Rationale(StepwiseGenerator):
     seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "reason": PromptTemplate(
-            "{question}\n\nThink step by step, and end with a line that says: The answer is ..."
-        ),
-        "hinted": PromptTemplate(
-            "{question}\n\n(The answer is {answer}.)\n\nThink step by step about why, as if you "
-            "had not been told, and end with a line that says: The answer is ..."
-        ),
+        "reason": "{question}\n\nThink step by step, and end with a line that says: The answer is "
+        "...",
+        "hinted": "{question}\n\n(The answer is {answer}.)\n\nThink step by step about why, as if "
+        "you had not been told, and end with a line that says: The answer is ...",
     }
 
     tries: int = Field(2, ge=1, le=64, description="rationales sampled before a hint is given")

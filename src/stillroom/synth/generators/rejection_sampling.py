@@ -24,7 +24,6 @@ from stillroom.synth.prompting.conversation import (
     get_reference_answer,
     make_qa_messages,
 )
-from stillroom.synth.prompting.requests import PromptTemplate
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 
 __all__ = ["RejectionSampling"]
@@ -41,7 +40,7 @@ class RejectionSampling(StepwiseGenerator):
     paper: ClassVar[str] = "arXiv:2308.01825"
     seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
-    templates: ClassVar = {"ask": PromptTemplate("{question}")}
+    templates: ClassVar = {"ask": "{question}"}
 
     samples: int = Field(4, ge=1, le=256, description="answers sampled per question")
     keep: Literal["best", "distinct"] = Field(

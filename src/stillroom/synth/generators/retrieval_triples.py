@@ -31,7 +31,6 @@ from stillroom.synth.interfaces import EMBEDDER, GeneratorState
 from stillroom.synth.lexical_overlap import extract_content_stems
 from stillroom.synth.prompting.conversation import make_qa_messages, refers_to_source
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_enum_schema,
     make_object_schema,
@@ -83,12 +82,9 @@ class RetrievalTriples(StepwiseGenerator):
         "decontaminate",
     )
     templates: ClassVar = {
-        "query": PromptTemplate(
-            "{text}\n\nWrite {kind}. It must name its subject and be understood without the text."
-        ),
-        "answers": PromptTemplate(
-            "Query: {query}\n\n{text}\n\nDoes this text answer the query, or bear it out?"
-        ),
+        "query": "{text}\n\nWrite {kind}. It must name its subject and be understood without the "
+        "text.",
+        "answers": "Query: {query}\n\n{text}\n\nDoes this text answer the query, or bear it out?",
     }
 
     kinds: Annotated[tuple[QueryKind, ...], DISTINCT] = Field(

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from stillroom.records import Message
 from stillroom.synth.prompting.conversation import Quote
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic
+from stillroom.synth.prompting.requests import fence_text, get_topic
 from stillroom.synth.prompting.stepwise import (
     GenerationUnit,
     RequestCoroutine,
@@ -61,7 +61,7 @@ class Rewrite(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2401.16380"
     status: ClassVar[str] = "experimental"
-    templates: ClassVar = {"rewrite": PromptTemplate("{topic}{text}\n\n{style}")}
+    templates: ClassVar = {"rewrite": "{topic}{text}\n\n{style}"}
 
     styles: tuple[Style, ...] = Field(
         ("plain",), min_length=1, description="styles to write each passage in"

@@ -37,7 +37,6 @@ from stillroom.records import Message, Record
 from stillroom.records.streams import open_table
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
@@ -408,10 +407,8 @@ class TableRows(StepwiseGenerator):
     seed_kinds: ClassVar = ("nothing",)
     default_filters: ClassVar[tuple[str, ...]] = ("injection", "decontaminate")
     templates: ClassVar = {
-        "texts": PromptTemplate(
-            "A row of a table{about}:\n\n{row}\n\nWrite what is missing, so that it fits the rest "
-            "of the row: {missing}"
-        )
+        "texts": "A row of a table{about}:\n\n{row}\n\nWrite what is missing, so that it fits the "
+        "rest of the row: {missing}"
     }
 
     columns: tuple[TableColumn, ...] = Field(

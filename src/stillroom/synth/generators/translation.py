@@ -17,7 +17,7 @@ from stillroom.records import Message, Record
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import chrf
 from stillroom.synth.prompting.conversation import Quote, get_question, get_solution
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text
+from stillroom.synth.prompting.requests import fence_text
 from stillroom.synth.prompting.stepwise import (
     GenerationUnit,
     RequestCoroutine,
@@ -45,9 +45,8 @@ class Translation(StepwiseGenerator):
     seed_kinds: ClassVar = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "translate": PromptTemplate(
-            "{text}\n\nTranslate the text above into {language}. Write the translation alone."
-        )
+        "translate": "{text}\n\nTranslate the text above into {language}. Write the translation "
+        "alone."
     }
 
     languages: Annotated[tuple[str, ...], DISTINCT] = Field(

@@ -67,8 +67,8 @@ _MAX_QUOTED = 2000
 class StepwiseGenerator(Generator):
     """Base class of generators that write the records of a unit step by step."""
 
-    templates: ClassVar[Mapping[str, PromptTemplate]] = {}
-    """Prompt templates by name."""
+    templates: ClassVar[Mapping[str, str]] = {}
+    """Prompt templates by name, with fields as in ``PromptTemplate``."""
 
     prompts: dict[str, str] = Field(
         default_factory=dict,
@@ -93,7 +93,7 @@ class StepwiseGenerator(Generator):
 
     def template(self, name: str) -> PromptTemplate:
         """Return a prompt template: the recipe's override, or the method's."""
-        return PromptTemplate(self.prompts[name]) if name in self.prompts else self.templates[name]
+        return PromptTemplate(self.prompts.get(name, self.templates[name]))
 
     @property
     @override
