@@ -16,6 +16,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from stillroom.synth.lexical_overlap import word_set
+
 __all__ = [
     "Form",
     "Subjects",
@@ -57,14 +59,12 @@ _DE_CLAUSES = {
     "indem": "Wodurch",
     "damit": "Wozu",
 }
-_DE_SPLIT = frozenset(
-    str.split(
-        """teilt teilen setzt setzen nimmt nehmen schließt schließen bindet binden lädt laden hebt
-        heben bricht brechen schaltet schalten fügt fügen richtet richten ruft rufen hält halten
-        fasst fassen wendet wenden weist weisen stellt stellen legt legen gibt geben führt führen
-        zieht ziehen wählt wählen schlägt schlagen tritt treten sieht sehen lässt lassen geht gehen
-        nennt nennen macht machen bringt bringen"""
-    )
+_DE_SPLIT = word_set(
+    """teilt teilen setzt setzen nimmt nehmen schließt schließen bindet binden lädt laden hebt
+    heben bricht brechen schaltet schalten fügt fügen richtet richten ruft rufen hält halten
+    fasst fassen wendet wenden weist weisen stellt stellen legt legen gibt geben führt führen
+    zieht ziehen wählt wählen schlägt schlagen tritt treten sieht sehen lässt lassen geht gehen
+    nennt nennen macht machen bringt bringen"""
 )
 """Verbs that mostly have another part at the end of the clause, which a long sentence hides."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from stillroom.synth.lexical_overlap import are_balanced, collapse_whitespace
+from stillroom.synth.lexical_overlap import are_balanced, collapse_whitespace, word_set
 from stillroom.synth.prompting.english_questions import write_english_questions
 from stillroom.synth.prompting.general_forms import (
     Form,
@@ -29,11 +29,9 @@ __all__ = ["TEMPLATE_LANGUAGES", "write_template_questions"]
 
 _MAX_SLOT, _MIN_SLOT = 90, 3
 
-_DE_ENDS = frozenset(
-    str.split(
-        """ab an auf aus bei ein fest her hin mit nach vor weg zu zurück bereit dar um durch teil
-        fort zusammen frei sicher voraus"""
-    )
+_DE_ENDS = word_set(
+    """ab an auf aus bei ein fest her hin mit nach vor weg zu zurück bereit dar um durch teil
+    fort zusammen frei sicher voraus"""
 )
 _DE_LOWER = re.compile(
     r"^(?:Der|Die|Das|Dem|Ein|Eine|Einige|Jede[rs]?|Alle|Mehrere|Viele|Manche|Beim?|Im?|Sie)\b"
@@ -50,19 +48,15 @@ _DE_SUBJECT = (
     r"(?:(?:Der|Die|Das|Ein|Eine|Einige|Jede[rs]?|Alle|Mehrere|Viele) )?"
     rf"(?:[a-zäöüß-]+(?:e|en|er|es) ){{0,2}}{_DE_NOUN}(?: {_DE_PHRASE}){{0,2}})"
 )
-_DE_NO_VERBS = frozenset(
-    str.split(
-        """jetzt nicht selbst oft erst dort seit mit statt samt zumeist fast meist sonst zuerst
-        damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
-        gegen neben zwischen wegen hinsichtlich insbesondere welchen welchem denen deren dessen
-        weit bereits einschließlich nun schon eben aufgrund während"""
-    )
+_DE_NO_VERBS = word_set(
+    """jetzt nicht selbst oft erst dort seit mit statt samt zumeist fast meist sonst zuerst
+    damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
+    gegen neben zwischen wegen hinsichtlich insbesondere welchen welchem denen deren dessen
+    weit bereits einschließlich nun schon eben aufgrund während"""
 )
-_DE_NO_ORDERS = frozenset(
-    str.split(
-        """haben sind werden finden sehen erhalten bekommen wissen kennen brauchen möchten würden
-        hätten wären wollen"""
-    )
+_DE_NO_ORDERS = word_set(
+    """haben sind werden finden sehen erhalten bekommen wissen kennen brauchen möchten würden
+    hätten wären wollen"""
 )
 """Verbs before "Sie" that state something, and ask nobody to do anything."""
 _DE_TOLD = re.compile(
@@ -70,11 +64,9 @@ _DE_TOLD = re.compile(
 )
 """Participles of a cross-reference: where something is described, not where it is."""
 
-_DE_STATES = frozenset(
-    str.split(
-        """ist sind war waren hat haben gibt gilt muss müssen kann können sollte sollten soll
-        sollen darf         dürfen könnte könnten hatte hatten bedeutet heißt möchten wäre wären"""
-    )
+_DE_STATES = word_set(
+    """ist sind war waren hat haben gibt gilt muss müssen kann können sollte sollten soll
+    sollen darf         dürfen könnte könnten hatte hatten bedeutet heißt möchten wäre wären"""
 )
 """Verbs that begin a consequence which is no event."""
 
@@ -562,8 +554,6 @@ _BARE = re.compile(
 )
 """Subjects without a trait: "a method", of which only a definition can be asked."""
 
-_BEING = frozenset(str.split("ist sind war waren est sont était étaient es son era fue 是"))
+_BEING = word_set("ist sind war waren est sont était étaient es son era fue 是")
 
-_UNFINISHED = frozenset(
-    str.split("de del las los la el y ya no des du les le et à ne der die das und")
-)
+_UNFINISHED = word_set("de del las los la el y ya no des du les le et à ne der die das und")
