@@ -76,7 +76,7 @@ def run_preflight(
     report.add("records", inspection.read)
     if inspection.split is not None:
         split = inspection.split
-        report.add("held-out records", lambda: audit_duplicates(split))
+        report.add("held-out records", lambda: [*audit_duplicates(split)])
     report.add("student's shape", inspection.check_shape)
     if any(finding.error for finding in report.findings if finding.check == "student's shape"):
         inspection.fetch = False  # do not download a teacher that cannot be pruned as requested
@@ -87,7 +87,7 @@ def run_preflight(
             report.add("vocabulary", inspection.check_vocabulary)
             report.add(
                 "chat template",
-                lambda: audit_template(inspection.tokenizer, inspection.student_tokenizer),
+                lambda: [*audit_template(inspection.tokenizer, inspection.student_tokenizer)],
             )
         report.add("records", inspection.check_records)
         # the student of labels alone may well start as its teacher
@@ -195,14 +195,10 @@ class _JobInspection:
         return references + ([("student", student)] if isinstance(student, str) else [])
 
     def check_vocabulary(self) -> list[PreflightFinding]:
-        rows = [_count_head_rows(folder) for folder in self.folders]
-        counted = [count for count in rows if count]
-        return audit_vocabulary(
-            self.tokenizer,
-            self.student_tokenizer,
-            counted or [len(self.tokenizer)],
-            crosses=self.workload.cross_tokenizer_loss is not None,
-        )
+        counted = [rows for rows in map(_count_head_rows, self.folders) if rows]
+        crosses = self.workload.cross_tokenizer_loss is not None
+        rows = counted or [len(self.tokenizer)]
+        return [*audit_vocabulary(self.tokenizer, self.student_tokenizer, rows, crosses=crosses)]
 
     def check_records(self) -> list[PreflightFinding]:
         if self.split is None:
@@ -249,10 +245,9 @@ class _JobInspection:
             "one study finds about 2.5 times best (arXiv:2311.07052); not repeated on other "
             "families, so measure"
         )
-        level = "warning" if ratio > _WIDE_RATIO else "note"
         return [
             PreflightFinding(
-                "warning" if level == "warning" else "note",
+                "warning" if ratio > _WIDE_RATIO else "note",
                 "capacity gap",
                 f"{summary}: {basis}",
                 "try a teacher in between, or distill in two steps, and compare the reports",
