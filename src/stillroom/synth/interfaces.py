@@ -13,7 +13,7 @@ scored is dropped as unmeasured: a failing filter never accepts a record.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -46,6 +46,7 @@ __all__ = [
     "SELECTORS",
     "UNANSWERED_KEY",
     "UNMEASURED",
+    "BoundFilter",
     "CandidateSet",
     "Filter",
     "FilterContext",
@@ -214,6 +215,17 @@ class FilterState(Protocol):
     def on_accept(self, record: Record) -> None:
         """Update the state with a record that every filter accepted; by default, ignore it."""
         return  # an empty body would be abstract
+
+
+@dataclass(frozen=True, slots=True)
+class BoundFilter(FilterState):
+    """The state of a filter without memory whose verdict depends on the context."""
+
+    decide: Callable[[Record], FilterResult]
+
+    def judge(self, record: Record) -> FilterResult:
+        """Return the verdict on a record in the context."""
+        return self.decide(record)
 
 
 class Filter(Method, ABC):
