@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from stillroom.errors import RecipeError, count_noun
 from stillroom.jobs import Estimate
-from stillroom.jobs.kind import JobKind
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.jobs.segments import ReplayRequest
 from stillroom.models.hub import DEFAULT_TEACHER
@@ -32,12 +32,10 @@ from stillroom.synth.selection import MixSettings
 from stillroom.synth.settings import BudgetSettings, EngineSettings, RecordTargets
 
 if TYPE_CHECKING:
-    from stillroom.jobs import Job
-    from stillroom.provenance import Artifact
     from stillroom.synth.interfaces import Filter
     from stillroom.synth.types import Split
 
-__all__ = ["JOB_KIND", "RecordsRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "RecordsRecipe", "estimate"]
 
 _DEFAULT_TARGETS = {"train": 100, "held_out": 25}
 _TOKENS_PER_SECOND = 240.0
@@ -138,13 +136,6 @@ class RecordsRecipe(Recipe):
         return self
 
 
-def run(recipe: RecordsRecipe, job: Job) -> Artifact:
-    """Write the records of a recipe to the job's output; raises as ``write_records``."""
-    from stillroom.synth.output.records import write_records
-
-    return write_records(recipe, job)
-
-
 def estimate(recipe: RecordsRecipe) -> Estimate:
     """Estimate memory, disk and time from the targets and the size of the teacher's file."""
     step_estimates = estimate_steps(recipe)
@@ -181,7 +172,7 @@ class _RecordsReplayer(JournalReplayer):
 
 JOB_KIND = JobKind(
     RecordsRecipe,
-    run,
+    defer("stillroom.synth.output.records:write_records"),
     estimate,
     outline=format_steps,
     replayer=_RecordsReplayer(without={"cache": None}, compared=("output/*.html",)),

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,8 @@ def write_records(recipe: RecordsRecipe, job: Job) -> Artifact:
         _open_model_pool(recipe, job) as models,
         closing(RunCache.of(job)) as caches,
     ):
-        run = _RecordsRun(recipe, inputs, job, models, caches, files)
+        costs = CostTracker(recipe.budget)
+        run = _RecordsRun(recipe, inputs, job, models, caches, files, costs)
         held_out = run.run_split("held_out", ())
         train = run.run_split("train", list(held_out.records))
         require_records(train, recipe, run.costs.reached())
@@ -88,10 +89,7 @@ class _RecordsRun:
     models: ModelPool
     caches: RunCache
     files: ExitStack
-    costs: CostTracker = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "costs", CostTracker(self.recipe.budget))
+    costs: CostTracker
 
     def run_split(self, split: Split, held_out: Sequence[Record]) -> SplitResult:
         """Generate the records of one side."""
@@ -464,9 +462,7 @@ def _report_mixture(mixture: MixtureResult, new_records: Sequence[Record], job: 
 
 def _describe_mixture(recipe: RecordsRecipe, mixture: MixtureResult) -> dict[str, Any]:
     settings = recipe.mix.model_dump(mode="json") if recipe.mix is not None else {}
-    reasons: dict[str, int] = {}
-    for row in mixture.dropped:
-        reasons[row.reason] = reasons.get(row.reason, 0) + 1
+    reasons = Counter(row.reason for row in mixture.dropped)
     return {
         "rule": settings.get("rule"),
         "human_share": settings.get("human_share"),
