@@ -38,6 +38,7 @@ from stillroom.recipes import Recipe, Reference
 from stillroom.registry import suggest
 
 if TYPE_CHECKING:
+    from stillroom.checkpoints import Checkpoint
     from stillroom.merge.engine.merge import Merge
 
 __all__ = [
@@ -87,6 +88,10 @@ class MergeJobRecipe(Recipe):
     @abstractmethod
     def describe_method(self) -> tuple[dict[str, Any], str]:
         """Return name and settings of what makes the result, as JSON values, and its paper."""
+
+    def review(self, written: Checkpoint) -> list[str]:
+        """Return warnings about the written checkpoint."""
+        return []
 
     @property
     def origin_step(self) -> str:
