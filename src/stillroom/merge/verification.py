@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -37,18 +37,16 @@ from stillroom.provenance import Artifact, digest_file, digest_json, read_artifa
 from stillroom.provenance.sources import is_reference
 
 if TYPE_CHECKING:
-    from stillroom.merge.jobs.recipe import MergeJobRecipe, MergeRecipe
+    from stillroom.merge.jobs.recipe import MergeJobRecipe
     from stillroom.merge.jobs.search import MergeSearchRecipe
     from stillroom.merge.jobs.select import MergeSelectRecipe
     from stillroom.merge.planning.inputs import MergeSource
     from stillroom.merge.planning.plan import MergePlan, PlannedTensor
     from stillroom.merge.search.scoring import Score
-    from stillroom.records import Record
 
 __all__ = ["TensorMismatch", "Verification", "run_smoke_test", "verify_merge"]
 
 _ROLES = ("base", "model")
-_METHOD_KINDS = ("merge.weights", "merge.select", "merge.search")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +140,7 @@ def verify_merge(
     artifact = read_artifact(folder)
     recorded = _read_recipe(folder, artifact)
     recipe = recipe or _find_inputs(recorded, artifact, folder)
-    if recipe.kind in _METHOD_KINDS:
-        recipe = limit_run_checkpoints(cast("MergeRecipe", recipe), log)
+    recipe = limit_run_checkpoints(recipe, log)
     merge = open_merge(recipe, log)
     inputs = _check_inputs(merge, artifact, folder)
     written_merge = _find_written_merge(recipe, merge, artifact)
@@ -344,13 +341,10 @@ def _compare_layout(plan: MergePlan, output: Checkpoint) -> Iterator[TensorMisma
         elif name not in output:
             yield TensorMismatch(name, what="is missing")
         else:
-            entry, planned_tensor = output.entry(name), planned[name]
-            if (entry.dtype, entry.shape) != (planned_tensor.dtype, planned_tensor.shape):
-                yield TensorMismatch(
-                    name,
-                    what=f"is {entry.dtype} {entry.shape}, not {planned_tensor.dtype} "
-                    f"{planned_tensor.shape}",
-                )
+            entry, tensor = output.entry(name), planned[name]
+            if (entry.dtype, entry.shape) != (tensor.dtype, tensor.shape):
+                what = f"is {entry.dtype} {entry.shape}, not {tensor.dtype} {tensor.shape}"
+                yield TensorMismatch(name, what=what)
 
 
 def _changed_file_error(path: Path, problem: str, code: str) -> IntegrityError:
@@ -400,19 +394,25 @@ def run_smoke_test(
     checkpoint = Checkpoint.open(folder)
     report: dict[str, Any] = {"tensors": _check_finite(checkpoint), "loads": False}
     named = checkpoint.config.get("stillroom_backend")
-    if named:
-        report["not_loaded"] = f"it is read by backend '{named}'"
-        log.warn(f"checked for finite numbers only: {report['not_loaded']}")
-        return report
     names = checkpoint.config.get("architectures") or ["an unnamed architecture"]
-    if not str(names[0]).endswith(_CAUSAL_SUFFIX):
-        report["not_loaded"] = f"{names[0]} is not a causal language model"
+    if named or not str(names[0]).endswith(_CAUSAL_SUFFIX):
+        foreign = f"it is read by backend '{named}'"
+        report["not_loaded"] = foreign if named else f"{names[0]} is not a causal language model"
         log.warn(f"checked for finite numbers only: {report['not_loaded']}")
         return report
-    from stillroom.merge.search.scoring import MergeScorer, ScoringSettings
+    from stillroom.merge.search.scoring import MergeScorer, ScoringSettings, draw_records
     from stillroom.models import load_causal_lm
 
-    records = _draw_records(smoke_settings, seed, log.warn)
+    records = []
+    if smoke_settings.records is not None:
+        records = draw_records(
+            smoke_settings.records,
+            split=smoke_settings.split,
+            limit=smoke_settings.max_records,
+            seed=seed,
+            warn=log.warn,
+            setting="smoke_test",
+        )
     model, tokenizer = load_causal_lm(checkpoint.folder, dtype="float32")
     report |= {"loads": True, "token": _generate_token(model, checkpoint.folder)}
     if records:
@@ -483,23 +483,6 @@ def _generate_token(model: Any, folder: Path) -> int:
             next="store as bfloat16 or float32, or lower the weights",
         )
     return int(output[0, ids.shape[1]])
-
-
-def _draw_records(
-    settings: SmokeTestSettings, seed: int, warn: Callable[[str], None]
-) -> list[Record]:
-    from stillroom.merge.search.scoring import draw_records
-
-    if settings.records is None:
-        return []
-    return draw_records(
-        settings.records,
-        split=settings.split,
-        limit=settings.max_records,
-        seed=seed,
-        warn=warn,
-        setting="smoke_test",
-    )
 
 
 def _compare_perplexity(

@@ -231,7 +231,7 @@ def _merge_tensor(
     energy: float | None,
     base: Checkpoint | None,
 ) -> Iterator[LayerError]:
-    if all(adapter.adds_bias(name) for adapter, _ in having):
+    if all(adapter.changes[name].bias for adapter, _ in having):
         parts.biases[name] = sum(
             (weight * adapter.bias(name) for adapter, weight in having), np.zeros(())
         )
@@ -241,7 +241,7 @@ def _merge_tensor(
         return
     replacements = {adapter.digest_replaced(name) for adapter, _ in having}
     if len(replacements) > 1 or any(
-        not adapter.rank(name) or adapter.has_lengths(name) for adapter, _ in having
+        not adapter.rank(name) or adapter.changes[name].magnitude for adapter, _ in having
     ):
         raise _not_a_sum_error(name, having)
     if replacements != {""}:
@@ -254,7 +254,7 @@ def _merge_tensor(
         left, right, values = compress_product(left, right, rank=rank, energy=energy)
         error = float(np.linalg.norm(values[len(right) :]))
         norm = float(np.linalg.norm(values))
-    parts.factors[name] = LoraFactors(left, right, having[0][0].is_embedding(name))
+    parts.factors[name] = LoraFactors(left, right, having[0][0].changes[name].is_embedding)
     yield LayerError(name, full, len(right), error, norm)
 
 
