@@ -31,7 +31,7 @@ __all__ = [
     "ReplicatedTrainSettings",
     "TextTrainingRecipe",
     "ValidationSettings",
-    "declare_kind",
+    "declare_training",
     "estimate_decoding",
     "estimate_training",
 ]
@@ -260,7 +260,7 @@ def estimate_training(
     )
 
 
-def declare_kind(
+def declare_training(
     recipe_class: type[R], objective: str, estimate: Callable[[R], Estimate] = estimate_training
 ) -> JobKind[R]:
     """Declare a kind of job that trains a diffusion model, or its autoregressive baseline.

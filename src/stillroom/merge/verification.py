@@ -29,7 +29,6 @@ from stillroom.errors import CheckpointError, DataError, IntegrityError, Problem
 from stillroom.jobs import MessageLog, QuietReporter
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, array_to_bytes
 from stillroom.merge.engine.merge import Merge, open_merge, reconfigure_merge
-from stillroom.merge.planning.inputs import limit_run_checkpoints
 from stillroom.merge.search.selection import MergeCandidate, list_candidates, list_parent_candidates
 from stillroom.merge.search.space import apply_changes
 from stillroom.merge.settings import SmokeTestSettings
@@ -140,7 +139,7 @@ def verify_merge(
     artifact = read_artifact(folder)
     recorded = _read_recipe(folder, artifact)
     recipe = recipe or _find_inputs(recorded, artifact, folder)
-    recipe = limit_run_checkpoints(recipe, log)
+    recipe = recipe.limit(log)
     merge = open_merge(recipe, log)
     inputs = _check_inputs(merge, artifact, folder)
     written_merge = _find_written_merge(recipe, merge, artifact)

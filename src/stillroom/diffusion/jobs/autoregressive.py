@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
-from stillroom.diffusion.settings import TextTrainingRecipe, declare_kind
+from stillroom.diffusion.settings import TextTrainingRecipe, declare_training
 
 __all__ = ["JOB_KIND", "AutoregressiveRecipe", "derive_baseline_recipe"]
 
@@ -35,4 +35,4 @@ def derive_baseline_recipe(recipe: DiffusionTrainRecipe) -> AutoregressiveRecipe
     return AutoregressiveRecipe.model_validate(settings)
 
 
-JOB_KIND = declare_kind(AutoregressiveRecipe, "masked:NextTokenPrediction")
+JOB_KIND = declare_training(AutoregressiveRecipe, "masked:NextTokenPrediction")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stillroom.diffusion.settings import PolicyRecipe, declare_kind, estimate_training
+from stillroom.diffusion.settings import PolicyRecipe, declare_training, estimate_training
 from stillroom.jobs import Estimate
 from stillroom.recipes import Reference
 
@@ -51,4 +51,6 @@ def estimate(recipe: DiffusionPreferenceRecipe) -> Estimate:
     return estimate_training(recipe, passes=2 * samples * (1 + 2 / 3), has_reference=True)
 
 
-JOB_KIND = declare_kind(DiffusionPreferenceRecipe, "preferences:PreferenceOptimization", estimate)
+JOB_KIND = declare_training(
+    DiffusionPreferenceRecipe, "preferences:PreferenceOptimization", estimate
+)

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from stillroom.diffusion.sampling.settings import DecodeSettings
-from stillroom.diffusion.settings import PolicyRecipe, declare_kind, estimate_training
+from stillroom.diffusion.settings import PolicyRecipe, declare_training, estimate_training
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.jobs import Estimate
 
@@ -72,4 +72,4 @@ def estimate(recipe: DiffusionRewardRecipe) -> Estimate:
     )
 
 
-JOB_KIND = declare_kind(DiffusionRewardRecipe, "rollouts:RewardOptimization", estimate)
+JOB_KIND = declare_training(DiffusionRewardRecipe, "rollouts:RewardOptimization", estimate)

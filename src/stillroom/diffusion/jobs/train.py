@@ -18,7 +18,7 @@ from stillroom.diffusion.settings import (
     MaskedValidationSettings,
     NoiseSettings,
     TextTrainingRecipe,
-    declare_kind,
+    declare_training,
     estimate_training,
 )
 from stillroom.jobs import Estimate
@@ -65,4 +65,4 @@ def estimate(recipe: DiffusionTrainRecipe) -> Estimate:
     return estimate_training(recipe, passes=recipe.passes_per_step)
 
 
-JOB_KIND = declare_kind(DiffusionTrainRecipe, "masked:MaskedDenoising", estimate)
+JOB_KIND = declare_training(DiffusionTrainRecipe, "masked:MaskedDenoising", estimate)

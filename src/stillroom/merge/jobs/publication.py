@@ -80,9 +80,8 @@ def open_limited(recipe: R, job: Job) -> tuple[R, Merge]:
         CheckpointError: If a source is missing or broken, or has too few run checkpoints.
     """
     from stillroom.merge.engine.merge import open_merge
-    from stillroom.merge.planning.inputs import limit_run_checkpoints
 
-    recipe = limit_run_checkpoints(recipe, job)
+    recipe = recipe.limit(job)
     return recipe, open_merge(recipe, job)
 
 
@@ -221,13 +220,11 @@ def estimate_merge(recipe: MergeJobRecipe, *, by_size: bool = False) -> Estimate
         recipe: The recipe.
         by_size: Use the sizes of the files, because the layers of the result are not known.
     """
-    from stillroom.merge.planning.inputs import limit_run_checkpoints
-
     references = [model.reference for model in recipe.list_inputs()]
     try:
         if by_size or any(_is_unavailable(reference) for reference in references):
             raise FileNotFoundError
-        plan = limit_run_checkpoints(recipe).open().plan()
+        plan = recipe.limit().open().plan()
         read, written = plan.read_bytes * plan.passes, plan.written_bytes
         memory, basis = plan.memory_bytes, "headers of the models"
     except FileNotFoundError:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, ValidationError, model_validator
+from typing_extensions import override
 
 from stillroom.errors import Problem, RecipeError
+from stillroom.jobs import MessageLog
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.jobs.segments import ReplayRequest, SegmentOutcome
 from stillroom.merge.interfaces import METHODS, MergeMethod
@@ -80,6 +82,10 @@ class MergeJobRecipe(Recipe):
     @abstractmethod
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
         """Open the sources; return the merge, without its chat template."""
+
+    def limit(self, log: MessageLog | None = None) -> Self:
+        """Limit every ``last_checkpoints`` to the available ones, if the recipe allows it."""
+        return self
 
     @abstractmethod
     def list_inputs(self) -> list[MergeInput]:
@@ -160,6 +166,12 @@ class _MergeInputs(Recipe):  # a base class of its own, so that recipes begin wi
 
 class MergeRecipe(MergeJobRecipe, _MergeInputs):
     """Settings of a merge by a method: models, method, and which tensors are merged how."""
+
+    @override
+    def limit(self, log: MessageLog | None = None) -> Self:
+        from stillroom.merge.planning.inputs import limit_run_checkpoints
+
+        return limit_run_checkpoints(self, log)
 
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
         """Open the sources; return the merge, without its chat template.

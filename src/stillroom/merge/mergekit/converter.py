@@ -23,6 +23,7 @@ from stillroom.merge.mergekit.parameters import (
     read_parameter,
 )
 from stillroom.merge.mergekit.references import (
+    ImportedMerge,
     MergedModel,
     MergedPart,
     ModelReference,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -22,9 +21,9 @@ from stillroom.recipes.yaml_text import YamlTree
 
 if TYPE_CHECKING:
     from stillroom.merge.jobs.recipe import MergeJobRecipe
+    from stillroom.merge.mergekit.references import ImportedMerge
 
 __all__ = [
-    "ImportedMerge",
     "is_mergekit_config",
     "load_merge",
     "load_merges",

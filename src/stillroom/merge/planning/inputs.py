@@ -26,7 +26,7 @@ from stillroom.merge.tensors.storage import (
 if TYPE_CHECKING:
     from stillroom.merge.interfaces import Array, MergeMethod
     from stillroom.merge.jobs.moe import MoeRecipe
-    from stillroom.merge.jobs.recipe import MergeJobRecipe, MergeRecipe
+    from stillroom.merge.jobs.recipe import MergeRecipe
     from stillroom.merge.lora.adapter import AdaptedCheckpoint
     from stillroom.merge.settings import TokenizerSettings
 
@@ -55,7 +55,7 @@ class GatePrompts:
     negative: tuple[str, ...] = ()
 
 
-R = TypeVar("R", bound="MergeJobRecipe")
+R = TypeVar("R", bound="MergeRecipe")
 CANDIDATES = "candidates"
 _MAX_GAP_ROWS = 16
 
@@ -210,9 +210,7 @@ def limit_run_checkpoints(recipe: R, log: MessageLog | None = None) -> R:
     Raises:
         CheckpointError: If a model is missing or broken.
     """
-    from stillroom.merge.jobs.recipe import MergeRecipe
-
-    if not isinstance(recipe, MergeRecipe) or recipe.on_too_few == "refuse":
+    if recipe.on_too_few == "refuse":
         return recipe
     log = log or QuietReporter()
     models = []
