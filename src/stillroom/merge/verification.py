@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from stillroom.merge.jobs.recipe import MergeJobRecipe
     from stillroom.merge.jobs.search import MergeSearchRecipe
     from stillroom.merge.jobs.select import MergeSelectRecipe
-    from stillroom.merge.planning.inputs import MergeSource
     from stillroom.merge.planning.plan import MergePlan, PlannedTensor
     from stillroom.merge.search.scoring import Score
 
@@ -218,12 +217,10 @@ def _read_recipe(folder: Path, artifact: Artifact) -> MergeJobRecipe:
             next=f"stillroom show {folder} describes it",
         )
     if digest_file(path) != artifact.recipe_digest:
-        raise _changed_file_error(
-            path, "is not the recipe recorded in artifact.json", "integrity.changed"
-        )
+        raise _changed_file_error(path, "is not the recipe recorded in artifact.json")
     recipe = load_recipe(path)
     if not recipe.kind.startswith("merge."):
-        raise _changed_file_error(path, f"is of kind {recipe.kind}", "integrity.changed")
+        raise _changed_file_error(path, f"is of kind {recipe.kind}")
     return cast("MergeJobRecipe", recipe)
 
 
@@ -260,17 +257,15 @@ def _check_inputs(merge: Merge, artifact: Artifact, folder: Path) -> dict[str, s
         raise _changed_file_error(
             folder / "artifact.json",
             f"records {len(recorded)} inputs, but the recipe has {len(merge.sources)}",
-            "integrity.changed",
         )
     fingerprints: dict[str, str] = {}
     problems = []
     for source, expected in zip(merge.sources, recorded, strict=True):
-        fingerprint = _compute_fingerprint(source)
-        name = (
-            source.name
-            if source.name not in fingerprints
-            else f"{source.name} ({len(fingerprints)})"
-        )
+        fingerprint = source.checkpoint.rehash()  # of every byte, instead of the cache
+        if source.adapted is not None:
+            fingerprint = digest_json([fingerprint, source.adapted.adapter.fingerprint])
+        is_new = source.name not in fingerprints
+        name = source.name if is_new else f"{source.name} ({len(fingerprints)})"
         fingerprints[name] = fingerprint
         if fingerprint != expected:
             problems.append(
@@ -285,14 +280,6 @@ def _check_inputs(merge: Merge, artifact: Artifact, folder: Path) -> dict[str, s
     if problems:
         raise IntegrityError(problems)
     return fingerprints
-
-
-def _compute_fingerprint(source: MergeSource) -> str:
-    """Return a source's fingerprint, reading every byte instead of the cache."""
-    plain = source.checkpoint.rehash()
-    if source.adapted is None:
-        return plain
-    return digest_json([plain, source.adapted.adapter.fingerprint])
 
 
 def _find_written_merge(recipe: MergeJobRecipe, merge: Merge, artifact: Artifact) -> Merge:
@@ -346,10 +333,10 @@ def _compare_layout(plan: MergePlan, output: Checkpoint) -> Iterator[TensorMisma
                 yield TensorMismatch(name, what=what)
 
 
-def _changed_file_error(path: Path, problem: str, code: str) -> IntegrityError:
+def _changed_file_error(path: Path, problem: str) -> IntegrityError:
     return IntegrityError(
         f"{path.name} {problem}",
-        code=code,
+        code="integrity.changed",
         where=str(path),
         expected="the file written by the job",
         next="restore the file, or merge again",

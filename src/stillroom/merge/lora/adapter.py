@@ -85,8 +85,7 @@ class Adapter:
         return sorted(self.changes)
 
     def __contains__(self, name: str) -> bool:
-        """Return whether the adapter changes a tensor of the base."""
-        return name in self._changes
+        return name in self.changes
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,8 +119,8 @@ class Adapter:
 
     def rank(self, name: str) -> int:
         """Return the rank of the product added to a tensor; 0 if there is none."""
-        change = self._changes[name]
-        return self._inner(change) if change.left else 0
+        change = self.changes[name]
+        return self._file.entry(change.right).shape[0] if change.left else 0
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Return whether a base tensor of the shape can be changed by the adapter."""
@@ -133,8 +132,10 @@ class Adapter:
             return True
         if len(shape) != 2:
             return False
-        sides = self._sides(change, shape[1])
-        return sides == shape
+        left, right = self._file.entry(change.left), self._file.entry(change.right)
+        if self._runs_down(change, shape[1]):
+            return shape == (right.shape[1], left.shape[0])
+        return shape == (left.shape[0], right.shape[1])
 
     def matrices(self, name: str) -> tuple[Array, Array]:
         """Return B, scaled, and A in float64 and peft's layout: (out, r), (r, in)."""
@@ -284,9 +285,6 @@ class Adapter:
         joined = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
         return joined[start - first : stop - first]
 
-    def _inner(self, change: LoraTensorChange) -> int:
-        return self._file.entry(change.right).shape[0]
-
     def _lies_across(self, change: LoraTensorChange, width: int | None) -> bool:
         """Whether a layer stores its weight as (in, out), as Conv1D does."""
         if change.is_embedding or not self.config.get("fan_in_fan_out"):
@@ -296,12 +294,6 @@ class Adapter:
     def _runs_down(self, change: LoraTensorChange, width: int | None) -> bool:
         """Whether rows of the stored tensor are inputs and columns outputs."""
         return change.is_embedding or self._lies_across(change, width)
-
-    def _sides(self, change: LoraTensorChange, width: int) -> tuple[int, int]:
-        left, right = self._file.entry(change.left), self._file.entry(change.right)
-        if self._runs_down(change, width):
-            return right.shape[1], left.shape[0]
-        return left.shape[0], right.shape[1]
 
 
 class AdaptedCheckpoint:

@@ -83,7 +83,6 @@ class ExtractionReport:
         }
 
     def __str__(self) -> str:
-        """Return the printed report."""
         lines = [f"{self.kind} of {len(self.norms)} changed tensors in {self.folder}"]
         if self.layers:
             lines.append(f"{'tensor':<52} {'rank':>9} {'error':>10} {'relative':>9}")

@@ -343,7 +343,9 @@ class MoeReader:
         if len(shared) > 1:
             self._refuse("shared_experts", "has several entries", "at most one")
         recipe: dict[str, Any] = {"version": 1, "kind": "merge.moe", "gate_mode": gate_mode}
-        recipe["experts_per_token"] = self._read_count()
+        recipe["experts_per_token"] = count = self.data.get("experts_per_token", 2)
+        if type(count) is not int or count < 1:
+            self._refuse("experts_per_token", f"cannot be {count!r:.40}", "a number from 1")
         architecture = self._read_architecture(has_shared=bool(shared))
         recipe |= {"architecture": architecture} if architecture else {}
         base = self._read_base()
@@ -415,13 +417,6 @@ class MoeReader:
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             self.report.refuse(path, f"cannot be {value!r:.40}", "a list of strings")
             return []
-        return value
-
-    def _read_count(self) -> int:
-        value = self.data.get("experts_per_token", 2)
-        if type(value) is not int or value < 1:
-            self._refuse("experts_per_token", f"cannot be {value!r:.40}", "a number from 1")
-            return 1
         return value
 
     def _read_architecture(self, *, has_shared: bool) -> str:
