@@ -380,10 +380,8 @@ def _write_answers(
         run = {
             graded_answer.question.id: label_ranking(
                 graded_answer.reading.ranked,
-                {
-                    f"{graded_answer.question.id}#{i}": location
-                    for i, location in enumerate(locations[graded_answer.question.id])
-                },
+                graded_answer.question.id,
+                locations[graded_answer.question.id],
             )
             for graded_answer in rows
         }

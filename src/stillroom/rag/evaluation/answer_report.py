@@ -163,16 +163,15 @@ def _measure_evidence(
     seed: int,
 ) -> list[Metric]:
     """Return the ranking metrics of the evidence; evidence in no passage counts as 0."""
-    named = {
-        query: {f"{query}#{i}": location for i, location in enumerate(locations)}
+    run = {
+        query: label_ranking(answer.reading.ranked, query, judged[query])
+        for answer in rows
+        if (query := answer.question.id) in judged
+    }
+    qrels = {
+        query: {f"{query}#{i}": 1 for i in range(len(locations))}
         for query, locations in judged.items()
     }
-    run = {
-        answer.question.id: label_ranking(answer.reading.ranked, named[answer.question.id])
-        for answer in rows
-        if answer.question.id in named
-    }
-    qrels = {query: dict.fromkeys(locations, 1) for query, locations in named.items()}
     return [
         bootstrap(list(values.values()), seed=seed, name=f"{pipeline}/evidence_{measure}")
         for measure, values in score_run(run, qrels, ("ndcg@10", "recall@10")).items()

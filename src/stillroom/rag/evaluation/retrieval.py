@@ -487,16 +487,20 @@ def _list_names(passage: Passage) -> tuple[str, ...]:
 
 
 def label_ranking(
-    ranked: Iterable[str], locations: Mapping[str, EvidenceLocation]
+    ranked: Iterable[str], question: str, locations: Sequence[EvidenceLocation]
 ) -> list[tuple[str, float]]:
-    """Replace passages that contain evidence by the names of the evidence in a ranking.
+    """Replace passages that contain evidence by its names, ``QUESTION#NUMBER``, in a ranking.
 
     A passage with several pieces is replaced by each of them, in order, so that rankings of
     different chunk sizes are comparable.
     """
     names: dict[str, None] = {}
     for passage in ranked:
-        matching = [name for name, location in locations.items() if passage in location.passages]
+        matching = [
+            f"{question}#{i}"
+            for i, location in enumerate(locations)
+            if passage in location.passages
+        ]
         names.update(dict.fromkeys([name for name in matching if name not in names] or [passage]))
     return [(name, float(len(names) - i)) for i, name in enumerate(names)]
 

@@ -67,10 +67,7 @@ def estimate_retrieval(recipe: RetrievalEvaluationRecipe) -> Estimate:
         parse_measure(measure)
     pipelines = parse_pipelines(recipe.pipelines)
     queries, _ = read_judged_queries(Path(recipe.queries), Path(recipe.qrels))
-    return _estimate_searches(len(queries) * len(pipelines))
-
-
-def _estimate_searches(count: int) -> Estimate:
+    count = len(queries) * len(pipelines)
     return Estimate(
         memory_bytes=600_000_000,
         seconds=count * _SECONDS_PER_SEARCH,
@@ -104,7 +101,11 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         report.write(job.output)
         return job.finish(
             "report",
-            parents=_build_judged_parents(recipe, job),
+            parents=[
+                make_parent("index", Path(recipe.index), job.out),
+                Parent("queries", recipe.queries, digest_file(Path(recipe.queries))),
+                Parent("qrels", recipe.qrels, digest_file(Path(recipe.qrels))),
+            ],
             details={
                 "index": index.digest,
                 "unit": evaluation.unit,
@@ -112,15 +113,6 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
                 **report.to_json(),
             },
         )
-
-
-def _build_judged_parents(recipe: RetrievalEvaluationRecipe, job: Job) -> list[Parent]:
-    """Return the parents of a report: the index, the queries and their judgments."""
-    return [
-        make_parent("index", Path(recipe.index), job.out),
-        Parent("queries", recipe.queries, digest_file(Path(recipe.queries))),
-        Parent("qrels", recipe.qrels, digest_file(Path(recipe.qrels))),
-    ]
 
 
 def parse_pipelines(

@@ -297,13 +297,7 @@ class _JudgedNames:
         self.unit: JudgedUnit = "passage"
         if questions.asked:
             evidence = EvidenceMap(index)
-            self._places = {
-                question.id: {
-                    f"{question.id}#{i}": location
-                    for i, location in enumerate(evidence.locate(question))
-                }
-                for question in questions.asked
-            }
+            self._places = {question.id: evidence.locate(question) for question in questions.asked}
             return
         passages = (index.passage_at(row) for row in range(len(index)))
         self.unit, _ = choose_unit(passages, questions.qrels)
@@ -318,7 +312,7 @@ class _JudgedNames:
     def label(self, query: str, ranked: Sequence[str]) -> list[tuple[str, float]]:
         """Return a ranking with scores, with evidence under its own name."""
         if query in self._places:
-            return label_ranking(ranked, self._places[query])
+            return label_ranking(ranked, query, self._places[query])
         return [(name, float(len(ranked) - i)) for i, name in enumerate(ranked)]
 
 
