@@ -175,12 +175,11 @@ class PostgresIndexWriter(PostgresTables):
             publish_update(self.connection, change, contents, number, self.description, reason)
             _merge_batches(self.connection, _choose_batches(self.connection), number)
             self._index_vectors(number)
-            check()
         with self.server.errors():
             self._remove_unneeded(number, keep)
         return self.find_snapshot(number)
 
-    def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
+    def compact(self) -> Snapshot:
         """Merge all postings into one batch, and remove older snapshots without readers.
 
         Raises:
