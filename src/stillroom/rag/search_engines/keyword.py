@@ -184,7 +184,7 @@ class KeywordEngine:
 
     def _weigh(self, term: str, parameters: BM25Parameters) -> TermImpacts:
         rows, headings, body = self._gather(term)
-        frequency = headings * parameters.headings + body.astype(np.float64)
+        frequency: NDArray[np.float64] = headings * np.float64(parameters.headings) + body
         if not parameters.headings > 0:
             rows, frequency = rows[frequency > 0], frequency[frequency > 0]
         lengths, mean = self._relative_lengths(parameters)
