@@ -175,6 +175,7 @@ class PostgresIndexWriter(PostgresTables):
             publish_update(self.connection, change, contents, number, self.description, reason)
             _merge_batches(self.connection, _choose_batches(self.connection), number)
             self._index_vectors(number)
+            check()
         with self.server.errors():
             self._remove_unneeded(number, keep)
         return self.find_snapshot(number)
@@ -190,7 +191,6 @@ class PostgresIndexWriter(PostgresTables):
             publish_update(
                 self.connection, IndexUpdate(), [], number, self.description, "compacted"
             )
-            check()
         with self.server.errors():
             self._remove_unneeded(number, 1)
         with self._transaction():
