@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor_command"]
 
-_LABEL = 11
+_LABEL = 13
 
 
 @command("doctor", "stillroom doctor", "stillroom doctor --json")

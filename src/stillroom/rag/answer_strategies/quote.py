@@ -345,11 +345,11 @@ def _follow_announced(
 def _join_runs(
     chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
 ) -> list[Quoted]:
-    """Return the spans to quote in reading order; neighboring sentences become one.
+    """Return the spans to quote, neighboring sentences as one: the best sentence's passage first.
 
-    The short answer of several is that of the best. Rows of a table stay apart. A sentence that
-    begins with a word such as "It" is quoted with the one right before it, if that one may be
-    quoted.
+    Those of one passage are in reading order. The short answer of several is that of the best. Rows
+    of a table stay apart. A sentence that begins with a word such as "It" is quoted with the one
+    right before it, if that one may be quoted.
     """
     spans = []
     for sentence in chosen:
@@ -368,7 +368,8 @@ def _join_runs(
         spans.append((sentence.passage, (start, sentence.end), short))
     runs: list[Quoted] = []
     best = list[int]()  # of each run, the rank of the sentence that its short answer is of
-    ranked = sorted(enumerate(spans), key=lambda item: item[1][:2])
+    places = {passage: rank for rank, (passage, *_) in reversed([*enumerate(spans)])}
+    ranked = sorted(enumerate(spans), key=lambda item: (places[item[1][0]], *item[1][:2]))
     edges = {(n, edge) for n, text in enumerate(texts) for row in find_rows(text) for edge in row}
     for rank, (passage, (start, end), short) in ranked:
         text = texts[passage]

@@ -500,6 +500,21 @@ def test_rows_of_csv_are_quoted_one_by_one():
     assert _join_runs(rows, rows, [text]) == [(0, (10, 19), None), (0, (20, 28), None)]
 
 
+def test_the_passage_of_the_best_sentence_is_quoted_first_and_each_in_reading_order():
+    texts = ["Cats sleep.", "Dogs bark. They are loud. Cows moo."]
+    best = ScoredSentence(1, 26, 35, 3.0, 1.0, 3.0, short=None)
+    others = [
+        ScoredSentence(0, 0, 11, 2.0, 1.0, 2.0, short=None),
+        ScoredSentence(1, 0, 10, 1.0, 1.0, 1.0, short=None),
+    ]
+    runs = _join_runs([best, *others], [best, *others], texts)
+    assert [(passage, span) for passage, span, _ in runs] == [
+        (1, (0, 10)),
+        (1, (26, 35)),
+        (0, (0, 11)),
+    ]
+
+
 def test_the_short_answer_of_joined_sentences_is_that_of_the_best():
     text = "The club sits in Ploen. Its year begins on 1 April."
     best = ScoredSentence(0, 24, 51, 2.0, 2.0, 4.0, short=(43, 50))
