@@ -117,6 +117,7 @@ def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool
     that what they state is true.
     """
     from stillroom.provenance import list_run_folders
+    from stillroom.provenance.artifact import locate_manifest
     from stillroom.provenance.signing import load_signing_key, read_password, sign_artifact
 
     signer = load_signing_key(key, read_password(), certificates=certificates)
@@ -125,6 +126,8 @@ def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool
     with ExitStack() as held:
         for folder in folders:
             _hold_job(folder, held)
+        if locate_manifest(path).is_file():
+            _refuse_changed(path)
         for folder in folders:
             sign_artifact(folder, signer)
     if as_json:
@@ -152,6 +155,25 @@ def _refuse_unfinished(path: Path) -> None:
             where=str(path),
             expected="the folder of a finished job or run",
             next="wait for it, or finish it with --resume, and sign it then",
+        )
+
+
+def _refuse_changed(path: Path) -> None:
+    """Refuse to sign files that are not as their job recorded them; an old signature may be.
+
+    Raises:
+        DataError: If one has changed.
+    """
+    from stillroom.provenance import verify_artifact
+
+    changed = [one for one in verify_artifact(path) if one.layer in {"output", "claim"}]
+    if changed:
+        raise DataError(
+            f"{changed[0].path} {changed[0].what}",
+            code="data.damaged",
+            where=str(path),
+            expected="a folder whose files are as its artifact.json records them",
+            next=f"stillroom verify {path} lists what differs; restore it, or run the job again",
         )
 
 
