@@ -309,8 +309,7 @@ def compare_runs(
         answered = {query: grades for query, grades in qrels.items() if query in run}
         if not answered:
             raise DataError(
-                f"'{name}' has none of the "
-                f"{count_noun(len(qrels), 'judged query', 'judged queries')}",
+                f"'{name}' has none of the {len(qrels)} judged queries",
                 code="data.collection",
                 expected="a run of the judged queries",
                 next="check that the ids of queries are the same in both files",
