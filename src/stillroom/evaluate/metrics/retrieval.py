@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.errors import DataError, MissingExtraError, count_noun
+from stillroom.errors import DataError, MissingExtraError
 from stillroom.evaluate.metrics.bootstrap import (
     Metric,
     bootstrap,
