@@ -141,10 +141,10 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
     step_estimates = estimate_steps(recipe)
     num_records = sum(step.outputs for step in step_estimates)
     num_requests = sum(step.requests for step in step_estimates)
-    generators = [
-        step.generator for step in recipe.steps.values() if isinstance(step, GenerateStep)
+    reasons = [
+        step.generator.unasked for step in recipe.steps.values() if isinstance(step, GenerateStep)
     ]
-    unasked = " or ".join(dict.fromkeys(one.unasked for one in generators if one.unasked))
+    unasked = " or ".join(dict.fromkeys(filter(None, reasons)))
     requests = count_noun(f"{num_requests:.0f}", "request")
     requests = f"at most {requests} (none for {unasked})" if unasked else f"about {requests}"
     model = Path(recipe.model)
