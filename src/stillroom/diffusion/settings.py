@@ -278,6 +278,7 @@ def declare_training(
         lambda recipe, job: train(build(recipe), job),
         estimate,
         is_distributed=True,
+        extras=("models",),
         replayer=TrainingReplayer(journals=(TRAINING, "rollouts"), lighten=_lighten),
     )
 

@@ -382,8 +382,11 @@ def run_smoke_test(
     named = checkpoint.config.get("stillroom_backend")
     names = checkpoint.config.get("architectures") or ["an unnamed architecture"]
     if named or not str(names[0]).endswith(_CAUSAL_SUFFIX):
-        foreign = f"it is read by backend '{named}'"
-        report["not_loaded"] = foreign if named else f"{names[0]} is not a causal language model"
+        report["not_loaded"] = (
+            f"it is read by backend '{named}'"
+            if named
+            else f"{names[0]} is not a causal language model"
+        )
         log.warn(f"checked for finite numbers only: {report['not_loaded']}")
         return report
     from stillroom.merge.search.scoring import MergeScorer, ScoringSettings, draw_records

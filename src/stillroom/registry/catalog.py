@@ -146,23 +146,36 @@ def _iter_settings(node: ast.ClassDef, tree: ast.Module) -> Iterator[MethodSetti
         if "ClassVar" not in ast.unparse(
             statement.annotation
         ) and not statement.target.id.startswith("_"):
-            yield _read_setting(statement.target.id, statement.value)
+            value, _ = _find_definition(statement.value, tree)
+            yield _read_setting(
+                statement.target.id, value if isinstance(value, ast.Call) else statement.value
+            )
     for base in node.bases:
-        if isinstance(base, ast.Name) and (definition := _find_class(base.id, tree)):
-            yield from _iter_settings(*definition)
+        definition, module = _find_definition(base, tree)
+        if isinstance(definition, ast.ClassDef):
+            yield from _iter_settings(definition, module)
 
 
-def _find_class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
-    """Return a class of a file, or one imported from this package, with its file."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return node, tree
-        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
-            first, *rest = (node.module or "").split(".")
+def _find_definition(
+    node: ast.expr | None, tree: ast.Module
+) -> tuple[ast.ClassDef | ast.expr | None, ast.Module]:
+    """Return the class or value that a name of a file stands for, and the file that defines it.
+
+    Names that are imported from this package are followed; anything else stands for itself.
+    """
+    if not isinstance(node, ast.Name):
+        return node, tree
+    for part in tree.body:
+        if isinstance(part, ast.ClassDef) and part.name == node.id:
+            return part, tree
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == node.id:
+            return part.value, tree
+        if isinstance(part, ast.ImportFrom) and any(name.name == node.id for name in part.names):
+            first, *rest = (part.module or "").split(".")
             place = _PACKAGE.joinpath(*rest).with_suffix(".py")
             if first == _PACKAGE.name and rest and place.is_file():
-                return _find_class(name, ast.parse(place.read_text(encoding="utf-8")))
-    return None
+                return _find_definition(node, ast.parse(place.read_text(encoding="utf-8")))
+    return node, tree
 
 
 def _read_setting(name: str, value: ast.expr | None) -> MethodSetting:

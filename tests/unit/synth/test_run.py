@@ -258,6 +258,16 @@ def test_an_estimate_says_for_which_passages_no_model_is_asked(recipe, generator
     assert basis.startswith("at most") is (said != "about ")
 
 
+def test_an_estimate_says_none_only_if_no_step_asks_a_model_for_such_passages(recipe):
+    quoting = {"generator": {"name": "grounded_qa", "openings": True, "answer": "quote"}}
+    steps = {"quoting": quoting, "writing": {"generator": {"name": "textbook"}}}
+    steps["all"] = {"from": ["quoting", "writing"], "filters": ["duplicate"]}
+    values = recipe.model_dump(mode="json", by_alias=True) | {"pipeline": {"steps": steps}}
+    basis = estimate(RecordsRecipe.model_validate(values)).basis
+    assert basis.startswith("at most")
+    assert "none for" not in basis
+
+
 SLOW = """
 import sys, time
 from pathlib import Path

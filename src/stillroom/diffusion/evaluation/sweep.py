@@ -203,7 +203,7 @@ def expand_grid(
         if set(settings.describe_unused()) - set(baseline.describe_unused()):
             left_out.append(label)  # another row of the grid has the same effect
         elif (text := settings.model_dump_json()) not in known:
-            known.add(text)
+            known.add(text)  # without blocks, block-wise caches are the same
             candidates.append(SweepCandidate(label, settings))
     if wrong := refused.keys() - valid:  # a value that is valid with no others
         raise refused[min(wrong)]

@@ -133,7 +133,7 @@ def _read_value(
     """Return the value; 0, with a problem, if it cannot be read."""
     if isinstance(value, list):
         parts = [read_scalar(part, wants_bool=False) for part in value]
-        numbers = tuple(float(one) for one in parts if one is not None and type(one) is not bool)
+        numbers = tuple(float(part) for part in parts if not isinstance(part, bool | None))
         if not wants_bool and numbers and len(numbers) == len(parts):
             return numbers
         expected = "one value for all layers" if wants_bool else "a list of numbers"

@@ -14,7 +14,7 @@ from pathlib import Path
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from stillroom.errors import RecipeError
+from stillroom.errors import Problem, RecipeError
 from stillroom.recipes import build_recipe, load_recipe, yaml_text
 from stillroom.recipes.loader import apply_overrides
 from stillroom.recipes.yaml_text import YamlTree
@@ -212,10 +212,7 @@ def read_mergekit_config(
         merges |= {merge.name: merge for merge in converter.convert()}
         problems += converter.problems
     if problems:
-        places = [_PLACE.search(problem.where) for problem in problems]
-        lines = [(int(place[1]), int(place[2])) if place else (2**31, 0) for place in places]
-        order = sorted(range(len(problems)), key=lines.__getitem__)
-        raise RecipeError([problems[number] for number in order])
+        raise RecipeError(sorted(problems, key=_find_position))
     return _sort_by_dependency(merges, next(name for name, tree in named.items() if tree is final))
 
 
@@ -283,3 +280,8 @@ def _sort_by_dependency(merges: Mapping[str, ImportedMerge], final: str) -> list
         for name in ready:
             done[name] = remaining.pop(name)
     return sorted(done.values(), key=lambda merge: merge.name == final)
+
+
+def _find_position(problem: Problem) -> tuple[int, int]:
+    match = _PLACE.search(problem.where)
+    return (int(match[1]), int(match[2])) if match else (2**31, 0)

@@ -148,8 +148,8 @@ class _Search:
         best_baseline = min(
             baselines, key=lambda entry: entry.cost(self.parts.choose, self.sign), default=None
         )
-        costs = [entry.cost(self.parts.final, self.sign) for entry in (selected, best)]
-        if selected.parent is None and costs[0] >= costs[1]:
+        final, final_best = (row.cost(self.parts.final, self.sign) for row in (selected, best))
+        if selected.parent is None and final >= final_best:
             selected = best
         details = self._describe(entries, selected, best, best_baseline)
         details |= self._count(trials, stopped)
@@ -214,7 +214,7 @@ class _Search:
         """Evaluate the optimizer's points until a stopping criterion holds."""
         settings, trials = self.settings, list[dict[str, Any]]()
         done = [self.journal[key] for key in list(self.journal.keys()) if key.startswith("trial ")]
-        started = time.monotonic() - max((one.get("spent", 0.0) for one in done), default=0.0)
+        started = time.monotonic() - max((trial.get("spent", 0.0) for trial in done), default=0.0)
         total = settings.evaluations
         pool = open_trials(self.runner, self._pick(self.parts.search), self.job.engine)
         with self.job.phase("trials", total, "candidates", done=0) as progress, pool as try_all:

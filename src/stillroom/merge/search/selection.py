@@ -205,8 +205,10 @@ def _list_final_checkpoints(
 
 def _name_result(merge: Merge) -> tuple[object, ...]:
     """Return what determines the bytes of a merge; equal ones are certain to give the same."""
-    read = [(one.checkpoint.folder, one.weight, one.settings) for one in merge.parents]
-    return merge.method, read
+    sources = [
+        (source.checkpoint.folder, source.weight, source.settings) for source in merge.parents
+    ]
+    return merge.method, sources
 
 
 def _score_all(

@@ -141,12 +141,13 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
     step_estimates = estimate_steps(recipe)
     num_records = sum(step.outputs for step in step_estimates)
     num_requests = sum(step.requests for step in step_estimates)
-    generators = [
-        step.generator for step in recipe.steps.values() if isinstance(step, GenerateStep)
-    ]
-    unasked = " or ".join(dict.fromkeys(one.unasked for one in generators if one.unasked))
+    unasked = {
+        step.generator.unasked for step in recipe.steps.values() if isinstance(step, GenerateStep)
+    }
     requests = count_noun(f"{num_requests:.0f}", "request")
-    requests = f"at most {requests} (none for {unasked})" if unasked else f"about {requests}"
+    requests = f"at most {requests}" if any(unasked) else f"about {requests}"
+    if unasked and all(unasked):
+        requests += f" (none for {' or '.join(sorted(unasked))})"
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
     seed_bytes = count_bytes(filter(None, (recipe.index, recipe.seeds)))
