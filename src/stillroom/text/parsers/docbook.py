@@ -33,6 +33,7 @@ from stillroom.text.interfaces import Parser, SourceFile
 __all__ = ["Docbook"]
 
 _ENCODING = re.compile(rb"""<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""")
+_ENTITY = re.compile(rb"&(?!(?:amp|lt|gt|apos|quot);)[\x00A-Za-z_:]")  # in UTF-16, too
 _MAX_SUBSET_BYTES = 64 * 1024
 _SECTIONS = frozenset(
     "book part reference chapter appendix preface article section simplesect sect1 sect2 sect3"  # noqa: SIM905
@@ -75,6 +76,8 @@ class Docbook(Parser):
 
     @override
     def read_declared(self, data: bytes, file: Path, root: Path) -> Mapping[str, str]:
+        if not _ENTITY.search(data):
+            return {}
         start = data[:_MAX_SUBSET_BYTES].decode("utf-8", "replace")
         return read_entity_declarations(start, file, root)
 
