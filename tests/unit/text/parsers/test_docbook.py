@@ -173,6 +173,12 @@ def test_authors_are_no_text(tmp_path):
     assert read_book(tmp_path, "", text) == "It runs.\n\nIt stops."
 
 
+def test_authors_of_other_works_are_text(tmp_path):
+    work = "<biblioentry><author>Ann Lee</author><title>On pumps</title></biblioentry>"
+    text = f"See:</para><bibliography>{work}</bibliography><para>End."
+    assert read_book(tmp_path, "", text) == "See:\n\nAnn Lee\n\nOn pumps\n\nEnd."
+
+
 def test_unclosed_comments_of_another_file_take_no_time(tmp_path):
     (tmp_path / "hostile.ent").write_text("<!--" * 60_000)
     started = time.monotonic()
