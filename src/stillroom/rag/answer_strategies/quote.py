@@ -242,9 +242,7 @@ def _read_candidates(
     # Documents are long: only what may be a heading is compared with those of its own.
     if any(end - start <= _MAX_ENTRY for start, end in part.sentences):
         headings = open_document(hit.passage.document_id).headings
-        first, last = hit.passage.start, hit.passage.end
-        inner = [heading.title for heading in headings if first <= heading.start < last]
-        part = read_passage(hit, inner)
+        part = read_passage(hit, {heading.start - hit.passage.start for heading in headings})
     asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
     candidates = [
         (start, end)

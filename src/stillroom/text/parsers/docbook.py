@@ -2,7 +2,7 @@
 
 Elements are renamed to those of HTML that look like them, and read as a page whose every block
 counts. An element that has no such name is part of the text. Entities are expanded as the file, or
-another one of its folder, declares them; of others the name stays. The authors of a manual are no text.
+another one of its folder, declares them; of others the name stays. Authors of a manual are no text.
 
 Sources: DocBook 5.1 (OASIS 2016); Mallard 1.1 (projectmallard.org).
 """

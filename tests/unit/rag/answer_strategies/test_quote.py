@@ -547,6 +547,17 @@ def test_a_heading_within_a_passage_is_not_quoted(tmp_path, name, text):
     assert [quote["text"] for quote in found.details["quotes"]] == [answer]
 
 
+def test_a_line_that_only_reads_like_a_heading_is_quoted(tmp_path):
+    (tmp_path / "documents").mkdir()
+    text = "# Locks\n\nParts:\n\n- Sluice of it\n- Quay\n\n## Sluice of it\n\nIt leaks.\n"
+    (tmp_path / "documents/lock.md").write_text(text, encoding="utf-8")
+    build_index(tmp_path)
+    asked = {**OVERLAP, "max_quotes": 1}
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), "Which sluice has it?", answering=asked)
+    assert [quote["text"] for quote in found.details["quotes"]] == ["- Sluice of it"]
+
+
 @pytest.mark.parametrize("title", ["Filling the lock", "**Filling the lock**"])
 def test_a_title_that_no_markup_shows_is_quoted_with_what_is_below_it(tmp_path, title):
     (tmp_path / "documents").mkdir()
