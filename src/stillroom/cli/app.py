@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["CommandGroup", "command_group", "is_output_closed", "main", "stillroom"]
 
 _SCREEN_LINES = 24
+_LIKENESS_ELSEWHERE = 0.75  # of a command of another group
 _BROKEN_PIPE_CODE = 141  # exit code that shells report for a process ended by a closed pipe
 # Importing modules creates long-lived objects; a collection every 700 allocations (Python's
 # default) took a tenth of a small command's time.
@@ -156,7 +157,7 @@ def _suggest(own: tuple[str, ...], args: Sequence[str]) -> str:
     if parts and not meant:
         return f"it is a kind of job: stillroom run {' or '.join(parts)}"
     if not meant:
-        near = find_nearest(name, [path[-1] for path in paths])
+        near = find_nearest(name, [path[-1] for path in paths], _LIKENESS_ELSEWHERE)
         meant = [path for path in paths if path[-1] == near]
     whole = []
     for path in meant:

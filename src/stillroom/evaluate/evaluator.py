@@ -136,7 +136,7 @@ def _add_retrieval(report: Report, metrics: Sequence[Metric], retrieval: Retriev
     report.section(
         "Retrieval",
         f"Each question was put to the index, {count_noun(retrieval.depth, 'passage')} deep. A "
-        f"passage is "
+        "passage is "
         "relevant if it is the one the question was made from, or holds most of it. Measures are "
         "trec_eval's; a question for which nothing is found counts as 0.",
         metrics=metrics,

@@ -113,6 +113,11 @@ def test_a_command_that_a_group_lacks_is_told_where_it_is(command, said):
     assert said in told.stderr
 
 
+@pytest.mark.parametrize("command", [["merge", "ties"], ["papers"], ["plot"], ["linear"]])
+def test_a_word_that_is_only_a_little_like_a_command_elsewhere_suggests_none(command):
+    assert "did you mean" not in CliRunner().invoke(stillroom, command).stderr
+
+
 def test_the_help_of_a_room_lists_its_jobs():
     told = " ".join(CliRunner().invoke(stillroom, ["merge", "--help"]).stdout.split())
     assert "Jobs (stillroom run KIND): merge.moe," in told

@@ -110,7 +110,7 @@ def _collect_facts(graph: ProvenanceGraph, nodes: list[Node]) -> DatasetFacts:
             else [],
             "dataCollectionMissingData": _describe_dropped(nodes),
             "dataCollectionRawData": f"{count_noun(len(documents), 'document')}, whose SHA-256 "
-            f"are listed"
+            "are listed"
             if documents
             else "",
             "dataPreprocessingProtocol": [f"filter: {name}" for name in filters],

@@ -464,7 +464,7 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
             f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
         )
         compared = (
-            f"right first sentences that are given, of "
+            "right first sentences that are given, of "
             f"{count_noun(comparison['n'], 'held-out question')}, "
             f"trained less start (mean, low, high): {shown or 'not measured'}"
         )

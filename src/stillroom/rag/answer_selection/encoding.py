@@ -11,7 +11,7 @@ import csv
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -87,7 +87,9 @@ class EncodedPassage:
     shared: list[int]
 
 
-def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
+def find_sentences(
+    text: str, headings: Sequence[str] = (), starts: Collection[int] = ()
+) -> list[Span]:
     """Return the spans of the sentences of a passage, without the lines of headings.
 
     Args:
@@ -96,8 +98,9 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
             a line that Markdown marks as a heading. The rows of a Markdown table are a sentence
             each, unless they are long, and so are the lines of a table in CSV; no sentence goes on
             in the next item of a list.
+        starts: Where lines begin that are headings, whatever they repeat.
     """
-    lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
+    lines = _find_headings(text, {_letters(heading) for heading in headings} - {""}, starts)
     has_table, items = bool(_TABLE.search(text)), _find_items(text)
     sentences = _find_log(text) or _find_records(text) or split_sentences(text)
     spans = []
@@ -230,8 +233,8 @@ def _split_rows(text: str, start: int, end: int) -> list[Span]:
     return spans
 
 
-def _find_headings(text: str, known: set[str]) -> list[Span]:
-    """Return the spans of lines that Markdown marks as headings, or that repeat a known one.
+def _find_headings(text: str, known: set[str], starts: Collection[int]) -> list[Span]:
+    """Return the spans of lines at ``starts``, that Markdown marks as headings, or of known ones.
 
     A marked line is a heading if an empty line or the end follows: in settings and scripts "#"
     begins a comment.
@@ -244,7 +247,7 @@ def _find_headings(text: str, known: set[str]) -> list[Span]:
             and not (number + 1 < len(rows) and rows[number + 1].strip())
             and not any(first <= start < last for first, last in fenced)
         )
-        if is_marked or _letters(line) in known:
+        if is_marked or start in starts or _letters(line) in known:
             lines.append((start, start + len(line)))
         start += len(line) + 1
     return lines

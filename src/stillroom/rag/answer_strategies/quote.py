@@ -242,9 +242,7 @@ def _read_candidates(
     # Documents are long: only what may be a heading is compared with those of its own.
     if any(end - start <= _MAX_ENTRY for start, end in part.sentences):
         headings = open_document(hit.passage.document_id).headings
-        first, last = hit.passage.start, hit.passage.end
-        inner = [heading.title for heading in headings if first <= heading.start < last]
-        part = read_passage(hit, inner)
+        part = read_passage(hit, {heading.start - hit.passage.start for heading in headings})
     asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
     candidates = [
         (start, end)
@@ -332,13 +330,18 @@ def _follow_announced(
     announced = []
     for sentence in chosen:
         text = texts[sentence.passage]
-        if text[sentence.start : sentence.end].endswith(_COLONS) or _is_title(text, sentence):
-            after = [
-                other
-                for other in every
-                if other.passage == sentence.passage and other.start >= sentence.end
-            ]
-            announced += sorted(after, key=lambda other: other.start)[:1]
+        after = [
+            other
+            for other in every
+            if other.passage == sentence.passage and other.start >= sentence.end
+        ]
+        below = min(after, key=lambda other: other.start, default=sentence)
+        # A question between them is no candidate: the next is its answer, not part of the title's.
+        is_next = not any(map(str.isalnum, text[sentence.end : below.start]))
+        if text[sentence.start : sentence.end].endswith(_COLONS) or (
+            is_next and _is_title(text, sentence)
+        ):
+            announced.append(below)
     return [*chosen, *(other for other in announced if other not in chosen)]
 
 

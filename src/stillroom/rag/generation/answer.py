@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.generation.cited_sentences import CitationStream, CitedSentence
 from stillroom.rag.generation.prompt import PROMPT_VERSION, REQUEST
-from stillroom.rag.generation.refusals import (
-    AbstentionTranslator,
-    get_refusal_wording,
-    is_abstention,
-    is_declined,
-)
+from stillroom.rag.generation.refusals import AbstentionTranslator, is_abstention, is_declined
 from stillroom.rag.generation.semantic_cache import build_cache_scope
 from stillroom.rag.generation.session import (
     AnswerSession,
@@ -297,8 +292,7 @@ class _AnswerDraft:
         self._leak_filter = PromptLeakFilter()
         self._echo_stripper = PromptEchoStripper(inquiry.query.text, REQUEST)
         self._named_numbers: tuple[int, ...] = ()
-        self._wording = get_refusal_wording(inquiry.query.text)
-        self._translator = AbstentionTranslator(self._wording)
+        self._translator = AbstentionTranslator(inquiry.query.text)
 
     def feed(self, raw: str) -> str:
         if self._session.quotes:  # stands in a document: no echo, and not to be changed
@@ -312,7 +306,7 @@ class _AnswerDraft:
         if session.quotes:
             return ""
         if session.shown is None:
-            return self._append(self._build_refusal(self._wording.refusal))
+            return self._append(self._build_refusal(self._translator.wording.refusal))
         composer = self._open_stream()
         text = self._echo_stripper.feed(self._leak_filter.finish()) + self._echo_stripper.finish()
         text = self._translator.feed(text) + self._translator.finish()
@@ -326,7 +320,8 @@ class _AnswerDraft:
         if not session.refusal:
             return remainder
         space = " " if self._text else ""
-        return remainder + self._append(space + self._build_refusal(self._wording.refusal))
+        refusal = self._build_refusal(self._translator.wording.refusal)
+        return remainder + self._append(space + refusal)
 
     def _find_refusal(self, composer: CitationStream) -> str:
         """Return the reason why the text is not an answer; empty if it is one."""
@@ -349,6 +344,7 @@ class _AnswerDraft:
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
         abstained = bool(session.refusal) or (not session.quotes and is_declined(self._text))
+        note = self._translator.wording.describe_reason(session.refusal) if abstained else ""
         statements = (
             composer.statements
             if composer
@@ -374,7 +370,7 @@ class _AnswerDraft:
             "repeated_sentences": composer.repeats if composer else 0,
             "abstained": abstained,
             "refusal": session.refusal,
-            "refusal_note": self._wording.describe_reason(session.refusal) if abstained else "",
+            "refusal_note": note,
             "nearest": [hits[number - 1].passage.id for number in self._named_numbers],
             "support": dict(sorted(Counter(statement.status for statement in statements).items())),
             "statements": [statement.to_json() for statement in statements],
@@ -410,7 +406,7 @@ class _AnswerDraft:
         hits = session.shown.hits if session.shown else session.nearest
         order = sorted(range(len(hits)), key=lambda i: (hits[i].rank, i))
         self._named_numbers = tuple(sorted(i + 1 for i in order[:_MAX_NAMED_SOURCES]))
-        nearest = self._wording.describe_nearest(self._named_numbers)
+        nearest = self._translator.wording.describe_nearest(self._named_numbers)
         return f"{opening} {nearest}" if nearest else opening
 
     def _append(self, text: str) -> str:

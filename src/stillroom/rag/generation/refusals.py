@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from stillroom.rag.generation.prompt import ABSTENTION
 from stillroom.text.language import select_language
@@ -141,7 +142,10 @@ _OPENINGS = tuple(
 
 
 def get_refusal_wording(question: str) -> RefusalWording:
-    """Return the wording in the language of a question; in English if there is none or unsure."""
+    """Return the wording in the language of a question; in English if there is none or unsure.
+
+    The first call loads the language identifier: 0.5 CPU s and 100 MB.
+    """
     return _WORDINGS[select_language(question, _WORDINGS)]
 
 
@@ -158,11 +162,16 @@ def is_declined(text: str) -> bool:
 class AbstentionTranslator:
     """Translates ``ABSTENTION`` in a stream, if a model writes nothing else."""
 
-    def __init__(self, wording: RefusalWording) -> None:
-        """Translate into ``wording``; English passes unchanged and at once."""
-        self._abstention = wording.abstention
+    def __init__(self, question: str) -> None:
+        """Translate into the language of ``question``."""
+        self._question = question
         self._held = ""
-        self._is_open = wording.abstention != ABSTENTION
+        self._is_open = True
+
+    @cached_property
+    def wording(self) -> RefusalWording:
+        """Wording in the language of the question, which most answers do not need."""
+        return get_refusal_wording(self._question)
 
     def feed(self, text: str) -> str:
         """Return the text to be shown; nothing while all of it may be an abstention."""
@@ -175,6 +184,7 @@ class AbstentionTranslator:
         return self._held
 
     def finish(self) -> str:
-        """Return what was held back, translated."""
+        """Return what was held back, translated; in English as it was written."""
         held = self._held if self._is_open else ""
-        return self._abstention if is_abstention(held) else held
+        is_translated = is_abstention(held) and self.wording is not _ENGLISH
+        return self.wording.abstention if is_translated else held

@@ -84,7 +84,7 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     cluster_sizes = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
     (job.warn if unreadable else job.say)(
         f"{counts['kept']} of {count_noun(counts['read'], 'record')} kept, {counts['fell']} are "
-        f"near duplicates "
+        "near duplicates "
         f"of a kept one; {counts['unreadable']} unreadable, {counts['wordless']} wordless"
     )
     if few := int((sets.sizes == 1).sum()):

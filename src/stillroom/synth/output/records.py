@@ -117,7 +117,7 @@ class _RecordsRun:
                     len(result.records) - progress.done,
                     lambda: (
                         f"{count_noun(result.requests, 'request')}, {len(result.rejected)} "
-                        f"rejected, "
+                        "rejected, "
                         f"{self.costs.note()}"
                     ),
                 )
@@ -455,7 +455,7 @@ def _report_mixture(mixture: MixtureResult, new_records: Sequence[Record], job: 
     new = sum(record.id in new_ids for record in mixture.records)
     (job.say if new else job.warn)(
         f"mix: {count_noun(len(mixture.records), 'training record')}, {new} of them generated "
-        f"here; left out: "
+        "here; left out: "
         f"{dropped or 'none'}"
     )
 

@@ -10,10 +10,12 @@ Source: Extensible Markup Language (XML) 1.0, fifth edition, sections 4.2 and 4.
 from __future__ import annotations
 
 import html
+import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from html.entities import html5
+from itertools import islice
 from pathlib import Path
 
 __all__ = ["EntityExpander", "find_subset", "read_entity_declarations"]
@@ -25,7 +27,7 @@ _DECLARATION = re.compile(
     rf"<!ENTITY\s++(?P<parameter>%\s++)?(?P<name>{_NAME})\s++"
     rf"(?P<external>SYSTEM\s++|PUBLIC\s++{_LITERAL}\s++)?(?P<value>{_LITERAL})"
 )
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _REFERENCE = re.compile(rf"&({_NAME});")
 _CHARACTER = re.compile(r"&#[xX]?[0-9a-fA-F]{1,7};")
 _PREDEFINED = frozenset({"amp", "lt", "gt", "apos", "quot"})
@@ -34,7 +36,7 @@ _TAG = re.compile(r"<[^<>]*>")
 _CDATA = re.compile(r"<!\[CDATA\[.*?(?:\]\]>|\Z)", re.DOTALL)
 _ENTITY_SUFFIXES = (".ent", ".mod")
 _DOCUMENT_SUFFIXES = (".xml", ".docbook", ".dbk")
-_MAX_FILES = 32
+_MAX_FILES, _MAX_LOOKED = 32, 256  # that are read, and looked for
 _MAX_FILE_BYTES = 256 * 1024
 _MAX_SUBSET_BYTES = 16 * 1024  # of another document, whose start alone declares
 _MAX_DEPTH = 8
@@ -62,8 +64,11 @@ def read_entity_declarations(text: str, file: Path, root: Path) -> dict[str, str
     found: dict[str, str] = {}
     waiting = [*_list_named(_get_subset(text), file), *_list_beside(file)]
     limit, seen = root.resolve(), {file.resolve()}
-    for path in waiting:  # grows during iteration
-        place = path.resolve()
+    for path in islice(waiting, _MAX_LOOKED):  # grows during iteration
+        try:
+            place = path.resolve()
+        except (RuntimeError, ValueError):  # a loop of links, or no name of a file
+            continue
         if place in seen or not place.is_relative_to(limit) or len(seen) > _MAX_FILES:
             continue
         seen.add(place)
@@ -154,15 +159,16 @@ def _list_named(text: str, file: Path) -> list[Path]:
 def _list_beside(file: Path) -> list[Path]:
     """Return the lists of entities in a file's folder, then the other documents."""
     try:
-        paths = sorted(file.parent.iterdir())
+        names = sorted(os.listdir(file.parent))  # noqa: PTH208 (paths are slow, folders large)
     except OSError:
         return []
-    return [
-        path
+    found = (
+        file.parent / name
         for suffixes in (_ENTITY_SUFFIXES, _DOCUMENT_SUFFIXES)
-        for path in paths
-        if path.suffix.lower() in suffixes
-    ][: 2 * _MAX_FILES]
+        for name in names
+        if name.lower().endswith(suffixes)
+    )
+    return list(islice(found, 2 * _MAX_FILES))
 
 
 def _read_start(path: Path, size: int) -> str:

@@ -2,7 +2,7 @@
 
 Elements are renamed to those of HTML that look like them, and read as a page whose every block
 counts. An element that has no such name is part of the text. Entities are expanded as the file, or
-another one of its folder, declares them; of others the name stays. Authors are no text.
+another one of its folder, declares them; of others the name stays. Authors of a manual are no text.
 
 Sources: DocBook 5.1 (OASIS 2016); Mallard 1.1 (projectmallard.org).
 """
@@ -33,6 +33,7 @@ from stillroom.text.interfaces import Parser, SourceFile
 __all__ = ["Docbook"]
 
 _ENCODING = re.compile(rb"""<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""")
+_ENTITY = re.compile(rb"&(?!(?:amp|lt|gt|apos|quot);)[\x00A-Za-z_:]")  # in UTF-16, too
 _MAX_SUBSET_BYTES = 64 * 1024
 _SECTIONS = frozenset(
     "book part reference chapter appendix preface article section simplesect sect1 sect2 sect3"  # noqa: SIM905
@@ -41,7 +42,7 @@ _SECTIONS = frozenset(
 _NAMES = {
     name: html
     for html, names in (
-        ("p", "para simpara p formalpara subtitle copyright desc refname"),
+        ("p", "para simpara p formalpara subtitle author editor copyright desc refname"),
         ("p", "refpurpose cmdsynopsis funcsynopsis screeninfo bridgehead"),
         ("div", "abstract legalnotice note warning tip caution important example informalexample"),
         ("div", "figure listing quote blockquote epigraph varlistentry glossentry qandaentry info"),
@@ -59,11 +60,13 @@ _NAMES = {
         ("sup", "superscript"),
         ("thead", "thead"),
         ("template", "keywordset revhistory revision indexterm imageobject textobject media"),
-        ("template", "credit remark include othercredit author editor authorgroup collab"),
-        ("template", "corpauthor authorinitials affiliation"),
+        ("template", "credit remark include othercredit"),
     )
     for name in names.split()
 }
+_PEOPLE = frozenset(
+    "affiliation author authorgroup authorinitials collab corpauthor editor".split()  # noqa: SIM905
+)
 
 
 class Docbook(Parser):
@@ -75,6 +78,8 @@ class Docbook(Parser):
 
     @override
     def read_declared(self, data: bytes, file: Path, root: Path) -> Mapping[str, str]:
+        if not _ENTITY.search(data):
+            return {}
         start = data[:_MAX_SUBSET_BYTES].decode("utf-8", "replace")
         return read_entity_declarations(start, file, root)
 
@@ -132,6 +137,8 @@ def _choose_name(token: MarkupToken, opened: list[tuple[str, str]]) -> str:
         if not _SECTIONS.isdisjoint(near[-2:-1] if parent.endswith("info") else near[-1:]):
             return f"h{min(sum(element in _SECTIONS for element, _ in opened), 6)}"
         return "dt" if "terms" in near[-2:] else "p"
+    if name in _PEOPLE and parent.endswith("info"):
+        return "template"
     if name == "code" and (parent in _SECTIONS or _NAMES.get(parent) in {"div", "li"}):
         return "pre"
     if name == "item" and parent == "terms":

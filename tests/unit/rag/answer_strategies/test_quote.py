@@ -562,6 +562,17 @@ def test_a_heading_within_a_passage_is_not_quoted(tmp_path, name, text):
     assert [quote["text"] for quote in found.details["quotes"]] == [answer]
 
 
+def test_a_line_that_only_reads_like_a_heading_is_quoted(tmp_path):
+    (tmp_path / "documents").mkdir()
+    text = "# Locks\n\nParts:\n\n- Sluice of it\n- Quay\n\n## Sluice of it\n\nIt leaks.\n"
+    (tmp_path / "documents/lock.md").write_text(text, encoding="utf-8")
+    build_index(tmp_path)
+    asked = {**OVERLAP, "max_quotes": 1}
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), "Which sluice has it?", answering=asked)
+    assert [quote["text"] for quote in found.details["quotes"]] == ["- Sluice of it"]
+
+
 @pytest.mark.parametrize("title", ["Filling the lock", "**Filling the lock**"])
 def test_a_title_that_no_markup_shows_is_quoted_with_what_is_below_it(tmp_path, title):
     (tmp_path / "documents").mkdir()
@@ -573,6 +584,18 @@ def test_a_title_that_no_markup_shows_is_quoted_with_what_is_below_it(tmp_path, 
     with Index.open(tmp_path / "index") as opened:
         found = ask(opened, Untouched(), "And filling the lock?", answering=asked)
     assert [quote["text"] for quote in found.details["quotes"]] == [f"{title}\n\n{answer}"]
+
+
+def test_a_short_answer_is_not_quoted_with_that_to_the_next_question(tmp_path):
+    (tmp_path / "documents").mkdir()
+    text = "Ask us.\n\nWhat lifts boats?\n\nLocks lift boats\n\nWho opens it?\n\nThe keeper.\n"
+    (tmp_path / "documents/lock.txt").write_text(text, encoding="utf-8")
+    build_index(tmp_path)
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(
+            opened, Untouched(), "Do locks lift boats?", answering={**OVERLAP, "margin": 0.1}
+        )
+    assert [quote["text"] for quote in found.details["quotes"]] == ["Locks lift boats"]
 
 
 def test_the_contents_of_a_book_of_numbered_chapters_are_not_quoted(tmp_path):

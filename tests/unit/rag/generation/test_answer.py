@@ -9,6 +9,7 @@ from stillroom.rag.generation.prompt import ABSTENTION
 from stillroom.rag.generation.refusals import REFUSAL, is_declined
 from stillroom.records import Answer, Sampling
 from stillroom.testing import scripted_model
+from stillroom.text import language
 
 # These tests script what the model writes.
 ask = partial(answers.ask, answering="generate")
@@ -160,6 +161,18 @@ def test_a_refusal_is_in_the_language_of_the_question(index, question, refusal, 
         assert found.details["abstained"]
     found = ask(index, scripted_model(lambda prompt: ABSTENTION), question, k=1)
     assert (found.details["refusal"], found.details["refusal_note"]) == ("model", reason)
+
+
+def test_an_answer_does_not_load_the_language_identifier(index, monkeypatch):
+    monkeypatch.setattr(language, "_load_identifier", None)
+    text = "The capital of France is Paris [1]."
+    for answering in (
+        "generate",
+        {"name": "quote", "reader": "builtin:overlap", "min_probability": 0},
+    ):
+        question = "What is the capital of France?"
+        found = ask(index, scripted_model(lambda prompt: text), question, answering=answering)
+        assert not found.details["abstained"]
 
 
 def test_an_answer_that_begins_as_an_abstention_is_not_translated(index):

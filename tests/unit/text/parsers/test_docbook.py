@@ -2,10 +2,12 @@
 
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from stillroom.errors import DataError
+from stillroom.text.parsers import docbook
 from stillroom.text.reader import detect_parser, parse_file
 
 BOOK = """<?xml version="1.0" encoding="UTF-8"?>
@@ -169,3 +171,43 @@ def test_authors_are_no_text(tmp_path):
     )
     text = f"It runs.</para>{people}<para>It stops."
     assert read_book(tmp_path, "", text) == "It runs.\n\nIt stops."
+
+
+def test_authors_of_other_works_are_text(tmp_path):
+    work = "<biblioentry><author>Ann Lee</author><title>On pumps</title></biblioentry>"
+    text = f"See:</para><bibliography>{work}</bibliography><para>End."
+    assert read_book(tmp_path, "", text) == "See:\n\nAnn Lee\n\nOn pumps\n\nEnd."
+
+
+def test_unclosed_comments_of_another_file_take_no_time(tmp_path):
+    (tmp_path / "hostile.ent").write_text("<!--" * 60_000)
+    started = time.monotonic()
+    assert read_book(tmp_path, "", "&own;") == "own"
+    assert time.monotonic() - started < 5
+
+
+def test_no_file_is_read_for_a_document_without_entities(tmp_path, monkeypatch):
+    monkeypatch.setattr(docbook, "read_entity_declarations", None)
+    assert read_book(tmp_path, "", "x &lt; y &amp;&#65; & &quot;") == 'x < y &A & "'
+
+
+@pytest.mark.parametrize("name", ["x\0y.ent", "x" * 300, "loop.ent"])
+def test_names_that_lead_to_no_file_are_left_out(tmp_path, name):
+    (tmp_path / "loop.ent").symlink_to("loop.ent")
+    (tmp_path / "z.ent").write_text('<!ENTITY prog "Pump">')
+    assert read_book(tmp_path, f'<!ENTITY % x SYSTEM "{name}">', "&prog;") == "Pump"
+
+
+def test_the_files_that_are_looked_for_are_bounded(tmp_path, monkeypatch):
+    (tmp_path / "a.ent").write_text(
+        "".join(f'<!ENTITY % x{n} SYSTEM "../{n}.ent">' for n in range(2000))
+    )
+    looked, resolve = [], Path.resolve
+
+    def count(path, strict=False):
+        looked.append(path)
+        return resolve(path, strict)
+
+    monkeypatch.setattr(Path, "resolve", count)
+    read_book(tmp_path, "", "&own;")
+    assert len(looked) < 300
