@@ -283,8 +283,9 @@ def _print_judged(answer: Answer) -> None:
 
 def _print_notices(answer: Answer) -> None:
     """Print notes on truncation and left out passages."""
-    if answer.details.get("refusal") in _NOTED_REFUSALS:
-        print_text(f"note: {answer.details.get('refusal_note', '')}")
+    note = answer.details.get("refusal_note")  # none in an answer of an earlier version
+    if note and answer.details.get("refusal") in _NOTED_REFUSALS:
+        print_text(f"note: {note}")
     if answer.completion.finish_reason == "length":
         print_text("note: the answer was cut off at the token limit")
     dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())
