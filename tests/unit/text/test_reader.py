@@ -50,7 +50,6 @@ def test_a_folder_is_read_in_order_of_path_and_twice_the_same(tmp_path):
     assert first == list(parse_folder(tmp_path))
 
 
-
 def test_results_of_jobs_among_the_documents_are_left_out(tmp_path):
     for name in ("a.txt", "index/output/b.txt", "run/c.txt", "mine/d.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
