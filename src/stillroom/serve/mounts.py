@@ -242,7 +242,7 @@ class _RunParts:
     model: str
 
     def follow(self) -> None:
-        """Take the reader of the run as it is now; what it was stays while the run is made again."""
+        """Take the reader of the run as it is now; the last one while the run is made again."""
         with suppress(DataError):
             self.reader, model = find_reader(self.run), find_model(self.run)
             if self.model and model != self.model:
