@@ -175,6 +175,10 @@ def test_earlier_turns_are_read_where_the_way_makes_the_last_stand_alone(index):
     assert f"Question: {QUESTION}" in model.asked[-1].messages[-1].content
     plain = chat(app_of(index, Cut("Paris.")), messages=turns).json()["choices"][0]["message"]
     assert plain["turns_not_read"] == 2
+    (notice,) = [text for text in plain["answer"]["notices"] if "last message" in text]
+    assert "not the 2 before it" in notice
+    assert "whole question" in notice
+    assert not [text for text in message["answer"]["notices"] if "last message" in text]
 
 
 def test_a_client_that_leaves_stops_the_judging_before_the_first_word(index):
