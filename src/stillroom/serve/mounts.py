@@ -23,6 +23,7 @@ from stillroom.flow.opening import (
     find_index,
     find_model,
     find_reader,
+    note_changes,
     recall_judged,
     set_reader,
 )
@@ -214,6 +215,11 @@ def open_run(
                     is_cancelled=is_cancelled,
                     judged=recall_judged(store, index, query.text, seen),
                     **set_reader(options, parts.reader),
+                )
+                name = "" if is_index else run.resolve().name
+                items = (
+                    note_changes(item, index, name) if isinstance(item, Answer) else item
+                    for item in items
                 )
                 yield from _with_evidence(items, index, text_model, query, sampling, seen, options)
 

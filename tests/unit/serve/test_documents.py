@@ -243,8 +243,11 @@ def test_quotes_are_told_with_their_bytes_and_marks(index):
     message.pop("role"), message.pop("refusal")
     assert streamed(app, messages=turn) == message
     silent = chat(app, messages=[{"role": "user", "content": "How tall is it?"}]).json()
-    answer = silent["choices"][0]["message"]["answer"]
+    refused = silent["choices"][0]["message"]
+    answer = refused["answer"]
     assert (answer["refusal"], answer["abstained"]) == ("no-answer", True)
+    assert answer["quotes"] == refused["annotations"] == []  # nothing is the source of a refusal
+    assert answer["nearest"] == [one["passage_id"] for one in refused["citations"]]
 
 
 def test_quotes_and_citations_name_their_section(tmp_path):
@@ -266,6 +269,8 @@ def test_quotes_and_citations_name_their_section(tmp_path):
     assert "The piston is oiled in March." in message["content"]
     assert message["answer"]["quotes"][-1]["headings"] == ["Pumps", "Care"]
     assert message["citations"][0]["headings"][0] == "Pumps"
+    assert message["citations"][0]["title"] == "Pumps"
+    assert message["annotations"][0]["url_citation"]["title"] == "Pumps"
 
 
 def test_what_looks_like_a_mark_in_a_quote_is_no_citation(index):
@@ -276,7 +281,7 @@ def test_what_looks_like_a_mark_in_a_quote_is_no_citation(index):
         {"answer_start": 17, "text": "[1]", "byte_start": 20, "byte_end": 23, "pages": [4]},
     ]
     text = "See [1] [2]. [2] [1] [1]"
-    marks = locate_citations(text, cited, quotes)
+    marks = locate_citations(text, cited, {"quotes": quotes})
     assert [(one["start_index"], one["url"]) for one in marks] == [
         (13, "a.txt#bytes=5-17"),
         (21, "a.txt#page=4"),

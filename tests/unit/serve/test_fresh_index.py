@@ -1,10 +1,12 @@
 """A server answers from the index as it is, not as it was when the server began."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from tests.unit.serve.test_app import chat, check_error, request
 
+from stillroom.flow.opening import open_run as open_index
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.jobs.index import IndexRecipe, run
@@ -13,6 +15,8 @@ from stillroom.records import Answer, Message, Sampling
 from stillroom.serve import create_app
 from stillroom.serve.mounts import open_run
 from stillroom.testing import scripted_model
+
+QUESTION = "Is the capital of France Paris, Rome or Oslo?"
 
 
 @pytest.fixture
@@ -46,19 +50,23 @@ def commit_run(run, step):
 def made_run(place, monkeypatch):
     model = scripted_model(lambda prompt: "Paris is the capital of France [1].")
     monkeypatch.setattr("stillroom.serve.mounts.open_text_model", lambda *_, **__: model)
+    monkeypatch.setattr("stillroom.models.open_text_model", lambda *_, **__: model)
     run = place.with_name("run")
     build(place.parent, run / "steps/index-1")
     commit_run(run, "index-1")
     return run
 
 
-def read_paths(app):
-    """Return the paths of the sources of an answer, which a new thread opens."""
-    question = {"role": "user", "content": "Is the capital of Italy Rome, Paris or Oslo?"}
-    reply = chat(app, messages=[question], answering="generate")
+def ask(app):
+    """Ask from a new thread, which opens the files anew."""
+    question = [{"role": "user", "content": QUESTION}]
+    reply = chat(app, messages=question, answering="generate")
     assert reply.status_code == 200, reply.text
-    answer = reply.json()["choices"][0]["message"]["answer"]
-    return {source["path"] for source in answer["sources"]}
+    return reply.json()["choices"][0]["message"]["answer"]
+
+
+def read_paths(app):
+    return {source["path"] for source in ask(app)["sources"]}
 
 
 def test_a_deleted_document_is_in_no_answer_of_a_running_server(place, monkeypatch):
@@ -122,3 +130,31 @@ def test_an_index_with_tenants_does_not_take_the_place_of_an_open_one(place, mad
         listing.write_text('{"path": "paris.txt", "tenant": "a", "labels": ["public"]}\n')
         build(place.parent, place, access="tenants", metadata=str(listing))
         check_error(chat(app, answering="generate"), 503, "rag.index-replaced")
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_an_answer_says_that_the_file_of_its_source_changed_or_is_gone(place, made_run, is_run):
+    documents = place.with_name("documents")
+    command = "stillroom make" if is_run else "stillroom rag update index"
+    target = made_run if is_run else place
+    with open_run(target, name="x", model="scripted") as served, open_index(target) as opened:
+
+        def read_notices():
+            (*_, answer) = opened.ask(QUESTION, answering="generate")
+            notices = ask(create_app(replace(served, name="run")))["notices"]
+            assert notices == answer.details["notices"]
+            return notices
+
+        assert read_notices() == []
+        (documents / "rome.txt").write_text("Not cited.\n")
+        (documents / "paris.txt").touch()
+        assert read_notices() == []
+        (documents / "paris.txt").write_text("Paris is the capital of Franconia.\n")
+        (notice,) = read_notices()
+        assert notice.startswith("paris.txt has changed since it was indexed")
+        assert command in notice
+        (documents / "paris.txt").unlink()
+        (notice,) = read_notices()
+        assert notice.startswith("paris.txt is gone")
+        shutil.move(documents, documents.with_name("elsewhere"))
+        assert read_notices() == []  # an index may be used where its documents are not
