@@ -27,6 +27,7 @@ from stillroom.flow.opening import (
     recall_judged,
     set_reader,
 )
+from stillroom.jobs import get_working_folder
 from stillroom.models import (
     ConcurrentModel,
     Embedder,
@@ -356,6 +357,9 @@ class StoredJudgments:
 
 _LOG = logging.getLogger("stillroom.serve")
 _NAMED_MOUNT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,127})=(.+)", re.DOTALL)
+_MODEL_FILE = re.compile(
+    r"(?:config|modules|params)\.json|.*\.(?:safetensors|gguf|bin|pt|pth|onnx)"
+)
 _REFERENCE_SCHEME = re.compile(r"[a-z][a-z0-9.-]+:")
 
 
@@ -442,7 +446,7 @@ def open_mount(
 
     Raises:
         RecipeError: If another model is named but the target has no documents.
-        DataError: If a run is unfinished.
+        DataError: If a run is unfinished, or the target is a folder of documents.
         CheckpointError: If a checkpoint cannot be found or opened.
     """
     path = Path(mount.reference)
@@ -461,9 +465,38 @@ def open_mount(
             expected="a model together with an index or a run",
             next=f"stillroom serve {mount.name}={mount.reference}",
         )
+    if not kind:
+        _refuse_other_folder(path)
     folder = find_output(path, "checkpoint") if kind else path
     with _open_checkpoint(mount, folder, say) as served:
         yield served
+
+
+def _refuse_other_folder(path: Path) -> None:
+    """Refuse an unfinished run, and a folder of documents.
+
+    Raises:
+        DataError: Naming the next step.
+    """
+    is_started = (path / "recipe.yaml").is_file() and not (path / "config.json").is_file()
+    if is_started or (not path.exists() and get_working_folder(path).is_dir()):
+        raise DataError(
+            f"an unfinished run lies in {path}",
+            code="data.unfinished",
+            where="stillroom serve",
+            expected="a finished run or index",
+            next="finish it by the command that started it, with --resume",
+        )
+    if not path.is_dir() or any(_MODEL_FILE.fullmatch(entry.name) for entry in path.iterdir()):
+        return
+    if any(entry.is_dir() or entry.is_file() for entry in path.iterdir()):
+        raise DataError(
+            f"{path} is a folder of documents, or of other files: no model and no index",
+            code="serve.mount",
+            where="stillroom serve",
+            expected="a run, an index, or a model",
+            next=f"of documents: stillroom make {path} --out run, and then stillroom serve run",
+        )
 
 
 @contextmanager
