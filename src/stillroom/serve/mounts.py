@@ -357,9 +357,7 @@ class StoredJudgments:
 
 _LOG = logging.getLogger("stillroom.serve")
 _NAMED_MOUNT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,127})=(.+)", re.DOTALL)
-_MODEL_FILE = re.compile(
-    r"(?:config|modules|params)\.json|.*\.(?:safetensors|gguf|bin|pt|pth|onnx)"
-)
+_MODEL_FILE = re.compile(r"(?:config|modules)\.json|.*\.(?:safetensors|gguf|bin|pth?|onnx)")
 _REFERENCE_SCHEME = re.compile(r"[a-z][a-z0-9.-]+:")
 
 
