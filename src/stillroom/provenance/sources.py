@@ -148,7 +148,7 @@ def list_ancestors(path: Path) -> Iterator[tuple[Path, Artifact]]:
 def describe_changes(index: Path, documents: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Yield, of the path and digest of each document of an index, what became of its file.
 
-    Nothing is said of files that are the same, or where their folder cannot be reached. A file is
+    Files that are the same, or whose folder cannot be reached, are left out. A file is
     digested once for each size and time of its last change.
     """
     try:

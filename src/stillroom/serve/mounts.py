@@ -217,12 +217,8 @@ def open_run(
                     judged=recall_judged(store, index, query.text, seen),
                     **set_reader(options, parts.reader),
                 )
-                name = "" if is_index else run.resolve().name
-                items = (
-                    note_changes(item, index, name) if isinstance(item, Answer) else item
-                    for item in items
-                )
-                yield from _with_evidence(items, index, text_model, query, sampling, seen, options)
+                shown = _note_changes(items, index, "" if is_index else run.resolve().name)
+                yield from _with_evidence(shown, index, text_model, query, sampling, seen, options)
 
         try:
             yield ServedModel(
@@ -270,6 +266,12 @@ def _trace(
         if not any(part.endswith(JUDGMENTS_SUFFIX) for part in entry[0].parts)
     ]
     return trace_text(text, replace(texts, records=tuple(shown)), cited=cited, min_words=min_words)
+
+
+def _note_changes(items: Iterator[str | Answer], index: Index, run: str) -> Iterator[str | Answer]:
+    """Yield the items of an answer, the Answer with notices of cited files that changed."""
+    for item in items:
+        yield note_changes(item, index, run) if isinstance(item, Answer) else item
 
 
 def _with_evidence(
