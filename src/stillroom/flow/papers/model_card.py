@@ -24,6 +24,8 @@ from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 from stillroom.provenance.sources import has_path, is_reference
 
 __all__ = [
+    "PACKAGED_LICENSE",
+    "PACKAGED_READERS",
     "describe_reader",
     "describe_reader_training",
     "fill_card",
@@ -418,6 +420,8 @@ _PACKAGED_SOURCES = {
     "builtin:reader-multilingual": f"{_SQUAD}, which is under CC BY-SA 4.0, and of the help of "
     "LibreOffice (MPL-2.0) and GNOME (CC BY-SA 3.0)",
 }
+PACKAGED_READERS = frozenset(_PACKAGED_SOURCES)
+"""References of the sentence readers whose weights come with the package."""
 
 
 def describe_reader(folder: Path, artifact: Artifact, name: str, license: str) -> str:

@@ -379,7 +379,7 @@ class _AnswerDraft:
                 for sentence, statement in (composer.dropped if composer else ())
             ],
             "sources": describe_sources(hits),
-            **({"quotes": session.quotes} if session.quotes else {}),
+            "quotes": session.quotes,
             **({"judged": session.followed.to_json()} if session.followed else {}),
             "cached": None,
         }
@@ -446,7 +446,8 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
     Returns:
         For each: ``number``, ``passage_id``, ``score`` and ``rank`` of the retrieval, ``path``,
-            ``headings`` (of its section and those around it, the highest first), ``byte_start``,
+            ``title`` (of the document; empty without one), ``headings`` (of its section and those
+            around it, the highest first), ``byte_start``,
             ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic, unknown or
             suspected-fake), ``checked`` (verdict of a file check), ``license`` and ``flags``
             (keys of ``CONTENT_FLAGS``).
@@ -458,6 +459,7 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
             "score": round(hit.score, 6),
             "rank": hit.rank,
             "path": hit.passage.location.path,
+            "title": hit.passage.title,
             "headings": list(hit.passage.headings),
             "byte_start": hit.passage.location.byte_start,
             "byte_end": hit.passage.location.byte_end,

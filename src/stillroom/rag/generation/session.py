@@ -27,6 +27,7 @@ from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
     add_stage_time,
+    add_warning,
     open_span,
     record_generation,
     stage,
@@ -57,6 +58,11 @@ __all__ = [
 ]
 
 
+_UNREAD_TURNS = (
+    "only the last message was read, not the {} before it: ask a whole question; a pipeline that "
+    "begins with last_turn> lets the model write one, which needs a larger model than the packaged "
+    "one"
+)
 _SPARE_HITS = 3
 _MAX_STOPS = 4
 
@@ -180,12 +186,16 @@ class AnswerSession:
         return not bound
 
     def condense_question(self) -> None:
-        """Rewrite the last turn of a conversation as a standalone question, if configured."""
-        transform = self.asking.transform
-        if transform is None or not self.query.history:
+        """Rewrite the last turn of a conversation as a standalone question, if configured.
+
+        Otherwise warn that the turns before it are not read.
+        """
+        if not self.query.history:
             return
-        method = QUERY_TRANSFORMS.build(transform)
-        if method.method_name() != "last_turn":
+        transform = self.asking.transform
+        method = None if transform is None else QUERY_TRANSFORMS.build(transform)
+        if method is None or method.method_name() != "last_turn":
+            add_warning(_UNREAD_TURNS.format(len(self.query.history)))
             return
         rewritten = method.rewrite(self.query, self.index, self.model)[0]
         self.note("stand_alone", query=rewritten.text)
