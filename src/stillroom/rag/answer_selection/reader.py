@@ -21,6 +21,7 @@ The folder of a reader holds ``reader.json`` and ``reader.safetensors``; no torc
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from filecmp import cmpfiles
@@ -49,7 +50,7 @@ from stillroom.rag.answer_selection.overlap import (
     Reading,
     ScoredSentence,
 )
-from stillroom.text.unicode import normalize_text
+from stillroom.text.unicode import UNSPACED_SCRIPTS, normalize_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,6 +90,10 @@ _BUILTIN_FOLDERS = {
 }
 _MAX_SHORT_TOKENS = 24
 _CODE_LETTERS = 2
+_LETTER = re.compile(rf"[^\W\d{UNSPACED_SCRIPTS}]")
+# Words of scripts without spaces are not told apart.
+_WORD = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+")
+_NUMBER = re.compile(r"(?:(?<![\w)])[-+−])?\d+(?:[.,:]\d+)*(?:[eE][-+]?\d+)?")
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
 _HEADS = {"sentence": 1, "no_answer": 1, "ends": 2}
@@ -175,8 +180,7 @@ class SentenceReader:
                     span, value = _find_short(window, ends, first, last)
                     score = logit + weights["overlap"] * shared + weights["short"] * value
                     score -= weights["rank"] * window.passage
-                    whole, words = map(normalize_text, (text[start:end], text[slice(*span)]))
-                    short = span if words not in {"", whole} else None
+                    short = _find_whole_words(text, span, (start, end))
                     sentences.append(
                         ScoredSentence(
                             window.passage, start, end, logit, shared, score, short, value
@@ -234,6 +238,32 @@ def _find_short(
     begin, stop = divmod(int(sums.argmax()), last - first)
     span = (window.offsets[first + begin][0], window.offsets[first + stop][1])
     return span, float(sums[begin, stop])
+
+
+def _find_whole_words(text: str, span: Span, sentence: Span) -> Span | None:
+    """Return the span of a short answer without a quotation mark that only one end has.
+
+    None if it has no word, is the whole sentence or one letter, or begins or ends inside a word, a
+    number or brackets.
+    """
+    start, end = span
+    if text[start:end].count('"') % 2:
+        start += text.startswith('"', start, end)
+        end -= text.endswith('"', start, end)
+    short = text[start:end]
+    words = normalize_text(short)
+    if words in {"", normalize_text(text[slice(*sentence)])} or _LETTER.fullmatch(words):
+        return None
+    is_open = any(short.count(left) != short.count(right) for left, right in ("()", "[]", "{}"))
+    is_open |= short.startswith("<") and ">" not in short
+    is_open |= short.endswith(">") and "<" not in short
+    is_cut = any(
+        part.start() < edge < part.end()
+        for pattern in (_WORD, _NUMBER)
+        for part in pattern.finditer(text, *sentence)
+        for edge in (start, end)
+    )
+    return None if is_open or is_cut else (start, end)
 
 
 def _sum_ends(ends: NDArray[np.float32]) -> NDArray[np.float32]:

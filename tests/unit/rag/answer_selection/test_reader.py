@@ -38,6 +38,7 @@ from stillroom.rag.answer_selection.judging import HeldOutScores
 from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
+    _find_whole_words,
     _open_cached,
     choose_reader,
     find_reader,
@@ -440,6 +441,34 @@ def test_a_packaged_reader_is_whole_and_has_a_card(reference):
 def test_neither_a_whole_sentence_nor_a_full_stop_is_shown_as_a_short_answer():
     reading = open_reader("builtin:reader").read("Is it?", [("T", "Yes.", [(0, 4)])], NoOverlap())
     assert [one.short for one in reading.sentences] == [None]
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "shown"),
+    [
+        ("The limit is 4096 bytes.", "4096 bytes", "4096 bytes"),
+        ("The limit is 4096 bytes.", "409", None),
+        ("It holds 2e+13 rows.", "13 rows", None),
+        ("It holds 2e+13 rows.", "2e+13 rows", "2e+13 rows"),
+        ("It came in version 3.45.0, then.", "3.45", None),
+        ("It came in version 3.45.0, then.", "3.45.0", "3.45.0"),
+        ("The size is -2000 pages.", "2000 pages", None),
+        ("Take pages 3-5 of it.", "5", "5"),
+        ("The mill burns oak.", "mil", None),
+        ("SQLITE_DEFAULT_PAGE_SIZE=<bytes> sets it.", "<bytes", None),
+        ("The list (of pages) is free.", "list (of", None),
+        ('An internal "free-list" is used.', 'free-list"', "free-list"),
+        ("Type B is an integer.", "B", None),
+        ("Pin 5 is ground.", "5", "5"),
+        ("首都は東京です。", "東京", "東京"),
+        ("Er heizt mit Holz.", "Er heizt mit Holz", None),
+        ("It is if a < b or c.", "a < b", "a < b"),
+    ],
+)
+def test_a_short_answer_is_of_whole_words(text, found, shown):
+    start = text.index(found)
+    span = _find_whole_words(text, (start, start + len(found)), (0, len(text)))
+    assert (None if span is None else text[slice(*span)]) == shown
 
 
 def test_a_job_trains_calibrates_and_can_be_verified(trained):
