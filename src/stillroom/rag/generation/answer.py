@@ -379,7 +379,7 @@ class _AnswerDraft:
                 for sentence, statement in (composer.dropped if composer else ())
             ],
             "sources": describe_sources(hits),
-            "quotes": session.quotes,
+            **({"quotes": session.quotes} if session.quotes else {}),
             **({"judged": session.followed.to_json()} if session.followed else {}),
             "cached": None,
         }

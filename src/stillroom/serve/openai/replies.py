@@ -71,6 +71,8 @@ def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:
     address of an endpoint.
     """
     shown = {key: details[key] for key in _DETAIL_FIELDS if key in details}
+    if "answering" in details:
+        shown.setdefault("quotes", [])
     if str(shown.get("answered_by", "")).startswith("endpoint:"):
         del shown["answered_by"]
     return shown
