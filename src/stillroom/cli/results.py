@@ -21,7 +21,7 @@ from stillroom.errors import CheckpointError, count_noun
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
 from stillroom.provenance.evidence import describe_citations
-from stillroom.records import Answer, Citation
+from stillroom.records import Answer, Citation, list_cited_quotes
 from stillroom.text.line_wrapping import unwrap_lines
 
 __all__ = ["print_answer", "print_run"]
@@ -227,14 +227,14 @@ _PROVENANCE_NOTES = {
 def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
     """Return the citations; of an answer that quotes, one for each quote, with its bytes.
 
-    Quotes of one citation with the same bytes, as the cells of a row, are listed once.
+    Quotes of one citation, as the cells of a row and the items of a list, are listed once.
     """
     quotes = answer.details.get("quotes", ())
     if not quotes:
         return [(citation, {}) for citation in answer.citations]
     cited = {citation.number: citation for citation in answer.citations}
     listed = list[tuple[Citation, Mapping[str, Any]]]()
-    for quote in quotes:
+    for quote in list_cited_quotes(quotes):
         citation = cited[quote["number"]]
         location = replace(
             citation.location,

@@ -295,6 +295,17 @@ def test_every_citation_of_quotes_on_one_page_has_its_own_line():
     )
 
 
+def test_the_items_of_a_list_are_listed_once_with_the_bytes_of_all():
+    parts = ((10, 20, [3], True), (24, 30, [3], True), (34, 42, [4], False))
+    quotes = [
+        {"number": 1, "byte_start": start, "byte_end": end, "pages": pages, "continues": goes_on}
+        for start, end, pages, goes_on in parts
+    ]
+    answer = replace(CITED, details={"quotes": quotes})
+    told = said(print_answer, ["Grains:\n- rye\n- barley [1]", answer], as_json=False)
+    assert told.endswith("[1] mills.md: bytes 10-42, page 3\n")
+
+
 def test_silence_shows_what_came_nearest():
     note = get_refusal_wording("").describe_reason("no-answer")
     details = {"refusal": "no-answer", "refusal_note": note, "abstained": True}

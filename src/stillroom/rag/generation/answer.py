@@ -104,9 +104,10 @@ def ask(
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
             ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer,
-            ``soft_breaks``), ``judged`` (the person's judgment that the answer follows, if any),
-            ``answered_by`` (fingerprint of its reader, or the name of the model that wrote),
-            ``input_digest`` (of the prompt, or of the candidates that its reader read),
+            ``soft_breaks``, ``continues`` where the next item of a list follows), ``judged`` (the
+            person's judgment that the answer follows, if any), ``answered_by`` (fingerprint of
+            its reader, or the name of the model that wrote), ``input_digest`` (of the prompt, or
+            of the candidates that its reader read),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
             ``removed_citations``, ``broken_links``, ``repeated_sentences``, ``notices`` (warnings
             of methods, such as fallbacks), ``prompt_tokens``, ``stage_ms`` (time per stage, in

@@ -195,7 +195,8 @@ class AnswerSession:
         transform = self.asking.transform
         method = None if transform is None else QUERY_TRANSFORMS.build(transform)
         if method is None or method.method_name() != "last_turn":
-            add_warning(_UNREAD_TURNS.format(len(self.query.history)))
+            if unread := sum(message.role != "system" for message in self.query.history):
+                add_warning(_UNREAD_TURNS.format(unread))
             return
         rewritten = method.rewrite(self.query, self.index, self.model)[0]
         self.note("stand_alone", query=rewritten.text)
@@ -317,7 +318,8 @@ class AnswerSession:
         """Yield what ``find_quotes`` found, with citations; no prompt is made.
 
         ``quotes`` says where each stands in the text and in its source. Parts that a parser
-        rendered from the same bytes, as the cells of a row, have one citation, after the last.
+        rendered from the same bytes, as the cells of a row, and the items of a list (all but the
+        last with ``continues``) have one citation, after the last.
 
         ``hits`` are numbered from 1 in the answer. ``probability`` is that the best quote answers,
         or None if a person chose them; ``fingerprint`` is the reader's, empty without one.
@@ -330,7 +332,7 @@ class AnswerSession:
                 quote["answer_start"] = length + len(separator)
                 mark = f" [{quote['number']}]" if is_cited else ""
                 pieces.append(f"{separator}{quote['text']}{mark}")
-                separator = " " if is_cited else "; "
+                separator = " " if is_cited else "\n- " if quote.get("continues") else "; "
                 length += len(pieces[-1])
             self.quotes += fresh
         if not pieces:  # what was chosen are marks of a parser
@@ -545,11 +547,17 @@ def _normalize_text(text: str) -> str:
 
 
 def _find_citations(quotes: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Return whether a citation follows each quote of a span: not between those of one place."""
+    """Return whether a citation follows each quote of a span: not between those of one place.
+
+    Nor is one between the items of a list.
+    """
     return [
-        following is None
-        or bool(quote["is_exact"])
-        or any(quote[end] != following[end] for end in ("byte_start", "byte_end"))
+        not quote.get("continues")
+        and (
+            following is None
+            or bool(quote["is_exact"])
+            or any(quote[end] != following[end] for end in ("byte_start", "byte_end"))
+        )
         for quote, following in zip_longest(quotes, quotes[1:])
     ]
 

@@ -17,7 +17,7 @@ from urllib.parse import quote as quote_address
 
 from stillroom.models.interfaces import DenoisingStep
 from stillroom.provenance.evidence import describe_citations
-from stillroom.records import Citation
+from stillroom.records import Citation, list_cited_quotes
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.collectors import (
     OutputItem,
@@ -102,16 +102,16 @@ def locate_citations(
     """Return the positions of citation marks in a text; marks without a citation are skipped.
 
     The mark after a quote points to the quote's own bytes, and what looks like a mark within a
-    quote is none. Cells of a row share the last one's mark. A refusal has no source: its marks name
-    the nearest passages.
+    quote is none. Cells of a row share the last one's mark, and so do the items of a list. A
+    refusal has no source: its marks name the nearest passages.
     """
     details = details or {}
     if details.get("abstained"):
         return []
     known = {citation.number: citation for citation in citations}
-    quotes = details.get("quotes", ())
+    cited = list_cited_quotes(details.get("quotes", ()))
     titles = {source["number"]: source.get("title", "") for source in details.get("sources", ())}
-    quoted = {quote["answer_start"] + len(quote["text"]) + 1: quote for quote in quotes}
+    quoted = {quote["answer_start"] + len(quote["text"]) + 1: quote for quote in cited}
     marks = []
     for mark in _CITATION_MARK.finditer(text):
         citation, place = known.get(int(mark[1])), quoted.get(mark.start())

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _MAX_CITATIONS = 100
-_MAX_QUOTES = 20
+_MAX_QUOTES = 100  # the items of a list are a quote each
 _PAGE_SIZE = 100
 T = TypeVar("T")
 _ModelName = Annotated[str, Query(max_length=200, description="name that answered from documents")]
