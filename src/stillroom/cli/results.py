@@ -28,12 +28,15 @@ __all__ = ["print_answer", "print_run"]
 
 _MAX_NEAREST = 2
 _MAX_EXCERPT = 160  # characters of a nearest passage
+_NAME_WIDTH = 34
 _MAIN_METRICS = (
     "reader/owned/holds",
     "reader/packaged/holds",
     "reader/sentence/holds",
     "reader/base/holds",
     "reader/owned/silent_unanswerable",
+    "reader/packaged/silent_unanswerable",
+    "reader/sentence/silent_unanswerable",
     "reader/cpu_s_a_question",
     "student/parameters",
     "teacher/parameters",
@@ -72,11 +75,12 @@ def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]
     }
-    for name in _MAIN_METRICS:
-        if name in metrics:
-            print_text(f"{name:34} {format_metric(metrics[name])}")
+    names = [name for name in _MAIN_METRICS if name in metrics]
+    width = max([_NAME_WIDTH, *map(len, names)])
+    for name in names:
+        print_text(f"{name:{width}} {format_metric(metrics[name])}")
     for name, reason in artifact.details.get("skipped", {}).items():
-        print_text(escape_line(f"{name:34} not done: {reason}"))
+        print_text(escape_line(f"{name:{width}} not done: {reason}"))
     steps = [read_artifact(out / folder) for folder in artifact.details.get("steps", {}).values()]
     if any(step.kind == "index" and step.details.get("passages") == 0 for step in steps):
         print_text("answers  nothing: no document could be used, so the index is empty")

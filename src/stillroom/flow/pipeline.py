@@ -332,12 +332,9 @@ def _collect_decision(
 ) -> dict[str, str]:
     """Return the sentence of the step that decided whether the result is worth using.
 
-    An export that failed its gate comes before it.
+    An export that failed its gate comes before it. What ``ask`` and ``serve`` use is said where it
+    is another reader than the trained one, or nothing was decided.
     """
-    if "trained_reader" in answer:
-        note = f" `ask` and `serve` of this run use {answer['reader']}."
-    else:
-        note = ""
     decided = [
         one for one in artifacts.values() if isinstance(one.details.get("decision"), Mapping)
     ]
@@ -346,7 +343,12 @@ def _collect_decision(
     if not lines:
         return {}
     sentences = [*refused, *([] if lines[-1] in refused else lines[-1:])]
-    return {"decision": f"{' '.join(sentences)}{note}"}
+    if "trained_reader" in answer:
+        sentences.append(f"`ask` and `serve` of this run use {answer['reader']}.")
+    elif lines[-1].startswith("Not decided") and "reader" in answer:
+        used = decided[-1].details["decision"].get("answers", "the trained reader")
+        sentences.append(f"`ask` and `serve` of this run use {used}: nothing has to be done.")
+    return {"decision": " ".join(sentences)}
 
 
 def _is_refused(artifact: Artifact) -> bool:

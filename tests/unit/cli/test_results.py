@@ -330,6 +330,14 @@ def test_run_begins_with_what_its_report_decided(tmp_path):
     ]
 
 
+def test_a_run_tells_how_often_each_reader_is_silent_without_an_answer(tmp_path):
+    arms = ("owned", "packaged", "sentence")
+    rows = [(f"reader/{arm}/silent_unanswerable", 0.5, 0.4, 0.6, "") for arm in arms]
+    lines = said(print_run, tmp_path, write_report(tmp_path, *rows)).splitlines()
+    assert [line.split()[0] for line in lines[:3]] == [name for name, *_ in rows]
+    assert {line.index("0.5") for line in lines[:3]} == {36}
+
+
 def test_a_figure_that_was_not_measured_is_told_as_that(tmp_path):
     artifact = write_report(tmp_path, ("reader/owned/holds", None, None, None, ""))
     assert "reader/owned/holds                 not measured (n=4)" in said(

@@ -39,6 +39,7 @@ _COMPARED_METRICS = ("right", "f1", "faithfulness", "citation_recall")
 _MILLION = 1e6
 _MIN_LABELS = 2
 _CHANCE_AGREEMENT = 0.5
+_MORE = ", or as many more as a reader is calibrated for"
 Rows = Mapping[str, Sequence["GradedAnswer"]]
 Labels = Mapping[tuple[str, str], bool]
 
@@ -64,7 +65,8 @@ def report_answers(
         f"{count_noun(len(rows), 'question')} ({without} without an answer) on "
         f"{count_noun(passages, 'passage')}, answered by "
         f"{recipe.model if recipe.compare is None else 'sentence readers'} from "
-        f"{count_noun(recipe.k, 'passage')}. {_describe_grader(recipe, grader, model)} "
+        f"{count_noun(recipe.k, 'passage')}{_MORE if recipe.compare else ''}. "
+        f"{_describe_grader(recipe, grader, model)} "
         "Intervals are 95 "
         "% bootstrap over questions." + f" {warn_small_sample(len(rows), 'question')}".rstrip(),
     )

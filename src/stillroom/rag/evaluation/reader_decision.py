@@ -60,12 +60,13 @@ class ReaderDecision:
     """Which arm answers best, and the sentence that says so.
 
     ``reader`` is the reference of the reader that answers instead of the first one; empty if the
-    first one does.
+    first one does. ``answers`` names the reader that answers, in words.
     """
 
     arm: str
     reader: str
     line: str
+    answers: str
 
     def to_json(self) -> dict[str, str]:
         """Return plain JSON values."""
@@ -214,8 +215,9 @@ def decide_reader(
     )
     line += f" As served (right words, silent): {served}." if count else ""
     line += (start := _tell_start(trained or readers[first]))
-    if start and readers[first] in PACKAGED_READERS:
-        line += f" In their place {_LABELS[readers[first]]} answers."
+    is_start = bool(start) and readers[first] in PACKAGED_READERS
+    own = _LABELS[readers[first]] if is_start else labels[first]
+    line += f" In their place {own} answers." if is_start else ""
     line += f" {caveat}" if caveat else ""
     if is_synthetic:
         line += (
@@ -223,7 +225,7 @@ def decide_reader(
             "FOLDER --questions FILE)."
         )
     reader = readers[best] if best in readers and best != first else ""
-    return ReaderDecision(best, reader, line)
+    return ReaderDecision(best, reader, line, labels[best] if reader else own)
 
 
 def _write_head(

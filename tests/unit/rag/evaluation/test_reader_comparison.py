@@ -99,6 +99,7 @@ def test_nothing_is_called_better_where_the_interval_holds_0():
     _, decision = compare(owned=ask([True] * 30), sentence=ask([True] * 29 + [False]))
     assert decision.line.startswith("Not decided: no significant difference between the owned")
     assert "better" not in decision.line
+    assert decision.answers == "the owned reader"
 
 
 def test_too_few_questions_decide_nothing():
@@ -257,6 +258,7 @@ compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 0}}
     assert metrics["reader/first/holds"]["n"] == 2
     assert metrics["reader/first/silent_unanswerable"]["n"] >= 2
     assert details["decision"]["arm"] == "first"
+    assert "from 3 passages, or as many more as a reader is calibrated for." in str(details)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +305,7 @@ def test_a_start_that_was_kept_is_compared_as_the_packaged_reader_that_reads_in_
     assert decision.line.endswith(
         "the reader's initial weights are kept. In their place the packaged large reader answers."
     )
+    assert decision.answers == "the packaged large reader"
 
 
 def test_a_reader_that_hardly_answers_is_not_to_be_used():
