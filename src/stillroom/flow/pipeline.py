@@ -332,8 +332,8 @@ def _collect_decision(
 ) -> dict[str, str]:
     """Return the sentence of the step that decided whether the result is worth using.
 
-    An export that failed its gate comes before it. What ``ask`` and ``serve`` use is said where it
-    is another reader than the trained one, or nothing was decided.
+    An export that failed its gate comes before it. What ``ask`` and ``serve`` use follows
+    where it is another reader than the trained one, or nothing was decided.
     """
     decided = [
         one for one in artifacts.values() if isinstance(one.details.get("decision"), Mapping)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.errors import count_noun
 from stillroom.provenance import digest_json
 from stillroom.rag.answer_selection.encoding import find_contents, find_lists, find_rows, is_item
 from stillroom.rag.answer_selection.examples import read_passage
@@ -186,7 +187,8 @@ class Quote(AnswerStrategy):
             if shown < total:
                 add_warning(f"a list of {total} items is quoted in part: the first {shown}")
             elif end == len(passage.text) and is_item(text[passage.end :].lstrip("\r\n")):
-                add_warning(f"a list goes on after its passage: its first {shown} items are quoted")
+                count = count_noun(shown, "item")
+                add_warning(f"a list goes on after its passage, of which {count} are quoted")
         return found
 
     def _choose(

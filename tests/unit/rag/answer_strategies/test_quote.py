@@ -626,7 +626,7 @@ def test_a_list_that_goes_on_in_another_passage_is_said_to(tmp_path):
     with Index.open(tmp_path / "index") as opened:
         found = ask(opened, Untouched(), "What does the mill grind?", answering=OVERLAP)
     (notice,) = found.details["notices"]
-    assert notice.startswith("a list goes on after its passage: its first ")
+    assert notice.startswith("a list goes on after its passage, of which ")
 
 
 @pytest.mark.parametrize(
