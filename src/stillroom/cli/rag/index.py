@@ -200,18 +200,19 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
     (ledger.sqlite) cannot be rebuilt.
     """
     from stillroom.errors import IntegrityError, Problem
+    from stillroom.provenance.sources import LEDGER
     from stillroom.rag.index.ann_recall import check_recall, describe_recall, refresh_recall
     from stillroom.rag.maintenance.update import check_index, repair_index
 
     findings = repair_index(index) if repair else check_index(index)
     remaining = check_index(index) if repair else findings
     recall: dict[str, Any] | None = None
-    if not remaining:
+    if all(finding.is_derived and finding.path == LEDGER for finding in remaining):
         recall, doubts = check_recall(index)
         if doubts and repair:
             refresh_recall(index)
-            recall, remaining = check_recall(index)
-            findings = [*findings, *doubts]
+            recall, rest = check_recall(index)
+            findings, remaining = [*findings, *doubts], [*remaining, *rest]
         elif doubts:
             findings = remaining = [*findings, *doubts]
     if as_json:
