@@ -38,7 +38,16 @@ __all__ = [
     "ResourceError",
     "ShapeError",
     "StillroomError",
+    "count_noun",
 ]
+
+
+def count_noun(count: int | str, noun: str, plural: str = "") -> str:
+    """Return a count, perhaps formatted, with its noun: ``1 step``, ``2 steps``, ``1,000 steps``.
+
+    ``plural`` is that of a noun which takes more than an s, or of a noun with its verb.
+    """
+    return f"{count} {noun if str(count) == '1' else plural or noun + 's'}"
 
 
 @dataclass(frozen=True)

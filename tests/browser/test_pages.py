@@ -206,6 +206,34 @@ def test_an_answer_is_judged_by_keyboard(open_page, console, judgments, theme):
     assert list(judgments.glob("t*.jsonl"))
 
 
+def test_after_wrong_the_sentence_that_answers_is_chosen(open_page, console, judgments):
+    page = open_page(console, "/ask")
+    page.get_by_label("Question").fill("Where does the river rise?")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_role("button", name="Wrong").click()
+    page.get_by_text("If a sentence answers, choose it.").wait_for()
+    page.get_by_role("button", name="It ends in the sea.").click()
+    page.get_by_text("“It ends in the sea.” answers").wait_for()
+    assert list(judgments.glob("t*.jsonl"))
+
+
+def test_a_quote_is_shown_whole_beside_the_answer_and_marked_in_its_source(open_page, console):
+    page = open_page(console, "/ask")
+    page.get_by_label("Question").fill("Where does the river rise?")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_role("button", name="Right").wait_for()
+    quotes = page.locator("article q").all_text_contents()
+    page.locator(".passage .text.quoted mark").first.wait_for()
+    assert (
+        page.locator(".under")
+        .first.text_content()
+        .startswith(f"{len(quotes)} citation{'s' * (len(quotes) > 1)}")
+    )
+    page.locator("a.cite").first.click()
+    page.locator("#source-inside mark").wait_for()
+    assert page.locator("#source-inside mark").text_content() == quotes[0]
+
+
 def test_wrapped_lines_of_a_quote_are_shown_joined(open_page, console):
     text = "It grinds barley for the brewers of the whole valley, who\n  bring it by boat."
     quote = {"number": 1, "text": text, "start": 0, "end": len(text), "answer_start": 0,

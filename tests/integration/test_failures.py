@@ -471,10 +471,10 @@ def test_many_changed_files_fit_a_screen(run, tmp_path):
 
 def test_unknown_names_are_answered_with_the_known_ones():
     fails(stillroom("list", "methods", "nosuch"), 2, "recipe.unknown-registry", "merge.methods")
-    for arguments, near in ((("mkae",), "make"), (("rag", "serch"), "search")):
+    for arguments, near in ((("mkae",), "make"), (("rag", "serch"), "rag search")):
         told = stillroom(*arguments)
         assert told.returncode == 2
-        assert f"No such command '{arguments[-1]}'; did you mean '{near}'?" in told.stderr
+        assert f"No such command '{arguments[-1]}'; did you mean 'stillroom {near}'?" in told.stderr
         assert "Traceback" not in told.stderr
 
 

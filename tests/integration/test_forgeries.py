@@ -895,7 +895,7 @@ def test_details_that_no_run_writes_stay_open(seconds, steps, run):
     assert opened["run"] == "its artifact is not that of a flow"
 
 
-def test_an_unfinished_job_is_not_signed(run, place):
+def test_an_unfinished_or_changed_job_is_not_signed(run, place):
     def sign(path):
         words = ["sign", str(path), "--key", str(place / "alice.key")]
         return CliRunner().invoke(stillroom, words).exception
@@ -906,6 +906,12 @@ def test_an_unfinished_job_is_not_signed(run, place):
     busy = ResourceError("held", code="resource.busy")
     with lock_folder(run, busy):
         assert sign(run).code == "resource.busy"
+    assert sign(run) is None
+    changed = next(path for path in sorted(run.rglob("output/*")) if path.is_file())
+    before = changed.read_bytes()
+    changed.write_bytes(before + b"x")
+    assert sign(run).code == "data.damaged"
+    changed.write_bytes(before)
     assert sign(run) is None
     (run / "artifact.json").unlink()
     assert sign(run).code == "data.unfinished"

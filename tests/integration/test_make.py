@@ -47,7 +47,9 @@ def test_report_begins_with_the_decision_and_has_every_figure(made):
     run, said = made
     report = json.loads((run / "report.json").read_text())
     decision = read_artifact(run).details["decision"]
-    assert report["summary"].startswith(decision)
+    verdict, _, consequence = decision.partition(" `ask` and `serve` of this run ")
+    assert report["summary"].startswith(verdict)
+    assert consequence == "use the owned reader: nothing has to be done."
     assert decision.startswith("Not decided: ")  # so few questions decide nothing
     assert "only questions by people can decide" in decision
     assert decision in said

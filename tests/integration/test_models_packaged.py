@@ -2,11 +2,13 @@
 
 import json
 import random
+import sys
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np
 import pytest
+from tests.conftest import HIDDEN
 
 from stillroom.errors import BackendError
 from stillroom.models import TextModel, open_embedder, open_text_model
@@ -17,7 +19,12 @@ from stillroom.models.hub import (
     resolve_checkpoint,
 )
 from stillroom.models.packaged_mpnet import MPNET_PACKAGES
-from stillroom.rag.answer_selection.reader import open_available_reader, open_reader
+from stillroom.rag.answer_selection.reader import (
+    _has_large_reader,
+    choose_reader,
+    open_available_reader,
+    open_reader,
+)
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import read_stream
 
@@ -164,8 +171,12 @@ def test_the_multilingual_embedder_finds_meaning_across_languages():
     assert query @ german[1] > query @ german[0] + 0.03
 
 
-def test_the_large_reader_answers_from_the_packages_that_hold_its_base():
+def test_the_large_reader_answers_from_the_packages_that_hold_its_base(monkeypatch):
     needs(MPNET_PACKAGES[-1])
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != HIDDEN])
+    _has_large_reader.cache_clear()
+    assert choose_reader("builtin:reader", ["en"]) == ("builtin:reader-large", "")
+    _has_large_reader.cache_clear()
     text = "The mill ground corn. It rests at night. The river is north of it."
     spans = [(0, 21), (22, 40), (41, 66)]
     reader = open_reader("builtin:reader-large")

@@ -11,7 +11,7 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.generation.answer import ask_stream
-from stillroom.rag.generation.prompt import REFUSAL
+from stillroom.rag.generation.refusals import get_refusal_wording
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.testing import scripted_model
 from stillroom.text import ParserProcess
@@ -79,13 +79,13 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-def check(answer, pieces, sources, index):
+def check(question, answer, pieces, sources, index):
     """Assert that an answer consists of quotes with citations, or is a refusal."""
     text, quotes = answer.completion.text, answer.details.get("quotes", [])
     assert "".join(pieces) == text
     assert answer.details["abstained"] is (not quotes)
     if not quotes:
-        assert text.startswith(REFUSAL)
+        assert text.startswith(get_refusal_wording(question).refusal)
         return
     ends = [quote["answer_start"] + len(quote["text"]) for quote in quotes]
     starts = [quote["answer_start"] for quote in quotes]
@@ -145,10 +145,10 @@ def test_quotes_are_what_the_documents_hold(files, chunker, asked):
         with Index.open(place / "index") as index:
             known = ask(index, model, "Is the mill old?", answering=OVERLAP)
             assert known.details["quotes"]  # else nothing below might be quoted at all
-            check(known, [known.completion.text], sources, index)
+            check("Is the mill old?", known, [known.completion.text], sources, index)
             for question, chosen in asked:
                 answer = ask(index, model, question, **chosen)
                 *pieces, streamed = ask_stream(index, model, question, **chosen)
                 assert streamed.completion == answer.completion
-                check(answer, pieces, sources, index)
+                check(question, answer, pieces, sources, index)
     assert not model.asked

@@ -19,15 +19,16 @@ passages = st.lists(st.dictionaries(st.sampled_from(WORDS), weights, max_size=5)
 
 
 def write(folder, rows):
-    return merge_term_weights(folder, [(TermWeights.of(rows), None)])
+    merge_term_weights(folder, [(TermWeights.of(rows), None)])
 
 
 def open_parts(folder, parts):
     opened = []
     for at, part in enumerate(parts):
         (folder / str(at)).mkdir()
-        assert write(folder / str(at), part) == len(part)
+        write(folder / str(at), part)
         opened.append(TermWeights.open(folder / str(at)))
+        assert len(opened[-1]) == len(part)
     return opened
 
 
@@ -102,7 +103,8 @@ def test_merged_files_have_the_bytes_of_one(tmp_path_factory, told, data):
     ]
     for name in ("merged", "written"):
         (folder / name).mkdir()
-    assert merge_term_weights(folder / "merged", zip(parts, masks, strict=True)) == len(rows)
+    merge_term_weights(folder / "merged", zip(parts, masks, strict=True))
+    assert len(TermWeights.open(folder / "merged")) == len(rows)
     write(folder / "written", rows)
     merged, written = (folder / name / WEIGHTS for name in ("merged", "written"))
     assert merged.read_bytes() == written.read_bytes()

@@ -136,7 +136,8 @@ def test_merged_files_have_the_bytes_of_one(tmp_path_factory, seed, bits):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stillroom.rag.search_engines.late_interaction._BLOCK_TOKENS", 5)
         pieces = zip(parts, masks, strict=True)
-        assert merge_token_vectors(folder / "merged", pieces) == len(rows)
+        merge_token_vectors(folder / "merged", pieces)
+        assert len(TokenVectors.open(folder / "merged")) == len(rows)
     TokenVectors.join(rows, 20, bits=bits).write(folder / "own")
     merged, own = (TokenVectors.open(folder / name) for name in ("merged", "own"))
     for name in ("tokens", "starts", "scales"):

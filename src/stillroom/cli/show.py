@@ -21,7 +21,7 @@ from stillroom.cli.options import (
     refuse_idle_options,
 )
 from stillroom.cli.output import format_row, print_json, print_measurements, print_rows, print_text
-from stillroom.errors import DataError, RecipeError
+from stillroom.errors import DataError, RecipeError, count_noun
 
 if TYPE_CHECKING:
     from stillroom.text.verbatim import VerbatimTrace
@@ -261,7 +261,8 @@ def _show_cache(path: Path, as_json: bool) -> None:
         print_json({"cache": description})
         return
     print_text(
-        f"{path}  logit cache, {description['records']} records, {description['positions']} "
+        f"{path}  logit cache, {count_noun(description['records'], 'record')}, "
+        f"{description['positions']} "
         f"positions, {description['size_bytes'] / 1e6:.1f} MB "
         f"({description['bytes_per_position']} bytes a position)"
     )

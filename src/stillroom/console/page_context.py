@@ -32,6 +32,7 @@ from stillroom.errors import (
     ResourceError,
     ShapeError,
     StillroomError,
+    count_noun,
 )
 from stillroom.serve.app import ModelCache
 from stillroom.serve.errors import ApiError, find_missing_extra
@@ -271,7 +272,7 @@ def format_number(value: Any) -> str:
 
 def format_count(count: int, noun: str, plural: str = "") -> str:
     """Format a count with its noun."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+    return count_noun(f"{count:,}", noun, plural)
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

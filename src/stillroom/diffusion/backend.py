@@ -261,7 +261,9 @@ class _DiffusionTextModel:
         """Complete a prompt; ``on_news`` receives step events, or partial texts of a template."""
         if prompt.schema is None:
             sample, length = self._write(prompt, sampling, on_news, is_cancelled)
-            return self._complete(sample, length, sampling)
+            text, is_cut = cut_at_stop(self._decode(sample.new_ids), sampling.stop)
+            reason = "stop" if is_cut else sample.finish_reason
+            return Completion(text, reason, length, len(sample.new_ids), self.fingerprint)
         filled, length = self._fill(prompt, sampling, on_news, is_cancelled)
         reason = "cancelled" if filled.is_cancelled else "stop"
         return Completion(filled.text, reason, length, filled.tokens, self.fingerprint)
@@ -345,10 +347,10 @@ class _DiffusionTextModel:
         }
         return self.settings.model_copy(update=overrides)
 
-    def _complete(self, sample: SampledSequence, length: int, sampling: Sampling) -> Completion:
-        text, is_cut = cut_at_stop(self._decode(sample.new_ids), sampling.stop)
-        reason = "stop" if is_cut else sample.finish_reason
-        return Completion(text, reason, length, len(sample.new_ids), self.fingerprint)
+    def _decode(self, ids: Sequence[int]) -> str:
+        from stillroom.diffusion.sampling.sequence import decode_text
+
+        return decode_text(self._opened().tokenizer, ids)
 
     def _settled(self, event: StepEvent | Completion | str, sampling: Sampling) -> str:
         """Return the part of the text that no later step changes."""
@@ -362,13 +364,6 @@ class _DiffusionTextModel:
         settled = self._decode(event.ids[event.tail : stop]).rstrip("\ufffd")
         text, is_cut = cut_at_stop(settled, sampling.stop)
         return text if is_cut else text[: len(text) - count_held_back(text, sampling.stop)]
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(
-            self._opened().tokenizer.decode(
-                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
 
 
 def _causal_logprobs(scorer: Any, torch: Any) -> tuple[float, ...]:

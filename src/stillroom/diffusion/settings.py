@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from stillroom.diffusion.interfaces import STAGES, TrainingStage
 from stillroom.jobs import Estimate
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.objects import resolve_local
 from stillroom.recipes import DISTINCT, Recipe, Reference, Settings, Size
 from stillroom.train.replay import TRAINING, TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings
 
 __all__ = [
-    "REPLAYER",
     "DiffusionOutputSettings",
     "DiffusionRecipe",
     "DiffusionTrainSettings",
@@ -31,6 +31,7 @@ __all__ = [
     "ReplicatedTrainSettings",
     "TextTrainingRecipe",
     "ValidationSettings",
+    "declare_training",
     "estimate_decoding",
     "estimate_training",
 ]
@@ -213,8 +214,7 @@ def _lighten(recipe: DiffusionRecipe, is_whole: bool) -> DiffusionRecipe:
     return recipe.model_copy(update={"validation": validation})
 
 
-REPLAYER = TrainingReplayer(journals=(TRAINING, "rollouts"), lighten=_lighten)
-"""Replay of every kind that trains a diffusion model, or its autoregressive baseline."""
+R = TypeVar("R", bound="DiffusionRecipe")
 
 _FLOPS_PER_CORE = 2.5e10  # training in float32, measured on two cores
 _OVERHEAD = 500_000_000
@@ -238,8 +238,11 @@ def estimate_training(
         steps_per_batch: Optimizer steps per batch of records.
         has_reference: Whether a copy of the initial model is kept in memory.
     """
+    from stillroom.train.data import split_records
+
     parameters, vocabulary, basis = _count_parameters(recipe.model)
-    records = _count_records(recipe)
+    path = resolve_local(recipe.records)
+    records = len(split_records(path).train) if path.exists() else 0
     steps = (
         recipe.train.count_steps(records * steps_per_batch) if records else recipe.train.steps or 0
     )
@@ -254,6 +257,29 @@ def estimate_training(
         disk_knob="use out.dtype: bfloat16",
         basis=f"{basis}; {records} records, {steps} steps of {recipe.train.batch_size} texts of "
         f"about {recipe.max_tokens // 2} tokens",
+    )
+
+
+def declare_training(
+    recipe_class: type[R], objective: str, estimate: Callable[[R], Estimate] = estimate_training
+) -> JobKind[R]:
+    """Declare a kind of job that trains a diffusion model, or its autoregressive baseline.
+
+    Args:
+        recipe_class: Recipe of the kind.
+        objective: ``module:Class`` in ``stillroom.diffusion.training``; it is built from the
+            recipe, and trained by ``stillroom.diffusion.trainer.train_checkpoint``.
+        estimate: Estimate of the job.
+    """
+    build = defer(f"stillroom.diffusion.training.{objective}")
+    train = defer("stillroom.diffusion.trainer:train_checkpoint")
+    return JobKind(
+        recipe_class,
+        lambda recipe, job: train(build(recipe), job),
+        estimate,
+        is_distributed=True,
+        extras=("models",),
+        replayer=TrainingReplayer(journals=(TRAINING, "rollouts"), lighten=_lighten),
     )
 
 
@@ -288,10 +314,3 @@ def _count_parameters(model: NewNetworkSettings | str) -> tuple[int, int, str]:
         stored = Checkpoint.open(folder)
         return stored.parameters, int(stored.config.get("vocab_size", 50_000)), folder.name
     return _DEFAULT_PARAMETERS, 50_000, f"{model}, taken as 135M"
-
-
-def _count_records(recipe: DiffusionRecipe) -> int:
-    from stillroom.train.data import split_records
-
-    path = resolve_local(recipe.records)
-    return len(split_records(path).train) if path.exists() else 0

@@ -95,9 +95,13 @@ class _Training:
                 self.validation.model = load_trained(job.output, model)
             details["after"] = self._measure("measure after")
             _report(details, job)
+            parents = [make_parent("records", resolve_local(self.recipe.records), job.out)]
+            if isinstance(self.recipe.model, str):
+                stored = Checkpoint.open(resolve_checkpoint(self.recipe.model))
+                parents.append(Parent("model", self.recipe.model, stored.fingerprint, "checkpoint"))
             return job.finish(
                 "checkpoint",
-                parents=_parents(self.recipe, job),
+                parents=parents,
                 origin=_origin(self.objective, self.split).to_json(),
                 details={
                     **details,
@@ -256,14 +260,6 @@ def _card(metadata: DiffusionMetadata) -> str:
         "config.json says so under stillroom_diffusion. Write with it by "
         "`stillroom diffusion sample`."
     )
-
-
-def _parents(recipe: DiffusionRecipe, job: Job) -> list[Parent]:
-    parents = [make_parent("records", resolve_local(recipe.records), job.out)]
-    if isinstance(recipe.model, str):
-        stored = Checkpoint.open(resolve_checkpoint(recipe.model))
-        parents.append(Parent("model", recipe.model, stored.fingerprint, "checkpoint"))
-    return parents
 
 
 def _origin(objective: TrainingObjective[Any], split: RecordSplit) -> Origin:

@@ -30,6 +30,7 @@ from stillroom.distill.interfaces import (
 )
 from stillroom.distill.recipes import TrainingRecipe
 from stillroom.distill.settings import StudentOutputSettings
+from stillroom.errors import count_noun
 from stillroom.jobs import Job, atomic_write
 from stillroom.models import resolve_checkpoint
 from stillroom.objects import resolve_local
@@ -306,7 +307,7 @@ def finish_card(
         candidates: Number of kept checkpoints of the run.
     """
     candidates_text = (
-        f" `candidates/` holds {candidates} checkpoint{'s' * (candidates > 1)} of the second half "
+        f" `candidates/` holds {count_noun(candidates, 'checkpoint')} of the second half "
         "of the run, its last step among them."
     )
     evaluation = closing if measured else "It was not measured on held-out records."

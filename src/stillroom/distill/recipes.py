@@ -6,11 +6,12 @@ Each kind of job adds what acts in it alone. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from stillroom.distill.interfaces import (
+    FEATURE_LOSSES,
     METHODS,
     RECORD_METHODS,
     CrossTokenizerLoss,
@@ -31,12 +32,15 @@ from stillroom.distill.settings import (
     TopKTargetSettings,
     check_scorers,
 )
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.settings import TrainSettings
 
 __all__ = [
+    "OBJECTIVE",
+    "RATIONALE",
     "ContextRecipe",
     "EndpointTeacherRecipe",
+    "FeatureLosses",
     "LocalTeacherRecipe",
     "ObjectiveRecipe",
     "TrainingRecipe",
@@ -46,6 +50,16 @@ __all__ = [
     "check_sharding",
     "check_teacher_apart",
 ]
+
+
+FeatureLosses = Annotated[tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...], DISTINCT]
+OBJECTIVE: Any = Field(
+    default_factory=lambda: METHODS.build("forward_kl"),
+    description="distillation objective, with its settings",
+)
+RATIONALE: Any = Field(
+    default=None, description="train on rationales in addition to answers; null disables"
+)
 
 
 class TrainingRecipe(Recipe):
@@ -108,18 +122,13 @@ class TrainingRecipe(Recipe):
 class ObjectiveRecipe(TrainingRecipe):
     """Settings of a kind that compares distributions over one vocabulary."""
 
-    method: Annotated[DistillationObjective, RECORD_METHODS.choice()] = Field(
-        default_factory=lambda: METHODS.build("forward_kl"),
-        description="distillation objective, with its settings",
-    )
+    method: Annotated[DistillationObjective, RECORD_METHODS.choice()] = OBJECTIVE
 
 
 class ContextRecipe(TrainingRecipe):
     """Settings of a kind whose texts are records, which the teacher may read with a context."""
 
-    rationale: RationaleChoice | None = Field(
-        default=None, description="train on rationales in addition to answers; null disables"
-    )
+    rationale: RationaleChoice | None = RATIONALE
     context: TeacherContextSettings | None = Field(
         default=None,
         description="context distillation: text that only the teacher reads, before the question",

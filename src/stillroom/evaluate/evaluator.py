@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.digests import describe_equal_models
+from stillroom.errors import count_noun
 from stillroom.evaluate.charts import Plot
 from stillroom.evaluate.interfaces import has_weights, open_rag_system
 from stillroom.evaluate.lm.fidelity import measure_fidelity, read_initial_fidelity
@@ -127,14 +128,15 @@ def _describe_questions(questions: int, models: int) -> str:
             "More documents give records that can be held out."
         )
     shown = f"{questions} held-out question{'s were' if questions > 1 else ' was'} asked"
-    sentence = f"{shown} of {models} model{'s' if models > 1 else ''}."
-    return f"{sentence} {warn_small_sample(questions, 'questions')}".rstrip()
+    sentence = f"{shown} of {count_noun(models, 'model')}."
+    return f"{sentence} {warn_small_sample(questions, 'question')}".rstrip()
 
 
 def _add_retrieval(report: Report, metrics: Sequence[Metric], retrieval: RetrievalSettings) -> None:
     report.section(
         "Retrieval",
-        f"Each question was put to the index, {retrieval.depth} passages deep. A passage is "
+        f"Each question was put to the index, {count_noun(retrieval.depth, 'passage')} deep. A "
+        "passage is "
         "relevant if it is the one the question was made from, or holds most of it. Measures are "
         "trec_eval's; a question for which nothing is found counts as 0.",
         metrics=metrics,

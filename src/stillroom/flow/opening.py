@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
+from stillroom.provenance.sources import describe_changes
 from stillroom.records import Answer
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "find_model",
     "find_reader",
     "find_step",
+    "note_changes",
     "open_index",
     "open_run",
     "recall_judged",
@@ -43,6 +45,7 @@ class OpenedRun:
     name: str
     reader: str = ""
     where: str = ""
+    run: str = ""
     access: AccessContext | None = None
     judgments: JudgmentStore | None = None
 
@@ -55,7 +58,8 @@ class OpenedRun:
 
         settings = set_reader(settings, self.reader)
         judged = recall_judged(self.judgments, self.index, question, self.access)
-        yield from ask_stream(self.index, self.model, question, judged=judged, **settings)
+        for item in ask_stream(self.index, self.model, question, judged=judged, **settings):
+            yield note_changes(item, self.index, self.run) if isinstance(item, Answer) else item
 
     def make_evidence(
         self, answer: Answer, question: str, *, asked_of: str = "", **settings: Any
@@ -86,6 +90,25 @@ def recall_judged(
         return None
     tenant, principals = get_scope(access)
     return find_judged(judgments, index, question, (tenant, *principals))
+
+
+def note_changes(answer: Answer, index: Index, run: str) -> Answer:
+    """Return an answer with notices of the cited files that changed since they were indexed.
+
+    ``run`` is the name of the run that the index is a step of, or empty.
+    """
+    if answer.details.get("abstained"):
+        return answer
+    folder = index.folder.parent
+    cited = {(one.location.path, one.location.digest): None for one in answer.citations}
+    command = (
+        f"'stillroom make' with the same folder and '--out {run}'"
+        if run
+        else f"'stillroom rag update {folder.name}'"
+    )
+    notices = [f"{change}: {command} reads it again" for change in describe_changes(folder, cited)]
+    known = answer.details.get("notices", ())
+    return replace(answer, details={**answer.details, "notices": [*known, *notices]})
 
 
 def set_reader(settings: Mapping[str, Any], reader: str) -> dict[str, Any]:
@@ -221,8 +244,8 @@ def open_run(run: Path, *, model: str = "", **view: Any) -> Iterator[OpenedRun]:
     is_index = read_artifact(run).kind == "index"
     reference = model or (DEFAULT_TEACHER if is_index else find_model(run))
     with open_index(find_index(run), reference, **view) as opened:
-        reader = "" if is_index else find_reader(run)
-        yield replace(opened, reader=reader, judgments=find_judgments(run))
+        reader, name = ("", "") if is_index else (find_reader(run), run.resolve().name)
+        yield replace(opened, reader=reader, run=name, judgments=find_judgments(run))
 
 
 @contextmanager

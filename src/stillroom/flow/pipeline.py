@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import CheckpointError, DataError, ResourceError
+from stillroom.errors import CheckpointError, DataError, ResourceError, count_noun
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.evaluate.report import Report, Section, Table, merge_reports
 from stillroom.flow.inputs import check_inputs, resolve_inputs
@@ -332,12 +332,9 @@ def _collect_decision(
 ) -> dict[str, str]:
     """Return the sentence of the step that decided whether the result is worth using.
 
-    An export that failed its gate comes before it.
+    An export that failed its gate comes before it. What ``ask`` and ``serve`` use follows
+    where it is another reader than the trained one, or nothing was decided.
     """
-    if "trained_reader" in answer:
-        note = f" `ask` and `serve` of this run use {answer['reader']}."
-    else:
-        note = ""
     decided = [
         one for one in artifacts.values() if isinstance(one.details.get("decision"), Mapping)
     ]
@@ -346,7 +343,12 @@ def _collect_decision(
     if not lines:
         return {}
     sentences = [*refused, *([] if lines[-1] in refused else lines[-1:])]
-    return {"decision": f"{' '.join(sentences)}{note}"}
+    if "trained_reader" in answer:
+        sentences.append(f"`ask` and `serve` of this run use {answer['reader']}.")
+    elif lines[-1].startswith("Not decided") and "reader" in answer:
+        used = decided[-1].details["decision"].get("answers", "the trained reader")
+        sentences.append(f"`ask` and `serve` of this run use {used}: nothing has to be done.")
+    return {"decision": " ".join(sentences)}
 
 
 def _is_refused(artifact: Artifact) -> bool:
@@ -452,12 +454,25 @@ def _describe_records(name: str, folder: Path) -> Iterator[Section]:
     if not path.is_file():
         return
     counts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    settings = counts.pop("generator", {})
     rows = tuple((label, str(number)) for label, number in _flatten(counts) if number)
     yield Section(
         f"Records ({name})",
         "Every record that was asked for is counted here: kept, or dropped with its reason.",
         table=Table("Records by what became of them", ("what", "count"), rows),
     )
+    if settings:
+        yield Section(
+            f"Generator of records ({name})",
+            "Its settings; no model was asked, so those of requests had no effect."
+            if counts.get("spent", {}).get("asks") == 0
+            else "Its settings.",
+            table=Table(
+                "Settings of the generator",
+                ("setting", "value"),
+                tuple((key, str(value)) for key, value in settings.items()),
+            ),
+        )
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
@@ -487,7 +502,7 @@ def _describe_candidates(name: str, details: Mapping[str, Any]) -> Section:
     final = details.get("final")
     if final:
         text += (
-            f" On {final['records']} records that no choice saw its loss is "
+            f" On {count_noun(final['records'], 'record')} that no choice saw its loss is "
             f"{final['kept']['loss']:.4f}, the best parent's {final['best_parent']['loss']:.4f}."
         )
     return Section(

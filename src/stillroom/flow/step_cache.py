@@ -1,7 +1,8 @@
 """Step cache: the fingerprint (signature) of recipe, inputs and version decides skip or re-run.
 
 Each step of a run has the folder ``steps/NAME-KEY``. Its key is a digest of the version, the step's
-settings and the bytes of its inputs, wherever they lie. So (memoization, incremental build) a step
+settings, the bytes of its inputs, wherever they lie, and what of this machine decides its result
+(``JobKind.surroundings``). So (memoization, incremental build) a step
 whose key has a finished folder is unchanged and skipped, and any change of a step re-runs it and
 those that take from it.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 from stillroom import __version__
 from stillroom.flow.inputs import digest_input
+from stillroom.flow.job import find_job_kind
 from stillroom.flow.recipe import FlowRecipe, FlowStep
 from stillroom.jobs import Job
 from stillroom.provenance import digest_json
@@ -51,8 +53,12 @@ def prepare_step(
         source: str(done[source]) if source in done else inputs[source] for source in step.sources
     }
     digests = {source: digest_input(path) for source, path in paths.items()}
-    key = digest_json([__version__, _describe_settings(step, flow.seed), digests])[:_KEY_DIGITS]
-    return PreparedStep(name, step.build(paths, flow.seed), out / "steps" / f"{name}-{key}")
+    recipe = step.build(paths, flow.seed)
+    find_surroundings = find_job_kind(recipe.kind).surroundings
+    surroundings = find_surroundings(recipe) if find_surroundings else []
+    parts: list[Any] = [__version__, _describe_settings(step, flow.seed), digests]
+    parts += [surroundings] if surroundings else []
+    return PreparedStep(name, recipe, out / "steps" / f"{name}-{digest_json(parts)[:_KEY_DIGITS]}")
 
 
 def _describe_settings(step: FlowStep, seed: int) -> dict[str, Any]:

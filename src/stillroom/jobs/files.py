@@ -40,6 +40,7 @@ __all__ = [
     "replace_folder",
     "swap_folders",
     "sync_folder",
+    "unpack_checkpoint",
 ]
 
 
@@ -168,6 +169,24 @@ def draft_folder(target: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             shutil.rmtree(work, ignore_errors=True)  # last: frees the name of the lock
+
+
+def unpack_checkpoint(name: str, write: Callable[[Path], None]) -> Path:
+    """Return a checkpoint's folder in the cache, which ``write`` fills if it is not there.
+
+    One process fills it, and others wait.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    folder = cache_folder() / "models" / name
+    if not (folder / "config.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{name}.lock"), fallback_to_soft=False):
+            if not (folder / "config.json").is_file():
+                with draft_folder(folder) as draft:
+                    write(draft)
+    return folder
 
 
 def refuse_existing_file(

@@ -66,6 +66,8 @@ class JobKind(Generic[R]):
         extras: Extras that every job of the kind needs and that ``run`` does not import at once.
         replayer: Recomputes parts of finished jobs for ``verify --replay``; without one, jobs of
             the kind are listed as open.
+        surroundings: Returns what of this machine decides the result, such as the models that are
+            installed; a step of a flow is run again where it has changed.
     """
 
     recipe: type[R]
@@ -76,3 +78,4 @@ class JobKind(Generic[R]):
     is_distributed: bool = False
     extras: tuple[str, ...] = ()
     replayer: Replayer | None = None
+    surroundings: Callable[[R], list[str]] | None = None

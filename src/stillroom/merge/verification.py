@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,7 +29,6 @@ from stillroom.errors import CheckpointError, DataError, IntegrityError, Problem
 from stillroom.jobs import MessageLog, QuietReporter
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, array_to_bytes
 from stillroom.merge.engine.merge import Merge, open_merge, reconfigure_merge
-from stillroom.merge.planning.inputs import limit_run_checkpoints
 from stillroom.merge.search.selection import MergeCandidate, list_candidates, list_parent_candidates
 from stillroom.merge.search.space import apply_changes
 from stillroom.merge.settings import SmokeTestSettings
@@ -37,18 +36,15 @@ from stillroom.provenance import Artifact, digest_file, digest_json, read_artifa
 from stillroom.provenance.sources import is_reference
 
 if TYPE_CHECKING:
-    from stillroom.merge.jobs.recipe import MergeJobRecipe, MergeRecipe
+    from stillroom.merge.jobs.recipe import MergeJobRecipe
     from stillroom.merge.jobs.search import MergeSearchRecipe
     from stillroom.merge.jobs.select import MergeSelectRecipe
-    from stillroom.merge.planning.inputs import MergeSource
     from stillroom.merge.planning.plan import MergePlan, PlannedTensor
     from stillroom.merge.search.scoring import Score
-    from stillroom.records import Record
 
 __all__ = ["TensorMismatch", "Verification", "run_smoke_test", "verify_merge"]
 
 _ROLES = ("base", "model")
-_METHOD_KINDS = ("merge.weights", "merge.select", "merge.search")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +138,7 @@ def verify_merge(
     artifact = read_artifact(folder)
     recorded = _read_recipe(folder, artifact)
     recipe = recipe or _find_inputs(recorded, artifact, folder)
-    if recipe.kind in _METHOD_KINDS:
-        recipe = limit_run_checkpoints(cast("MergeRecipe", recipe), log)
+    recipe = recipe.limit(log)
     merge = open_merge(recipe, log)
     inputs = _check_inputs(merge, artifact, folder)
     written_merge = _find_written_merge(recipe, merge, artifact)
@@ -222,12 +217,10 @@ def _read_recipe(folder: Path, artifact: Artifact) -> MergeJobRecipe:
             next=f"stillroom show {folder} describes it",
         )
     if digest_file(path) != artifact.recipe_digest:
-        raise _changed_file_error(
-            path, "is not the recipe recorded in artifact.json", "integrity.changed"
-        )
+        raise _changed_file_error(path, "is not the recipe recorded in artifact.json")
     recipe = load_recipe(path)
     if not recipe.kind.startswith("merge."):
-        raise _changed_file_error(path, f"is of kind {recipe.kind}", "integrity.changed")
+        raise _changed_file_error(path, f"is of kind {recipe.kind}")
     return cast("MergeJobRecipe", recipe)
 
 
@@ -264,17 +257,15 @@ def _check_inputs(merge: Merge, artifact: Artifact, folder: Path) -> dict[str, s
         raise _changed_file_error(
             folder / "artifact.json",
             f"records {len(recorded)} inputs, but the recipe has {len(merge.sources)}",
-            "integrity.changed",
         )
     fingerprints: dict[str, str] = {}
     problems = []
     for source, expected in zip(merge.sources, recorded, strict=True):
-        fingerprint = _compute_fingerprint(source)
-        name = (
-            source.name
-            if source.name not in fingerprints
-            else f"{source.name} ({len(fingerprints)})"
-        )
+        fingerprint = source.checkpoint.rehash()  # of every byte, instead of the cache
+        if source.adapted is not None:
+            fingerprint = digest_json([fingerprint, source.adapted.adapter.fingerprint])
+        is_new = source.name not in fingerprints
+        name = source.name if is_new else f"{source.name} ({len(fingerprints)})"
         fingerprints[name] = fingerprint
         if fingerprint != expected:
             problems.append(
@@ -289,14 +280,6 @@ def _check_inputs(merge: Merge, artifact: Artifact, folder: Path) -> dict[str, s
     if problems:
         raise IntegrityError(problems)
     return fingerprints
-
-
-def _compute_fingerprint(source: MergeSource) -> str:
-    """Return a source's fingerprint, reading every byte instead of the cache."""
-    plain = source.checkpoint.rehash()
-    if source.adapted is None:
-        return plain
-    return digest_json([plain, source.adapted.adapter.fingerprint])
 
 
 def _find_written_merge(recipe: MergeJobRecipe, merge: Merge, artifact: Artifact) -> Merge:
@@ -344,19 +327,16 @@ def _compare_layout(plan: MergePlan, output: Checkpoint) -> Iterator[TensorMisma
         elif name not in output:
             yield TensorMismatch(name, what="is missing")
         else:
-            entry, planned_tensor = output.entry(name), planned[name]
-            if (entry.dtype, entry.shape) != (planned_tensor.dtype, planned_tensor.shape):
-                yield TensorMismatch(
-                    name,
-                    what=f"is {entry.dtype} {entry.shape}, not {planned_tensor.dtype} "
-                    f"{planned_tensor.shape}",
-                )
+            entry, tensor = output.entry(name), planned[name]
+            if (entry.dtype, entry.shape) != (tensor.dtype, tensor.shape):
+                what = f"is {entry.dtype} {entry.shape}, not {tensor.dtype} {tensor.shape}"
+                yield TensorMismatch(name, what=what)
 
 
-def _changed_file_error(path: Path, problem: str, code: str) -> IntegrityError:
+def _changed_file_error(path: Path, problem: str) -> IntegrityError:
     return IntegrityError(
         f"{path.name} {problem}",
-        code=code,
+        code="integrity.changed",
         where=str(path),
         expected="the file written by the job",
         next="restore the file, or merge again",
@@ -400,19 +380,28 @@ def run_smoke_test(
     checkpoint = Checkpoint.open(folder)
     report: dict[str, Any] = {"tensors": _check_finite(checkpoint), "loads": False}
     named = checkpoint.config.get("stillroom_backend")
-    if named:
-        report["not_loaded"] = f"it is read by backend '{named}'"
-        log.warn(f"checked for finite numbers only: {report['not_loaded']}")
-        return report
     names = checkpoint.config.get("architectures") or ["an unnamed architecture"]
-    if not str(names[0]).endswith(_CAUSAL_SUFFIX):
-        report["not_loaded"] = f"{names[0]} is not a causal language model"
+    if named or not str(names[0]).endswith(_CAUSAL_SUFFIX):
+        report["not_loaded"] = (
+            f"it is read by backend '{named}'"
+            if named
+            else f"{names[0]} is not a causal language model"
+        )
         log.warn(f"checked for finite numbers only: {report['not_loaded']}")
         return report
-    from stillroom.merge.search.scoring import MergeScorer, ScoringSettings
+    from stillroom.merge.search.scoring import MergeScorer, ScoringSettings, draw_records
     from stillroom.models import load_causal_lm
 
-    records = _draw_records(smoke_settings, seed, log.warn)
+    records = []
+    if smoke_settings.records is not None:
+        records = draw_records(
+            smoke_settings.records,
+            split=smoke_settings.split,
+            limit=smoke_settings.max_records,
+            seed=seed,
+            warn=log.warn,
+            setting="smoke_test",
+        )
     model, tokenizer = load_causal_lm(checkpoint.folder, dtype="float32")
     report |= {"loads": True, "token": _generate_token(model, checkpoint.folder)}
     if records:
@@ -483,23 +472,6 @@ def _generate_token(model: Any, folder: Path) -> int:
             next="store as bfloat16 or float32, or lower the weights",
         )
     return int(output[0, ids.shape[1]])
-
-
-def _draw_records(
-    settings: SmokeTestSettings, seed: int, warn: Callable[[str], None]
-) -> list[Record]:
-    from stillroom.merge.search.scoring import draw_records
-
-    if settings.records is None:
-        return []
-    return draw_records(
-        settings.records,
-        split=settings.split,
-        limit=settings.max_records,
-        seed=seed,
-        warn=warn,
-        setting="smoke_test",
-    )
 
 
 def _compare_perplexity(

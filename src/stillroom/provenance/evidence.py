@@ -585,7 +585,7 @@ def describe_citations(
             "text": citation.text,
             **{
                 key: sources[citation.number][key]
-                for key in ("headings", "origin", "checked", "license", "flags")
+                for key in ("title", "headings", "origin", "checked", "license", "flags")
                 if key in sources.get(citation.number, {})
             },
         }

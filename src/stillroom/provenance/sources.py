@@ -12,10 +12,12 @@ import json
 import os
 import re
 import sqlite3
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ __all__ = [
     "LEDGER",
     "connect_ledger",
     "count_origins",
+    "describe_changes",
     "find_dropped",
     "find_passages",
     "find_records",
@@ -140,6 +143,41 @@ def list_ancestors(path: Path) -> Iterator[tuple[Path, Artifact]]:
             if parent_folder not in seen:
                 seen.add(parent_folder)
                 waiting.append(parent_folder)
+
+
+def describe_changes(index: Path, documents: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield, of the path and digest of each document of an index, what became of its file.
+
+    Files that are the same, or whose folder cannot be reached, are left out. A file is
+    digested once for each size and time of its last change.
+    """
+    try:
+        parents = read_artifact(index).parents
+    except DataError:
+        return
+    roots = [
+        resolve_parent(index, parent)
+        for parent in parents
+        if parent.role == "documents" and is_path_parent(parent)
+    ]
+    for path, digest in documents if roots and roots[0].exists() else ():
+        file = roots[0] if roots[0].is_file() else roots[0] / path
+        if not Path(os.path.normpath(file)).is_relative_to(roots[0]):
+            continue
+        try:
+            status = file.stat()
+            state = status.st_size, status.st_mtime_ns, status.st_ino
+            if stat.S_ISREG(status.st_mode) and _digest_once(file, *state) != digest:
+                yield f"{path} has changed since it was indexed"
+        except FileNotFoundError:
+            yield f"{path} is gone since it was indexed"
+        except OSError as error:
+            yield f"{path} cannot be read any more ({error.strerror})"
+
+
+@lru_cache(maxsize=4096)
+def _digest_once(file: Path, size: int, modified: int, inode: int) -> str:
+    return digest_file(file)
 
 
 def locate_document(index: Path, path: str, digest: str) -> tuple[Path | None, tuple[str, ...]]:

@@ -101,25 +101,22 @@ _MAX_DOCUMENTS = 50
 
 
 class StageTimes:
-    """Milliseconds and runs by stage, in the order in which stages first ended.
+    """Milliseconds by stage, in the order in which stages first ended.
 
     A stage within another counts in both: ``retrieve`` includes ``keyword``.
     """
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, float] = {}
-        self.runs: dict[str, int] = {}
 
     def add(self, name: str, seconds: float) -> None:
-        """Count one run of a stage."""
+        """Add the time of one run of a stage."""
         self.milliseconds[name] = self.milliseconds.get(name, 0.0) + seconds * 1000
-        self.runs[name] = self.runs.get(name, 0) + 1
 
     def include(self, times: StageTimes) -> None:
-        """Add the times and runs of another collection."""
+        """Add the times of another collection."""
         for name, value in times.milliseconds.items():
             self.milliseconds[name] = self.milliseconds.get(name, 0.0) + value
-            self.runs[name] = self.runs.get(name, 0) + times.runs[name]
 
     def to_json(self) -> dict[str, float]:
         """Return milliseconds by stage, rounded to the microsecond."""
@@ -347,8 +344,8 @@ def configure_from_environment() -> None:
         start_tracing(target)
 
 
-def start_tracing(where: str) -> Any:
-    """Export the spans of this process, and return the tracer provider.
+def start_tracing(where: str) -> None:
+    """Export the spans of this process.
 
     Args:
         where: ``console`` (standard error), ``otlp`` (the address in OTEL_EXPORTER_OTLP_ENDPOINT,
@@ -370,7 +367,6 @@ def start_tracing(where: str) -> Any:
     provider = TracerProvider(resource=Resource.create({"service.name": "stillroom"}))
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    return provider
 
 
 def _open_exporter(where: str, to_file: Callable[[Any], Any]) -> Any:

@@ -6,22 +6,27 @@ An unknown key is refused with the keys of its group and the most similar one (d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from stillroom.errors import Problem, StillroomError
-from stillroom.recipes.schema import clean_path, find_group
+from stillroom.recipes.schema import clean_path, find_group, iter_setting_paths
 from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
-from stillroom.registry.catalog import suggest
+from stillroom.registry.catalog import find_nearest, suggest
 
 __all__ = ["COMMAND_LINE", "OVERRIDE_PREFIX", "explain_validation", "is_override"]
 
 COMMAND_LINE, OVERRIDE_PREFIX = "command line", "override "
 """Places of settings that are in no file; the override follows in quotes."""
 _MAX_SHOWN = 60
+_MAX_PATHS = 3
+_MAX_LISTED = 2000  # settings of a recipe among which the nearest is looked for
+_SURE = 0.8  # likeness of a name that is surely meant
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 _TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
 _COUNT_WORDS = re.compile(r"\w+ should have (at (?:least|most) \d+ items?) after validation")
@@ -37,6 +42,7 @@ def explain_validation(
     have several types and has an error within the selected one, the other types are not mentioned.
     """
     problems: list[Problem] = []
+    list_paths = cache(lambda: list(islice(iter_setting_paths(model, tree.data), _MAX_LISTED)))
     refused: dict[KeyPath, int] = {}
     every = list(_flatten(error, ()))
     paths = [
@@ -47,9 +53,14 @@ def explain_validation(
         problem = flat.problem
         kind = flat.details["type"]
         if problem is not None:
-            problems.append(_place_problem(problem, flat.location, tree))
+            placed = _place_problem(problem, flat.location, tree)
+            if problem.code == "recipe.step" and is_override(placed.where):
+                placed = replace(
+                    placed, next=_suggest_path(path, tree, list_paths()) or placed.next
+                )
+            problems.append(placed)
         elif kind in _UNKNOWN:
-            problems.append(_explain_unknown_key(flat.location, model, tree))
+            problems.append(_explain_unknown_key(flat.location, model, tree, list_paths))
         elif kind in _TAG_ERRORS:
             problems.append(_explain_tag(path, flat.details, tree))
         elif kind == "missing":
@@ -112,7 +123,10 @@ def _place_problem(problem: Problem, location: tuple[str | int, ...], tree: Yaml
 
 
 def _explain_unknown_key(
-    location: tuple[str | int, ...], model: type[BaseModel], tree: YamlTree
+    location: tuple[str | int, ...],
+    model: type[BaseModel],
+    tree: YamlTree,
+    list_paths: Callable[[], Sequence[KeyPath]],
 ) -> Problem:
     """Explain an unknown key; did you mean a known one?"""
     path = clean_path(location, tree.data, is_missing=False)
@@ -123,8 +137,38 @@ def _explain_unknown_key(
         "recipe.unknown-key",
         tree.place_of_key(path),
         f"one of: {', '.join(known)}" if known else f"no settings: '{group.label}' has none",
-        suggest(str(location[-1]), known) or "remove it",
+        suggest(str(location[-1]), known, _SURE)
+        or _suggest_path(path, tree, list_paths(), likeness=1.0)
+        or suggest(str(location[-1]), known)
+        or _suggest_path(path, tree, list_paths())
+        or "remove it",
     )
+
+
+def _suggest_path(
+    path: KeyPath, tree: YamlTree, settings: Sequence[KeyPath], likeness: float = _SURE
+) -> str:
+    """Return ``did you mean 'x.y'?`` for those of a recipe's settings that are nearest to a path.
+
+    Their last name is at least so like that of the path, and they share most names with it.
+    """
+    value = tree.data
+    for part in path:
+        value = value[part]
+    while isinstance(value, Mapping) and len(value) == 1:
+        ((part, value),) = value.items()
+        path = (*path, part)
+    *above, name = map(str, path)
+    known = [setting for setting in settings if setting != path]
+    near = find_nearest(name, {str(setting[-1]) for setting in known}, likeness)
+    shared = {
+        setting: sum(str(part) in above for part in setting[:-1])
+        for setting in known
+        if setting[-1] == near
+    }
+    most = max(shared.values(), default=0)
+    best = [format_path(setting) for setting, count in shared.items() if count == most]
+    return f"did you mean {' or '.join(map(repr, best[:_MAX_PATHS]))}?" if best else ""
 
 
 def _explain_missing(

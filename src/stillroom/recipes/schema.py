@@ -30,6 +30,7 @@ __all__ = [
     "find_kind_module",
     "find_recipe_class",
     "import_kind_module",
+    "iter_setting_paths",
     "iter_targets",
     "list_kinds",
     "list_references",
@@ -119,6 +120,7 @@ def find_recipe_class(kind: str) -> type[Recipe]:
     return declared
 
 
+_MAX_LISTED_DEPTH = 8
 SettingTarget = type[BaseModel] | MethodField[Any]
 
 
@@ -194,6 +196,40 @@ def find_group(model: type[BaseModel], location: tuple[str | int, ...], data: An
     return SettingsGroup(
         _label_group(models_here, data, path), tuple(known), models_here[0] if models_here else None
     )
+
+
+def iter_setting_paths(model: type[BaseModel], data: Any) -> Iterator[KeyPath]:
+    """Yield the path of every setting of a recipe, also of groups that its data leaves out.
+
+    Of lists and mappings of groups those are listed that the data has.
+    """
+    yield from _iter_paths([model], data, ())
+
+
+def _iter_paths(targets: list[SettingTarget], data: Any, above: KeyPath) -> Iterator[KeyPath]:
+    if len(above) > _MAX_LISTED_DEPTH:
+        return
+    for group in list(_matching_models(targets, data)) or list(_model_of_kind(data)):
+        for name, info in group.model_fields.items():
+            key = info.alias or name
+            path, value = (*above, key), data.get(key) if isinstance(data, Mapping) else None
+            yield path
+            inner = list(iter_targets(info.annotation, info.metadata))
+            items: Iterable[tuple[str | int, Any]] = ()
+            if isinstance(value, list):
+                items = enumerate(value)
+            elif isinstance(value, Mapping) and _is_mapping(info.annotation):
+                items = value.items()
+            elif not _is_mapping(info.annotation):
+                yield from _iter_paths(inner, value, path)
+            for part, item in items:
+                yield (*path, part)
+                yield from _iter_paths(inner, item, (*path, part))
+
+
+def _is_mapping(annotation: Any) -> bool:
+    """Return whether a field is a mapping by free names, perhaps among other types."""
+    return get_origin(annotation) in {dict, Mapping} or any(map(_is_mapping, get_args(annotation)))
 
 
 def _is_tag_at(location: tuple[str | int, ...], place: int, data: Any, below: Any) -> bool:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Prompt,
         Record,
         Sampling,
+        list_cited_quotes,
     )
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "find_record_file",
     "from_row",
     "guess_format",
+    "list_cited_quotes",
     "make_content_id",
     "read_records",
     "to_row",

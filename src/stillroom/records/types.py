@@ -7,7 +7,7 @@ hold everything else that methods use: question, answer, evidence, split, scores
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -26,6 +26,7 @@ __all__ = [
     "Record",
     "Role",
     "Sampling",
+    "list_cited_quotes",
 ]
 
 EXTRAS_FIELD = "message_extras"
@@ -135,6 +136,18 @@ class Citation:
     passage_id: str
     location: Location
     text: str
+
+
+def list_cited_quotes(quotes: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the quotes without those that the next one continues, whose places it includes."""
+    cited, parts = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
+    for quote in quotes:
+        parts.append(quote)
+        if not quote.get("continues"):
+            pages = sorted({page for part in parts for page in part["pages"]})
+            cited.append({**quote, "byte_start": parts[0]["byte_start"], "pages": pages})
+            parts = []
+    return cited
 
 
 @dataclass(frozen=True, slots=True)

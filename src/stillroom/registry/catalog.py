@@ -18,6 +18,7 @@ __all__ = [
     "MethodListing",
     "MethodSetting",
     "find_kind_modules",
+    "find_nearest",
     "find_registries",
     "list_examples",
     "list_kind_names",
@@ -145,23 +146,36 @@ def _iter_settings(node: ast.ClassDef, tree: ast.Module) -> Iterator[MethodSetti
         if "ClassVar" not in ast.unparse(
             statement.annotation
         ) and not statement.target.id.startswith("_"):
-            yield _read_setting(statement.target.id, statement.value)
+            value, _ = _find_definition(statement.value, tree)
+            yield _read_setting(
+                statement.target.id, value if isinstance(value, ast.Call) else statement.value
+            )
     for base in node.bases:
-        if isinstance(base, ast.Name) and (definition := _find_class(base.id, tree)):
-            yield from _iter_settings(*definition)
+        definition, module = _find_definition(base, tree)
+        if isinstance(definition, ast.ClassDef):
+            yield from _iter_settings(definition, module)
 
 
-def _find_class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
-    """Return a class of a file, or one imported from this package, with its file."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return node, tree
-        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
-            first, *rest = (node.module or "").split(".")
+def _find_definition(
+    node: ast.expr | None, tree: ast.Module
+) -> tuple[ast.ClassDef | ast.expr | None, ast.Module]:
+    """Return the class or value that a name of a file stands for, and the file that defines it.
+
+    Names that are imported from this package are followed; anything else stands for itself.
+    """
+    if not isinstance(node, ast.Name):
+        return node, tree
+    for part in tree.body:
+        if isinstance(part, ast.ClassDef) and part.name == node.id:
+            return part, tree
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == node.id:
+            return part.value, tree
+        if isinstance(part, ast.ImportFrom) and any(name.name == node.id for name in part.names):
+            first, *rest = (part.module or "").split(".")
             place = _PACKAGE.joinpath(*rest).with_suffix(".py")
             if first == _PACKAGE.name and rest and place.is_file():
-                return _find_class(name, ast.parse(place.read_text(encoding="utf-8")))
-    return None
+                return _find_definition(node, ast.parse(place.read_text(encoding="utf-8")))
+    return node, tree
 
 
 def _read_setting(name: str, value: ast.expr | None) -> MethodSetting:
@@ -184,7 +198,13 @@ def _format_default(default: ast.expr | None) -> str:
 
 
 def suggest(word: str, known: Iterable[str], likeness: float = 0.66) -> str:
-    """Return ``did you mean 'x'?`` for the nearest known word at least so like it, or ''.
+    """Return ``did you mean 'x'?`` for ``find_nearest``, or ''."""
+    near = find_nearest(word, known, likeness)
+    return f"did you mean '{near}'?" if near else ""
+
+
+def find_nearest(word: str, known: Iterable[str], likeness: float = 0.66) -> str:
+    """Return the nearest known word at least so like it, or ''.
 
     By default it allows one wrong letter of three: a name that is gone suggests no other method.
     """
@@ -194,7 +214,7 @@ def suggest(word: str, known: Iterable[str], likeness: float = 0.66) -> str:
         for spelt in (word, word.lower())
         for match in difflib.get_close_matches(spelt, listed, n=1, cutoff=likeness)
     ]
-    return f"did you mean '{near[0]}'?" if near else ""
+    return near[0] if near else ""
 
 
 def _read_method(path: Path, registry: str) -> MethodListing:

@@ -148,6 +148,9 @@ def to_api_error(error: BaseException) -> ApiError:
         return ApiError(507, "the server's disk is full", code=error.code)
     if isinstance(error, StillroomError):
         _LOG.error("error %s: %s", number, error)
+        if error.code == "rag.index-replaced":
+            message = "the documents are being indexed again; ask again in a moment"
+            return ApiError(503, message, code=error.code, headers={"Retry-After": "5"})
         if isinstance(error, BackendError):
             message = f"the model failed; the server's log has the reason under {number}"
             return ApiError(503, message, code=error.code)

@@ -7,24 +7,27 @@ index, a checkpoint of any backend (diffusion included), an embedder, or a reran
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.checkpoints.config_file import read_config
-from stillroom.errors import RecipeError
+from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX, find_judgments
 from stillroom.flow.opening import (
     find_index,
     find_model,
     find_reader,
+    note_changes,
     recall_judged,
     set_reader,
 )
+from stillroom.jobs import get_working_folder
 from stillroom.models import (
     ConcurrentModel,
     Embedder,
@@ -106,6 +109,8 @@ class ServedModel:
     k: int = 3
     trace: Callable[[str, Sequence[int], int], VerbatimTrace] | None = None
     judgments: StoredJudgments | None = None
+    is_ready: Callable[[], bool] = lambda: True
+    """Whether its documents are in their place, rather than being indexed again."""
     access_rule: str = "open"
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
@@ -178,11 +183,11 @@ def open_run(
     from stillroom.rag.retrieval.pipeline import parse_answer_settings
 
     is_index = read_artifact(run).kind == "index"
-    folder = find_output(find_index(run), "index")
     reference = model or (DEFAULT_TEACHER if is_index else find_model(run))
-    reader = "" if is_index else find_reader(run)
+    parts = _RunParts(run, "" if is_index else find_reader(run), "" if model else reference)
     defaults = settings or {}
-    with PerUserIndexCache(folder, default=access) as audience:
+    index_path, locate = find_index(run), partial(find_index, run)
+    with PerUserIndexCache(index_path, default=access, locate=locate) as audience:
         text_model = open_text_model(reference, say=say)
         store = find_judgments(run)
 
@@ -195,21 +200,25 @@ def open_run(
             access: AccessContext | None = None,
             is_cancelled: Callable[[], bool],
         ) -> Iterator[str | Answer | AnswerEvidence]:
-            # The current state: deleted or no longer visible documents appear in no later answer.
-            index = audience.seen_by(access)
-            query = Query(messages[-1].content, history=tuple(messages[:-1]))
-            options = {**defaults, **parse_answer_settings(settings), "k": k}
-            seen = access or audience.default
-            items = ask_stream(
-                index,
-                text_model,
-                query,
-                sampling=sampling,
-                is_cancelled=is_cancelled,
-                judged=recall_judged(store, index, query.text, seen),
-                **set_reader(options, reader),
-            )
-            return _with_evidence(items, index, text_model, query, sampling, seen, options)
+            with audience.guard():
+                # The current state: what is deleted or not visible any more is in no later answer.
+                index = audience.seen_by(access)
+                if not is_index:
+                    parts.follow()
+                query = Query(messages[-1].content, history=tuple(messages[:-1]))
+                options = {**defaults, **parse_answer_settings(settings), "k": k}
+                seen = access or audience.default
+                items = ask_stream(
+                    index,
+                    text_model,
+                    query,
+                    sampling=sampling,
+                    is_cancelled=is_cancelled,
+                    judged=recall_judged(store, index, query.text, seen),
+                    **set_reader(options, parts.reader),
+                )
+                shown = _note_changes(items, index, "" if is_index else run.resolve().name)
+                yield from _with_evidence(shown, index, text_model, query, sampling, seen, options)
 
         try:
             yield ServedModel(
@@ -218,27 +227,51 @@ def open_run(
                 ask,
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
-                trace=partial(_trace, (run, folder.parent)) if audience.rule == "open" else None,
+                trace=partial(_trace, run, audience) if audience.rule == "open" else None,
                 judgments=StoredJudgments(store, audience),
+                is_ready=lambda: audience.is_present,
                 access_rule=audience.rule,
             )
         finally:
             text_model.close()
 
 
+@dataclass(slots=True)
+class _RunParts:
+    """Present reader of a run, and its model's reference; that is empty where another answers."""
+
+    run: Path
+    reader: str
+    model: str
+
+    def follow(self) -> None:
+        """Take the reader of the run as it is now; the last one while the run is made again."""
+        with suppress(DataError):
+            self.reader, model = find_reader(self.run), find_model(self.run)
+            if self.model and model != self.model:
+                self.model = model
+                _LOG.warning("%s has another model now: restart the server to use it", self.run)
+
+
 def _trace(
-    within: tuple[Path, ...], text: str, cited: Sequence[int], min_words: int
+    run: Path, audience: PerUserIndexCache, text: str, cited: Sequence[int], min_words: int
 ) -> VerbatimTrace:
     """Trace a text in all that clients may read: no client reads what people judged."""
     from stillroom.text.verbatim.trace import find_texts, trace_text
 
-    texts = find_texts(*within)
+    texts = find_texts(run, audience.folder.parent)
     shown = [
         entry
         for entry in texts.records
         if not any(part.endswith(JUDGMENTS_SUFFIX) for part in entry[0].parts)
     ]
     return trace_text(text, replace(texts, records=tuple(shown)), cited=cited, min_words=min_words)
+
+
+def _note_changes(items: Iterator[str | Answer], index: Index, run: str) -> Iterator[str | Answer]:
+    """Yield the items of an answer, the Answer with notices of cited files that changed."""
+    for item in items:
+        yield note_changes(item, index, run) if isinstance(item, Answer) else item
 
 
 def _with_evidence(
@@ -288,8 +321,9 @@ class StoredJudgments:
         """
         from stillroom.rag.evaluation.judging import record_judgment
 
-        index, seen = self.audience.seen_by(access), access or self.audience.default
-        return record_judgment(self.store, index, asked, verdict, quote, access=seen)
+        with self.audience.guard():
+            index, seen = self.audience.seen_by(access), access or self.audience.default
+            return record_judgment(self.store, index, asked, verdict, quote, access=seen)
 
     def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
         """Return the judgments that count, oldest first, and whether their evidence still stands.
@@ -300,9 +334,10 @@ class StoredJudgments:
         """
         from stillroom.rag.evaluation.judging import find_gone
 
-        index, scope = self._open(access)
-        own = [one for one in self.store.read() if one.asked.scope == scope]
-        gone = find_gone(index, own)
+        with self.audience.guard():
+            index, scope = self._open(access)
+            own = [one for one in self.store.read() if one.asked.scope == scope]
+            gone = find_gone(index, own)
         return [(one, one.id not in gone if one.evidence else None) for one in own]
 
     def delete(self, name: str, access: AccessContext | None) -> int:
@@ -322,7 +357,9 @@ class StoredJudgments:
         return self.audience.seen_by(access), (tenant, *principals)
 
 
+_LOG = logging.getLogger("stillroom.serve")
 _NAMED_MOUNT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,127})=(.+)", re.DOTALL)
+_MODEL_FILE = re.compile(r"(?:config|modules)\.json|.*\.(?:safetensors|gguf|bin|pth?|onnx)")
 _REFERENCE_SCHEME = re.compile(r"[a-z][a-z0-9.-]+:")
 
 
@@ -409,7 +446,7 @@ def open_mount(
 
     Raises:
         RecipeError: If another model is named but the target has no documents.
-        DataError: If a run is unfinished.
+        DataError: If a run is unfinished, or the target is a folder of documents.
         CheckpointError: If a checkpoint cannot be found or opened.
     """
     path = Path(mount.reference)
@@ -428,9 +465,38 @@ def open_mount(
             expected="a model together with an index or a run",
             next=f"stillroom serve {mount.name}={mount.reference}",
         )
+    if not kind:
+        _refuse_other_folder(path)
     folder = find_output(path, "checkpoint") if kind else path
     with _open_checkpoint(mount, folder, say) as served:
         yield served
+
+
+def _refuse_other_folder(path: Path) -> None:
+    """Refuse an unfinished run, and a folder of documents.
+
+    Raises:
+        DataError: Naming the next step.
+    """
+    is_started = (path / "recipe.yaml").is_file() and not (path / "config.json").is_file()
+    if is_started or (not path.exists() and get_working_folder(path).is_dir()):
+        raise DataError(
+            f"an unfinished run lies in {path}",
+            code="data.unfinished",
+            where="stillroom serve",
+            expected="a finished run or index",
+            next="finish it by the command that started it, with --resume",
+        )
+    if not path.is_dir() or any(_MODEL_FILE.fullmatch(entry.name) for entry in path.iterdir()):
+        return
+    if any(entry.is_dir() or entry.is_file() for entry in path.iterdir()):
+        raise DataError(
+            f"{path} is a folder of documents, or of other files: no model and no index",
+            code="serve.mount",
+            where="stillroom serve",
+            expected="a run, an index, or a model",
+            next=f"of documents: stillroom make {path} --out run, and then stillroom serve run",
+        )
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
 import signal
 import socket
 import threading
@@ -363,7 +362,7 @@ def build_header_timeout_protocol(head_s: float) -> type[asyncio.Protocol]:
     """
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-    from stillroom.serve.errors import ApiError
+    from stillroom.serve.errors import ApiError, JsonReply
 
     base: Any = AutoHTTPProtocol
     refusal = ApiError(400, "the request is not valid HTTP", code="invalid_http")
@@ -388,7 +387,7 @@ def build_header_timeout_protocol(head_s: float) -> type[asyncio.Protocol]:
         def send_400_response(self, msg: str) -> None:
             is_replying = self.cycle is not None and self.cycle.response_started
             if not is_replying or self.cycle.response_complete:
-                body = json.dumps(refusal.to_json()).encode()
+                body = bytes(JsonReply(refusal.to_json()).body)
                 self.transport.write(_NO_HTTP_HEAD % len(body) + body)
             self.transport.close()
 

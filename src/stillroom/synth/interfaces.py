@@ -13,14 +13,16 @@ scored is dropped as unmeasured: a failing filter never accepts a record.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import BackendError
 from stillroom.models import ConcurrentModel, TextModel
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.records import Passage, Record
 from stillroom.registry import Method, Registry
 from stillroom.synth.model_pool import ModelPool
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from stillroom.synth.prompting.stepwise import CoroutineBatch
 
 __all__ = [
+    "EMBEDDER",
     "FILTERS",
     "GENERATORS",
     "PASSAGE_FILTERS",
@@ -43,6 +46,7 @@ __all__ = [
     "SELECTORS",
     "UNANSWERED_KEY",
     "UNMEASURED",
+    "BoundFilter",
     "CandidateSet",
     "Filter",
     "FilterContext",
@@ -135,6 +139,11 @@ class Generator(Method, GeneratorState):
         """Maximum number of tokens per request."""
 
     @property
+    def unasked(self) -> str:
+        """Seed items for which no request is made, as an estimate names them; empty if none."""
+        return ""
+
+    @property
     def max_records(self) -> int:
         """Maximum number of records per unit."""
         return int(getattr(self, "questions", 1))
@@ -211,6 +220,17 @@ class FilterState(Protocol):
     def on_accept(self, record: Record) -> None:
         """Update the state with a record that every filter accepted; by default, ignore it."""
         return  # an empty body would be abstract
+
+
+@dataclass(frozen=True, slots=True)
+class BoundFilter(FilterState):
+    """The state of a filter without memory whose verdict depends on the context."""
+
+    decide: Callable[[Record], FilterResult]
+
+    def judge(self, record: Record) -> FilterResult:
+        """Return the verdict on a record in the context."""
+        return self.decide(record)
 
 
 class Filter(Method, ABC):
@@ -305,6 +325,9 @@ class Selector(Method, ABC):
         The selection does not depend on the order of the records, except among equal ones.
         """
 
+
+EMBEDDER = Field(DEFAULT_EMBEDDER, description="embedder that measures similarity")
+"""Setting of methods that compare meanings."""
 
 GENERATORS = Registry("stillroom.synth.generators", Generator)
 FILTERS = Registry("stillroom.synth.filters", Filter)

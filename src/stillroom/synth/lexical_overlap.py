@@ -36,25 +36,30 @@ __all__ = [
     "extract_names_and_numbers",
     "rouge_l",
     "stem",
+    "word_set",
 ]
 
-FUNCTION_WORDS = frozenset(
-    str.split(
-        """a about above after again against all also although always am an and any are as at be
-        because been before being below between both but by can cannot could did do does doing
-        done down during each either else etc even ever every few for from further get gets give
-        given gives had has have having he her here hers him his how however i if in instead
-        into is it its itself just like made make makes many may me might more most much must my
-        neither no nor not now of off often on once one only onto or other others our out over
-        own per rather same shall she should since so some such than that the their them then
-        there therefore these they this those though through thus to too under unless until up
-        upon us use used uses using very via was we well were what when where whether which
-        while who whom whose why will with within without would yes yet you your"""
-    )
+
+def word_set(text: str) -> frozenset[str]:
+    """Return the words of a text, such as a list of words."""
+    return frozenset(text.split())
+
+
+FUNCTION_WORDS = word_set(
+    """a about above after again against all also although always am an and any are as at be
+    because been before being below between both but by can cannot could did do does doing
+    done down during each either else etc even ever every few for from further get gets give
+    given gives had has have having he her here hers him his how however i if in instead
+    into is it its itself just like made make makes many may me might more most much must my
+    neither no nor not now of off often on once one only onto or other others our out over
+    own per rather same shall she should since so some such than that the their them then
+    there therefore these they this those though through thus to too under unless until up
+    upon us use used uses using very via was we well were what when where whether which
+    while who whom whose why will with within without would yes yet you your"""
 )
 
 _FUNCTION_WORDS_OF = {
-    language: frozenset(words.split())
+    language: word_set(words)
     for language, words in {
         "de": """ab aber alle als am an andere auch auf aus bei beim bis da dann das dass dem den
         denn der des die diese durch ein eine einem einen einer eines er es falls für hat haben ich
@@ -76,11 +81,9 @@ _FUNCTION_WORDS_OF = {
 }
 """Function words and the words that frame a question, by ISO 639-1 code."""
 
-QUESTION_FRAMES = frozenset(
-    str.split(
-        """called difference differ explain happen happens happened mean meaning means name purpose
-        role describe type kind way work works main following"""
-    )
+QUESTION_FRAMES = word_set(
+    """called difference differ explain happen happens happened mean meaning means name purpose
+    role describe type kind way work works main following"""
 )
 """Words that frame a question and need not occur in the text that answers it."""
 

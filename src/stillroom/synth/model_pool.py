@@ -31,7 +31,7 @@ class ModelPool:
         say: Callback for log messages, such as the resolution of a ``hub:`` reference.
         settings_of: Engine settings by reference.
         job: Job that stores the completions of local models, and cancels them with itself.
-        lent: Models opened already, by kind and reference.
+        models: Models opened already, by kind and reference.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from stillroom.recipes import EngineChoice, Reference, Settings, choose_by_key
+from stillroom.objects import resolve_local
+from stillroom.recipes import DISTINCT, EngineChoice, Recipe, Reference, Settings, choose_by_key
 from stillroom.train.settings import TrainSettings
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "CheckpointStudent",
     "EngineSettings",
     "FreshStudent",
+    "RecordFilesRecipe",
     "RecordTargets",
     "Student",
 ]
@@ -79,6 +82,19 @@ class EngineSettings(EngineChoice):
         description="send a request to another endpoint too after this many seconds without an "
         "answer",
     )
+
+
+class RecordFilesRecipe(Recipe):
+    """Settings of a kind that reads files of records."""
+
+    records: Annotated[tuple[Reference, ...], DISTINCT] = Field(
+        min_length=1, description="files or artifacts of records"
+    )
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Local paths of the records."""
+        return tuple(map(resolve_local, self.records))
 
 
 class BudgetSettings(Settings):

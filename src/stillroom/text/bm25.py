@@ -40,7 +40,6 @@ class BM25Parameters:
     k1: float = 1.2
     b: float = 0.75
     headings: float = 1.0
-    body: float = 1.0
 
 
 def compute_idf(frequency: int, population: int) -> float:

@@ -6,8 +6,9 @@ Contracts and limits only; file formats and chunking methods are in ``parsers`` 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -97,7 +98,7 @@ class SourceFile:
     """The file being parsed: its name, its bytes' digest, its origin and its limits.
 
     ``path`` is relative to the folder being read, with forward slashes. A slow parser, such as OCR,
-    calls ``more_time`` before each page.
+    calls ``more_time`` before each page. ``declared`` is what ``Parser.read_declared`` returned.
     """
 
     path: str
@@ -106,6 +107,7 @@ class SourceFile:
     origin: Origin = field(default_factory=Origin)
     limits: ParseLimits = field(default_factory=lambda: ParseLimits())
     more_time: Callable[[], None] = lambda: None
+    declared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def stem(self) -> str:
@@ -125,6 +127,10 @@ class Parser(Method):
     suffixes: ClassVar[tuple[str, ...]]
     media_type: ClassVar[str] = "application/octet-stream"
     is_risky: ClassVar[bool] = False
+
+    def read_declared(self, data: bytes, file: Path, root: Path) -> Mapping[str, str]:
+        """Return what other files below ``root`` declare for a file's bytes; here nothing."""
+        return {}
 
     @abstractmethod
     def parse(self, data: bytes, source: SourceFile) -> Document:

@@ -86,6 +86,7 @@ class ParserProcess:
             "origin": source.origin.to_json(),
             "limits": source.limits.model_dump(mode="json"),
             "size": len(data),
+            "declared": dict(source.declared),
         }
         try:
             reply = self._ask(process, request, data, source)
@@ -296,6 +297,7 @@ def _handle_request(
         Origin.from_json(request["origin"]),
         limits,
         more_time,
+        request["declared"],
     )
     try:
         return {"document": PARSERS.build(request["parser"]).parse(data, source).to_json()}

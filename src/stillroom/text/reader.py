@@ -29,7 +29,8 @@ from typing import Any
 
 from stillroom.errors import DataError, ResourceError, StillroomError
 from stillroom.jobs import escape_line
-from stillroom.provenance import digest_bytes
+from stillroom.provenance import ARTIFACT_FILE, digest_bytes
+from stillroom.provenance.signing.artifacts import LOCK_FILE
 from stillroom.records import Document, Origin
 from stillroom.records.origin import check_origin
 from stillroom.registry import list_names
@@ -59,6 +60,7 @@ __all__ = [
 EMPTY_FILE = "the file is empty"
 """The problem of a file without a character, in which nothing can be lost."""
 _HIDDEN = (".", "~$")
+_HEAD_BYTES = 4096
 _SMALL_FILE_BYTES = (
     2**20
 )  # bytes; larger texts are parsed in the subprocess too, with limited time and memory
@@ -89,9 +91,10 @@ class FolderScan:
 def scan_folder(root: Path) -> FolderScan:
     """List the files of a folder, or one file.
 
-    Hidden files and folders (a leading dot, or Office's ``~$`` of an open file) are skipped and
-    counted. Links that leave the folder, links to folders, folders that cannot be opened, and
-    anything that is neither file nor folder are refused.
+    Hidden files and folders (a leading dot, or Office's ``~$`` of an open file) and folders of
+    jobs, such as an index of these documents, are skipped and counted. Links that leave the folder,
+    links to folders, folders that cannot be opened, and anything that is neither file nor folder
+    are refused.
 
     Raises:
         DataError: If there is no such file or folder.
@@ -120,8 +123,8 @@ def scan_folder(root: Path) -> FolderScan:
 
     for folder, folders, names in os.walk(root, onerror=refuse_folder, followlinks=False):
         here = Path(folder)
-        hidden += sum(name.startswith(_HIDDEN) for name in [*folders, *names])
-        visible = [name for name in folders if not name.startswith(_HIDDEN)]
+        visible = [name for name in folders if not _is_skipped(here / name)]
+        hidden += len(folders) - len(visible) + sum(name.startswith(_HIDDEN) for name in names)
         links = [name for name in visible if (here / name).is_symlink()]
         folders[:] = sorted(name for name in visible if name not in links)
         for name in [*links, *(name for name in names if not name.startswith(_HIDDEN))]:
@@ -134,6 +137,19 @@ def scan_folder(root: Path) -> FolderScan:
     return FolderScan(
         tuple(by_path), hidden, tuple(sorted(refused, key=lambda failure: failure.path))
     )
+
+
+def _is_skipped(folder: Path) -> bool:
+    """Return whether a folder is hidden, or of a job that runs or has ended."""
+    if folder.name.startswith(_HIDDEN):
+        return True
+    if (folder / LOCK_FILE).is_file() and (folder / "recipe.yaml").is_file():
+        return True
+    try:
+        with (folder / ARTIFACT_FILE).open("rb") as file:
+            return b'"recipe_digest"' in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
 
 
 def list_documents(root: Path) -> list[Path]:
@@ -168,7 +184,15 @@ def parse_file(
     name = _relative_path(path, root)
     data = _read_file(path, name, limits)
     known, notices = check_origin(path, origin or Origin())
-    document = parse_bytes(data, name, limits=limits, origin=known, worker=worker, parsers=parsers)
+    document = parse_bytes(
+        data,
+        name,
+        limits=limits,
+        origin=known,
+        worker=worker,
+        parsers=parsers,
+        place=(path, root or path.parent),
+    )
     return _add_notices(document, notices)
 
 
@@ -193,10 +217,12 @@ def parse_bytes(
     origin: Origin | None = None,
     worker: ParserProcess | None = None,
     parsers: Sequence[Parser] = (),
+    place: tuple[Path, Path] | None = None,
 ) -> Document:
     """Parse the bytes of a file, such as an upload, into a Document.
 
-    Of a compressed file every anchor spans all bytes.
+    Of a compressed file every anchor spans all bytes. ``place`` is the file with the folder that is
+    read, where other files may declare its entities.
 
     Raises:
         DataError: If the bytes are too many, broken, or of an unknown format.
@@ -220,7 +246,14 @@ def parse_bytes(
         return replace(document, path=path, digest=digest_bytes(data), anchors=anchors)
     chosen = (parser for parser in parsers if suffix in parser.suffixes)
     parser = next(chosen, None) or detect_parser(path, data)
-    source = SourceFile(path, digest_bytes(data), parser.media_type, origin or Origin(), limits)
+    source = SourceFile(
+        path,
+        digest_bytes(data),
+        parser.media_type,
+        origin or Origin(),
+        limits,
+        declared=parser.read_declared(data, *place) if place else {},
+    )
     if not data.strip():
         raise DataError(
             EMPTY_FILE,
@@ -376,7 +409,8 @@ _HTML_START = re.compile(
 _DOCBOOK_START = re.compile(
     rb"""\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!--.{0,500}?-->\s*)?<(?:!DOCTYPE\s+\w+\s+PUBLIC\s+["']"""
     rb"""[^"']{0,99}\bDocBook|\w+\s[^>]{0,300}?xmlns=["']http://(?:docbook\.org/ns/docbook"""
-    rb"""|projectmallard\.org/))""",
+    rb"""|projectmallard\.org/)|(?:book|part|chapter|appendix|preface|article|sect[1-5]|section"""
+    rb"""|refentry|glossary)(?:\s[^<>]{0,300})?>\s*<(?:title|\w*info)\b)""",
     re.S,
 )
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from stillroom.errors import IntegrityError
+from stillroom.errors import IntegrityError, count_noun
 from stillroom.jobs.journal import read_journal
 from stillroom.jobs.replay import (
     JournalReplayer,
@@ -433,7 +433,7 @@ def _describe_difference(row: Mapping[str, Any], found: Mapping[str, Any], first
         return "read other records than those of the recipe"
     losses = row.get("losses", [])
     if len(losses) != len(found["losses"]):
-        return f"has {len(losses)} steps, not {len(found['losses'])}"
+        return f"has {count_noun(len(losses), 'step')}, not {len(found['losses'])}"
     for number, (old, new) in enumerate(zip(losses, found["losses"], strict=True)):
         if old != new:
             return f"has the loss {old!r} in step {first + number + 1}, recomputed {new!r}"

@@ -169,7 +169,7 @@ def test_one_problem_is_shown_whole(run_main):
 def test_unknown_commands_are_answered_with_the_nearest():
     told = CliRunner().invoke(app.stillroom, ["mkae"])
     assert told.exit_code == 2
-    assert "No such command 'mkae'; did you mean 'make'?" in told.stderr
+    assert "No such command 'mkae'; did you mean 'stillroom make'?" in told.stderr
     assert "did you mean" not in CliRunner().invoke(app.stillroom, ["qqqqqq"]).stderr
 
 

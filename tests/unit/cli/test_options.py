@@ -15,6 +15,7 @@ from stillroom.cli.options import (
 )
 from stillroom.cli.output import print_json
 from stillroom.errors import DataError
+from stillroom.flow.papers.writer import FORMATS
 
 
 @click.command()
@@ -91,14 +92,30 @@ def test_a_list_without_registries_takes_no_registry():
     ("command", "said"),
     [
         (["synth", "dedup", "a.jsonl"], "it is a kind of job: stillroom run synth.dedup"),
+        (["rag", "records"], "it is a kind of job: stillroom run synth.records"),
+        (["records"], "it is a kind of job: stillroom run synth.records"),
+        (["index", "documents"], "did you mean 'stillroom rag index'?"),
+        (["plna"], "did you mean 'stillroom merge plan'?"),
+        (["rga", "indx"], "did you mean 'stillroom rag index'?"),
+        (["init-ca"], "did you mean 'stillroom forensics provenance init-ca'?"),
+        (
+            ["export"],
+            "did you mean 'stillroom checkpoint export' or 'stillroom forensics export' or "
+            "'stillroom synth export'?",
+        ),
         (["rag", "ask", "index"], "did you mean 'stillroom ask'?"),
-        (["rag", "serch", "index"], "did you mean 'search'?"),
+        (["rag", "serch", "index"], "did you mean 'stillroom rag search'?"),
     ],
 )
 def test_a_command_that_a_group_lacks_is_told_where_it_is(command, said):
     told = CliRunner().invoke(stillroom, command)
     assert told.exit_code == 2
     assert said in told.stderr
+
+
+@pytest.mark.parametrize("command", [["merge", "ties"], ["papers"], ["plot"], ["linear"]])
+def test_a_word_that_is_only_a_little_like_a_command_elsewhere_suggests_none(command):
+    assert "did you mean" not in CliRunner().invoke(stillroom, command).stderr
 
 
 def test_the_help_of_a_room_lists_its_jobs():
@@ -202,3 +219,14 @@ def test_an_own_upper_bound_is_named_for_any_larger_number():
 
     for number in ("51", str(2**63)):
         assert "1<=x<=50" in CliRunner().invoke(counted, ["--n", number]).stderr
+
+
+def test_attest_without_a_format_lists_the_formats_with_what_each_needs(tmp_path):
+    told = CliRunner().invoke(stillroom, ["attest", str(tmp_path)])
+    assert told.exit_code == 2
+    assert "Missing option '--format'" in told.stderr
+    lines = {line.split()[0]: line for line in told.stderr.splitlines() if line.startswith("\t")}
+    assert list(lines) == [*FORMATS, "all"]
+    assert "with records in its lineage" in lines["croissant"]
+    assert "a language model or a sentence reader" in lines["card"]
+    assert "with --out FOLDER" in lines["all"]

@@ -11,6 +11,7 @@ from stillroom.errors import CheckpointError
 from stillroom.evaluate import Metric, Report
 from stillroom.jobs import Job
 from stillroom.provenance import Artifact
+from stillroom.rag.generation.refusals import get_refusal_wording
 from stillroom.records import Answer, Citation, Completion, Location
 
 LOCATION = Location("mills.md", "0" * 64, 10, 42, pages=(3,))
@@ -238,7 +239,7 @@ def test_a_model_that_says_nothing_is_told_as_that():
             1,
             [["pas-1", 5, 9], ["pas-2", 0, 9]],
             [
-                "note: 1 of 1 passages did not fit the prompt",
+                "note: 1 of 1 passage did not fit the prompt",
                 "note: the last passage shown was cut after a sentence",
             ],
         ),
@@ -255,7 +256,8 @@ def test_passages_that_did_not_fit_are_told(dropped, left_out, notes):
     [("empty", "the model returned no text"), ("restated", "only repeated the question")],
 )
 def test_an_answer_that_says_nothing_says_why(why, told):
-    details = {"refusal": why, "abstained": True}
+    note = get_refusal_wording("").describe_reason(why)
+    details = {"refusal": why, "refusal_note": note, "abstained": True}
     empty = Answer(Completion("The documents do not answer this."), details=details)
     assert told in said(print_answer, [empty.completion.text, empty], as_json=False)
 
@@ -293,8 +295,20 @@ def test_every_citation_of_quotes_on_one_page_has_its_own_line():
     )
 
 
+def test_the_items_of_a_list_are_listed_once_with_the_bytes_of_all():
+    parts = ((10, 20, [3], True), (24, 30, [3], True), (34, 42, [4], False))
+    quotes = [
+        {"number": 1, "byte_start": start, "byte_end": end, "pages": pages, "continues": goes_on}
+        for start, end, pages, goes_on in parts
+    ]
+    answer = replace(CITED, details={"quotes": quotes})
+    told = said(print_answer, ["Grains:\n- rye\n- barley [1]", answer], as_json=False)
+    assert told.endswith("[1] mills.md: bytes 10-42, page 3\n")
+
+
 def test_silence_shows_what_came_nearest():
-    details = {"refusal": "no-answer", "abstained": True}
+    note = get_refusal_wording("").describe_reason("no-answer")
+    details = {"refusal": "no-answer", "refusal_note": note, "abstained": True}
     told = said(print_answer, ["No.", replace(CITED, details=details)], as_json=False)
     assert "[1] mills.md: bytes 10-42, page 3\n    It grinds barley.\n" in told
     assert "note: no sentence of the passages answers" in told
@@ -314,6 +328,14 @@ def test_run_begins_with_what_its_report_decided(tmp_path):
         "",
         "reader/owned/holds                 0.5 [0.4, 0.6] (n=4)",
     ]
+
+
+def test_a_run_tells_how_often_each_reader_is_silent_without_an_answer(tmp_path):
+    arms = ("owned", "packaged", "sentence")
+    rows = [(f"reader/{arm}/silent_unanswerable", 0.5, 0.4, 0.6, "") for arm in arms]
+    lines = said(print_run, tmp_path, write_report(tmp_path, *rows)).splitlines()
+    assert [line.split()[0] for line in lines[:3]] == [name for name, *_ in rows]
+    assert {line.index("0.5") for line in lines[:3]} == {36}
 
 
 def test_a_figure_that_was_not_measured_is_told_as_that(tmp_path):

@@ -101,6 +101,26 @@ def test_a_citation_opens_its_document_with_the_span_marked(client, token, folde
     assert data[told["byte_start"] : told["byte_end"]].decode() == told["text"]
 
 
+def test_a_quote_opens_its_document_with_the_quote_alone_marked(client, folder):
+    with Sources(folder).seen("run") as index:
+        passages = [index.passage_at(row) for row in range(len(index))]
+    (passage,) = (one for one in passages if "river" in one.text)
+    start = passage.text.index("It ends")
+    end = start + len("It ends in the sea.")
+    first = passage.location.byte_start + start  # ASCII, from the start of the file
+
+    def open_source(place):
+        page = client.get(f"/source?at=run&passage={passage.id}&quote={place}").text
+        return page, page.split('<mark id="span" tabindex="-1">')[1].split("</mark>")[0]
+
+    page, marked = open_source(f"{start}-{end}-{first}-{first + end - start}")
+    assert marked == "It ends in the sea."
+    assert f"{first}–{first + end - start}" in page
+    assert "The quote is marked" in page
+    for wrong in (f"{start}-{end}-0-9", f"{start}-9999-0-9", "x", "5-2-0-9", "9" * 5000 + "-1-1-1"):
+        assert open_source(wrong)[1] == passage.text
+
+
 def test_a_hostile_document_is_shown_and_not_obeyed(client, folder):
     with Sources(folder).seen("run") as index:
         passages = [index.passage_at(row) for row in range(len(index))]

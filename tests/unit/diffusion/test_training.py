@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +20,10 @@ from stillroom.diffusion.model.metadata import TargetMetadata
 from stillroom.diffusion.training.data import TIME_BUCKETS, MaskableExample, tokenize_records
 from stillroom.diffusion.training.loss import DiffusionLoss, masked_cross_entropy
 from stillroom.diffusion.training.masked import CorruptedDataSource
-from stillroom.errors import CheckpointError, DataError, RecipeError
+from stillroom.errors import CheckpointError, DataError, MissingExtraError, RecipeError
 from stillroom.flow import estimate_recipe, run_recipe
+from stillroom.flow.job import find_job_kind
+from stillroom.jobs import extras
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Record, write_records
@@ -588,6 +591,15 @@ def test_what_cannot_be_learned_is_refused(make_recipe, tmp_path):
 def test_settings_that_contradict_each_other_are_refused(make_recipe, settings):
     with pytest.raises((ValidationError, RecipeError)):
         make_recipe(**settings)
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "preference", "reward", "train"])
+def test_training_is_refused_without_torch_before_earlier_steps_are_run(monkeypatch, kind):
+    declared = find_job_kind(f"diffusion.{kind}")
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match="'torch'"):
+        extras.require_extras(declared.extras, declared.run, "a job")
 
 
 def test_the_estimate_says_what_it_stands_on(make_recipe):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, find_judgments
 from stillroom.flow.make import read_make_recipe
 
@@ -82,3 +82,30 @@ def test_questions_among_the_documents_are_refused(tmp_path):
     (tmp_path / "people.csv").write_text("question;answer\nWho?;I\n", encoding="utf-8")
     with pytest.raises(DataError, match="their own file would answer them"):
         read_make_recipe(tmp_path, questions=tmp_path / "people.csv")
+
+
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("make.records.num_records=20", "'steps.records.num_records'"),
+        ("records.num_records=20", "'steps.records.num_records'"),
+        ("steps.record.num_records=20", "'steps.records.num_records'"),
+        ("records.num_records.train=9", "'steps.records.num_records.train'"),
+        ("report.max_questons=3", "'steps.report.max_questions'"),
+        ("steps.records.generator=qa", "'steps.records.pipeline.generator'"),
+        ("steps.reader.rank=8", "'steps.reader.train.lora.rank'"),
+        ("steps.report.compare.packaged=x", "'steps.report.compare.readers.packaged'"),
+        ("k=3", "'steps.reader.k' or 'steps.report.k'"),
+        ("steps.reader.tarin={steps: 3}", "'train'"),
+    ],
+)
+def test_a_setting_at_the_wrong_place_names_the_right_one(tmp_path, override, near):
+    with pytest.raises(RecipeError) as caught:
+        read_make_recipe(tmp_path, [override])
+    assert caught.value.problems[0].next == f"did you mean {near}?"
+
+
+def test_a_setting_that_no_step_has_is_to_be_removed(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        read_make_recipe(tmp_path, ["steps.records.min_score=3"])
+    assert caught.value.problems[0].next == "remove it"

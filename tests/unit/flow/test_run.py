@@ -6,10 +6,11 @@ from stillroom.cli.results import print_run
 from stillroom.errors import DataError
 from stillroom.flow.make import read_make_recipe, run_make
 from stillroom.flow.opening import find_checkpoint, find_reader, open_run, set_reader
+from stillroom.flow.pipeline import FlowRun, _collect_decision
 from stillroom.flow.run import run_recipe
-from stillroom.provenance import read_artifact
+from stillroom.provenance import Artifact, read_artifact
 from stillroom.rag.answer_strategies.quote import Quote
-from stillroom.rag.generation.prompt import REFUSAL
+from stillroom.rag.generation.refusals import REFUSAL
 from stillroom.recipes import parse_recipe, render_template
 from stillroom.testing import tiny_checkpoint
 
@@ -171,9 +172,6 @@ def test_people_questions_are_used_where_no_record_is_kept(tmp_path, too_little)
 
 
 def test_a_reader_that_won_is_named_beside_the_step_that_trained(tmp_path, monkeypatch):
-    from stillroom.flow.pipeline import FlowRun, _collect_decision
-    from stillroom.provenance import Artifact
-
     details = {"decision": {"line": "Do not.", "reader": "builtin:overlap"}}
     artifacts = {"report": Artifact("report", (), details=details)}
     recipe = read_make_recipe(tmp_path)
@@ -181,3 +179,13 @@ def test_a_reader_that_won_is_named_beside_the_step_that_trained(tmp_path, monke
     assert (described["reader"], described["trained_reader"]) == ("builtin:overlap", "reader")
     told = _collect_decision(artifacts, described)["decision"]
     assert told == "Do not. `ask` and `serve` of this run use builtin:overlap."
+
+
+def test_a_run_that_decided_nothing_says_what_reads_and_that_nothing_is_to_do(tmp_path):
+    decision = {"line": "Not decided: 3 are too few.", "reader": "", "answers": "the owned reader"}
+    artifacts = {"report": Artifact("report", (), details={"decision": decision})}
+    told = _collect_decision(artifacts, {"index": "index", "reader": "reader"})["decision"]
+    assert told == (
+        "Not decided: 3 are too few. `ask` and `serve` of this run use the owned reader: "
+        "nothing has to be done."
+    )

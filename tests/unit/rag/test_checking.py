@@ -6,6 +6,7 @@ import sqlite3
 
 import pytest
 
+from stillroom.errors import IntegrityError
 from stillroom.flow import run_recipe
 from stillroom.models import open_embedder
 from stillroom.provenance import verify_artifact
@@ -81,6 +82,29 @@ def test_damaged_pages_of_the_ledger_are_named(place, name):
     found = check_index(place)
     assert any(one.path == "ledger.sqlite" for one in found)
     assert not all(one.is_derived for one in found)
+
+
+def test_a_changed_byte_of_the_ledger_outside_its_content_is_found_and_repaired(place):
+    path = place / "output/ledger.sqlite"
+    data = bytearray(path.read_bytes())
+    start = next(at for at in range(4096, len(data)) if not any(data[at : at + 256]))
+    data[start + 128] = 88  # free space of a page
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError):
+        Index.open(place)
+    assert [(one.path, one.is_derived) for one in check_index(place)] == [("ledger.sqlite", True)]
+    repair_index(place)
+    assert check_index(place) == verify_artifact(place, parents=False) == []
+    with Index.open(place) as index:
+        assert retrieve(index, "cats at night in France", 9)
+
+
+def test_a_repair_lets_no_damaged_ledger_be_opened(place):
+    change(place, "UPDATE passages SET body = CAST(replace(body, 'purr', 'bark') AS BLOB)")
+    found = [str(one) for one in repair_index(place)]
+    assert [str(one) for one in check_index(place)] == found != []
+    with pytest.raises(IntegrityError, match="bytes have changed"):
+        Index.open(place)
 
 
 @pytest.mark.parametrize("name", ["vectors.npy", "postings.safetensors", "codes.safetensors"])

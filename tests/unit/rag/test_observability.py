@@ -94,7 +94,7 @@ def test_times_are_each_threads_own_and_reach_outer_collectors():
     def work():
         with collect_stages() as times, stage("fuse"):
             pass
-        seen.append(times.runs)
+        seen.append(set(times.milliseconds))
 
     with collect_stages() as outer:
         thread = threading.Thread(target=work)
@@ -104,9 +104,9 @@ def test_times_are_each_threads_own_and_reach_outer_collectors():
             pass
         with contextlib.suppress(ValueError), stage("keyword"):
             raise ValueError
-    assert seen == [{"fuse": 1}]
-    assert inner.runs == {"dense": 1, "embed": 1}
-    assert outer.runs == {"dense": 1, "embed": 1, "keyword": 1}
+    assert seen == [{"fuse"}]
+    assert inner.milliseconds.keys() == {"dense", "embed"}
+    assert outer.milliseconds.keys() == {"dense", "embed", "keyword"}
     with stage("fuse") as span:  # nobody listens
         assert not span.is_recording
     open_span("ask").end()

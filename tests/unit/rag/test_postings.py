@@ -30,7 +30,8 @@ def make_rows(count, seed=0):
 
 def write(folder, rows):
     folder.mkdir()
-    assert write_postings(folder, rows) == len(rows)
+    write_postings(folder, rows)
+    assert len(Postings.open(folder)) == len(rows)
     return Postings.open(folder)
 
 
@@ -88,14 +89,15 @@ def test_merged_parts_are_the_bytes_of_their_kept_rows(tmp_path, seed):
         left += [row for row, stays in zip(rows, keep, strict=True) if stays]
     write(tmp_path / "afresh", left)
     (tmp_path / "merged").mkdir()
-    assert merge_postings(tmp_path / "merged", parts, kept) == len(left)
+    merge_postings(tmp_path / "merged", parts, kept)
+    assert len(Postings.open(tmp_path / "merged")) == len(left)
     assert (tmp_path / "merged" / POSTINGS).read_bytes() == (
         tmp_path / "afresh" / POSTINGS
     ).read_bytes()
 
 
 def test_merging_nothing_gives_no_rows(tmp_path):
-    assert merge_postings(tmp_path, [], []) == 0
+    merge_postings(tmp_path, [], [])
     assert len(Postings.open(tmp_path)) == 0
 
 

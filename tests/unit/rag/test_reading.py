@@ -218,11 +218,11 @@ def test_evidence_is_found_by_span_quotation_name_and_answer(index):
 
 
 def test_a_ranking_names_each_piece_of_evidence_once():
-    places = {
-        "q#0": EvidenceLocation(True, frozenset("ab")),
-        "q#1": EvidenceLocation(True, frozenset("b")),
-    }
-    ranked = label_ranking("xabc", places)
+    places = [
+        EvidenceLocation(True, frozenset("ab")),
+        EvidenceLocation(True, frozenset("b")),
+    ]
+    ranked = label_ranking("xabc", "q", places)
     assert [name for name, _ in ranked] == ["x", "q#0", "q#1", "c"]
     assert [score for _, score in ranked] == [4.0, 3.0, 2.0, 1.0]
 

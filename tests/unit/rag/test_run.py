@@ -7,6 +7,7 @@ import pytest
 from stillroom.errors import Cancelled, DataError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
+from stillroom.models.hub import MULTILINGUAL_EMBEDDER
 from stillroom.provenance.sources import locate_document
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, estimate, run
@@ -221,6 +222,10 @@ def test_the_estimate_grows_with_the_folder(folder):
     assert after.seconds > before.seconds > 0
     assert after.disk_bytes > before.disk_bytes
     assert "passages" in after.basis
+    auto = estimate(recipe.model_copy(update={"embedder": "builtin:auto"}))
+    assert "MiniLM-L6, or multilingual-e5-small at half the rate" in auto.basis
+    multilingual = recipe.model_copy(update={"embedder": MULTILINGUAL_EMBEDDER})
+    assert estimate(multilingual).seconds == 2 * after.seconds
 
 
 def test_a_single_file_can_be_indexed(folder, tmp_path):

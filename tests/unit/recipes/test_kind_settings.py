@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stillroom.errors import RecipeError
-from stillroom.recipes import load_recipe
+from stillroom.recipes import load_recipe, parse_recipe
 
 
 def test_a_kind_takes_its_settings_from_the_command_line(tmp_path, monkeypatch):
@@ -49,3 +49,8 @@ def test_an_option_is_told_apart_from_a_setting_of_the_same_name(setting, said):
     assert len(caught.value.problems) == 1
     with pytest.raises(RecipeError, match=r"add measurement.scores=VALUE"):
         load_recipe(Path("forensics.benchmark"), given[:2])
+
+
+def test_a_setting_of_another_group_is_named_with_its_group():
+    with pytest.raises(RecipeError, match=r"did you mean 'pipeline\.generator'"):
+        parse_recipe("kind: synth.records\ngenerator: grounded_qa\n")

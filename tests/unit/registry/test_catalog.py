@@ -58,6 +58,7 @@ def test_settings_are_read_without_importing_their_method(tmp_path):
         '    kind: str = Field("plain", description="which")\n    is_on: bool = Field(True)\n'
         '    limit: int | None = Field(None)\n    place: str = Field(description="where")\n'
         "    steps: tuple[int, ...] = (1, 2)\n    count: int\n    _hidden: int = 1\n"
+        '    size: int = SIZE\nSIZE = Field(3, description="shared")\n'
     )
     found = [
         (one.name, one.default, one.description) for one in read_settings(tmp_path / "mine.py")
@@ -70,6 +71,7 @@ def test_settings_are_read_without_importing_their_method(tmp_path):
         ("place", "", "where"),
         ("steps", "(1, 2)", ""),
         ("count", "", ""),
+        ("size", "3", "shared"),
     ]
 
 

@@ -613,3 +613,11 @@ def test_a_reply_is_json_whatever_it_holds(content, expected):
     app = FastAPI(default_response_class=JsonReply)
     app.get("/")(lambda: content)
     assert request(app, "GET", "/").json() == expected
+
+
+def test_errors_are_written_in_one_form_wherever_they_arise():
+    app = create_app(served(), api_keys=[KEY])
+    for headers in (None, {"Authorization": f"Bearer {KEY}"}):
+        reply = request(app, "GET", "/v1/none", headers=headers)
+        assert reply.status_code in {401, 404}
+        assert reply.text == json.dumps(reply.json(), separators=(",", ":"))

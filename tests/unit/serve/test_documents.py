@@ -175,6 +175,13 @@ def test_earlier_turns_are_read_where_the_way_makes_the_last_stand_alone(index):
     assert f"Question: {QUESTION}" in model.asked[-1].messages[-1].content
     plain = chat(app_of(index, Cut("Paris.")), messages=turns).json()["choices"][0]["message"]
     assert plain["turns_not_read"] == 2
+    (notice,) = [text for text in plain["answer"]["notices"] if "last message" in text]
+    assert "not the 2 before it" in notice
+    assert "whole question" in notice
+    assert not [text for text in message["answer"]["notices"] if "last message" in text]
+    prompted = [{"role": "system", "content": "Be brief."}, turns[0]]
+    alone = chat(app_of(index, Cut("Paris.")), messages=prompted).json()["choices"][0]["message"]
+    assert not [text for text in alone["answer"]["notices"] if "last message" in text]
 
 
 def test_a_client_that_leaves_stops_the_judging_before_the_first_word(index):
@@ -239,8 +246,11 @@ def test_quotes_are_told_with_their_bytes_and_marks(index):
     message.pop("role"), message.pop("refusal")
     assert streamed(app, messages=turn) == message
     silent = chat(app, messages=[{"role": "user", "content": "How tall is it?"}]).json()
-    answer = silent["choices"][0]["message"]["answer"]
+    refused = silent["choices"][0]["message"]
+    answer = refused["answer"]
     assert (answer["refusal"], answer["abstained"]) == ("no-answer", True)
+    assert answer["quotes"] == refused["annotations"] == []  # nothing is the source of a refusal
+    assert answer["nearest"] == [one["passage_id"] for one in refused["citations"]]
 
 
 def test_quotes_and_citations_name_their_section(tmp_path):
@@ -262,6 +272,8 @@ def test_quotes_and_citations_name_their_section(tmp_path):
     assert "The piston is oiled in March." in message["content"]
     assert message["answer"]["quotes"][-1]["headings"] == ["Pumps", "Care"]
     assert message["citations"][0]["headings"][0] == "Pumps"
+    assert message["citations"][0]["title"] == "Pumps"
+    assert message["annotations"][0]["url_citation"]["title"] == "Pumps"
 
 
 def test_what_looks_like_a_mark_in_a_quote_is_no_citation(index):
@@ -272,7 +284,7 @@ def test_what_looks_like_a_mark_in_a_quote_is_no_citation(index):
         {"answer_start": 17, "text": "[1]", "byte_start": 20, "byte_end": 23, "pages": [4]},
     ]
     text = "See [1] [2]. [2] [1] [1]"
-    marks = locate_citations(text, cited, quotes)
+    marks = locate_citations(text, cited, {"quotes": quotes})
     assert [(one["start_index"], one["url"]) for one in marks] == [
         (13, "a.txt#bytes=5-17"),
         (21, "a.txt#page=4"),

@@ -7,7 +7,7 @@ from tests.unit.models.endpoint_server import Server, completion
 from tests.unit.models.tiny_encoders import config_of, write_json, write_tokenizer
 from tests.unit.serve.test_app import chat, check_error, events, request
 
-from stillroom.errors import RecipeError
+from stillroom.errors import CheckpointError, RecipeError, StillroomError
 from stillroom.models.interfaces import ConcurrentModel
 from stillroom.serve import ServedModel, create_app
 from stillroom.serve.mounts import Mount, open_mounts, parse_mount
@@ -84,6 +84,30 @@ def test_mounts_that_cannot_be_are_refused(tmp_path, monkeypatch, mounts):
     with pytest.raises(RecipeError) as caught, open_mounts(mounts):
         pass
     assert caught.value.code == "serve.mount"
+
+
+def test_a_folder_that_is_no_model_is_named_with_the_next_step(tmp_path):
+    (tmp_path / "docs/more").mkdir(parents=True)
+    (tmp_path / "docs/more/a.html").write_text("<p>Some text.</p>")
+    (tmp_path / "run/steps").mkdir(parents=True)
+    (tmp_path / "run/recipe.yaml").write_text("version: 1\n")
+    (tmp_path / ".index.partial").mkdir()
+    for name, code, what, advice in [
+        ("docs", "serve.mount", "is a folder of documents", "stillroom make"),
+        ("run", "data.unfinished", "an unfinished run lies in", "--resume"),
+        ("index", "data.unfinished", "an unfinished run lies in", "--resume"),
+    ]:
+        with (
+            pytest.raises(StillroomError) as caught,
+            open_mounts([Mount("x", str(tmp_path / name))]),
+        ):
+            pass
+        (problem,) = caught.value.problems
+        assert (problem.code, what in problem.what, advice in problem.next) == (code, True, True)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError), open_mounts([Mount("x", str(tmp_path / "weights"))]):
+        pass
 
 
 class Judge:

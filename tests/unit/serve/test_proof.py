@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -12,6 +13,7 @@ from tests.unit.serve.test_app import request
 from stillroom.cli.app import stillroom
 from stillroom.console import create_console
 from stillroom.errors import DataError
+from stillroom.provenance import Parent, read_artifact
 from stillroom.provenance.signing import load_signing_key, load_trust, sign_artifact
 from stillroom.serve import create_app
 from stillroom.serve.access import ApiKey
@@ -204,3 +206,16 @@ def test_signers_without_a_workspace_are_refused(place):
     command = ["serve", str(place / "served/run"), "--signer", str(place / "alice.pub")]
     done = CliRunner().invoke(stillroom, command)
     assert "serve.nothing" in done.output + str(done.exception)
+
+
+def test_packaged_readers_are_named_with_their_license(place):
+    folder = place / "served/run/steps/records"
+    artifact = read_artifact(folder)
+    added = [Parent("reader", f"builtin:{name}", "0" * 64) for name in ("reader-large", "overlap")]
+    changed = replace(artifact, parents=(*artifact.parents, *added))
+    (folder / "artifact.json").write_text(json.dumps(changed.to_json()))
+    proof = examine_proof(place / "served", "run")
+    shown = {one.name: (one.origin, one.license) for one in proof.inputs}
+    assert shown["builtin:reader-large"] == ("packaged with Stillroom", "CC-BY-SA-4.0")
+    assert shown["builtin:overlap"] == ("packaged with Stillroom", "Apache-2.0")
+    assert shown["hub:org/teacher"] == ("unknown", "unknown")

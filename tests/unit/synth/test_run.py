@@ -14,7 +14,7 @@ from stillroom.provenance import read_artifact
 from stillroom.records import Message, Origin, Record, read_records, write_records
 from stillroom.synth.generators.grounded_qa import GroundedQa
 from stillroom.synth.interfaces import FILTERS, PASSAGE_FILTERS
-from stillroom.synth.jobs.records import RecordsRecipe, estimate, run
+from stillroom.synth.jobs.records import JOB_KIND, RecordsRecipe, estimate
 from stillroom.synth.output.records import preview_records
 from stillroom.synth.selection import MixSettings
 from stillroom.testing import scripted_model
@@ -58,7 +58,7 @@ def change(recipe, **groups):
 def do(recipe, out, **more):
     job = Job.start(out, "kind: synth.records\n", seed=recipe.seed, **more)
     try:
-        return run(recipe, job)
+        return JOB_KIND.run(recipe, job)
     finally:
         job.close()
 
@@ -154,7 +154,7 @@ def test_run_that_was_cut_off_ends_with_the_same_bytes(recipe, use, teacher, tmp
     use(scripted_model(die, fingerprint="scripted:behaves"))
     job = Job.start(tmp_path / "cut", "kind: synth.records\n", seed=1)
     with pytest.raises(BackendError, match="the endpoint is down"):
-        run(recipe, job)
+        JOB_KIND.run(recipe, job)
     job.close()
     healthy = use(scripted_model(behave, fingerprint="scripted:behaves"))
     do(recipe, tmp_path / "cut", resume=True)
@@ -167,7 +167,7 @@ def test_cancel_stops_at_a_safe_point(recipe, use, teacher, tmp_path):
     job = Job.start(tmp_path / "out", "kind: synth.records\n")
     job.cancel()
     with pytest.raises(Cancelled):
-        run(recipe, job)
+        JOB_KIND.run(recipe, job)
     job.close()
     assert teacher.is_closed
     assert not teacher.asked
@@ -243,12 +243,37 @@ def test_estimate_grows_with_the_target_and_opens_no_model(recipe):
     assert small.basis
 
 
+@pytest.mark.parametrize(
+    ("generator", "said"),
+    [
+        ({"openings": True, "answer": "quote"}, "requests (none for passages in English, German,"),
+        ({"openings": False}, "about "),
+        ({"openings": True, "answer": "teacher"}, "about "),
+    ],
+)
+def test_an_estimate_says_for_which_passages_no_model_is_asked(recipe, generator, said):
+    method = GroundedQa(**generator)
+    basis = estimate(change(recipe, pipeline={"generator": method})).basis
+    assert said in basis
+    assert basis.startswith("at most") is (said != "about ")
+
+
+def test_an_estimate_says_none_only_if_no_step_asks_a_model_for_such_passages(recipe):
+    quoting = {"generator": {"name": "grounded_qa", "openings": True, "answer": "quote"}}
+    steps = {"quoting": quoting, "writing": {"generator": {"name": "textbook"}}}
+    steps["all"] = {"from": ["quoting", "writing"], "filters": ["duplicate"]}
+    values = recipe.model_dump(mode="json", by_alias=True) | {"pipeline": {"steps": steps}}
+    basis = estimate(RecordsRecipe.model_validate(values)).basis
+    assert basis.startswith("at most")
+    assert "none for" not in basis
+
+
 SLOW = """
 import sys, time
 from pathlib import Path
 import stillroom.models.factory as opening
 from stillroom.jobs import Job
-from stillroom.synth.jobs.records import RecordsRecipe, run
+from stillroom.synth.jobs.records import JOB_KIND, RecordsRecipe
 from stillroom.testing import scripted_model
 from tests.unit.synth.conftest import behave
 
@@ -258,7 +283,7 @@ def slowly(prompt):
 
 opening.open_text_model = lambda *a, **k: scripted_model(slowly, fingerprint="scripted:behaves")
 recipe = RecordsRecipe.model_validate_json(sys.argv[1])
-run(recipe, Job.start(Path(sys.argv[2]), "kind: synth.records\\n", seed=recipe.seed))
+JOB_KIND.run(recipe, Job.start(Path(sys.argv[2]), "kind: synth.records\\n", seed=recipe.seed))
 """
 
 

@@ -8,7 +8,7 @@ from stillroom.jobs import Job
 from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Record, read_records, write_records
 from stillroom.synth.interfaces import Generator
-from stillroom.synth.jobs.records import RecordsRecipe, run
+from stillroom.synth.jobs.records import JOB_KIND, RecordsRecipe
 from stillroom.synth.output.rejected import read_rejected
 from stillroom.synth.pipeline.inputs import order_items
 from stillroom.synth.seeds import read_seeds, read_taxonomy
@@ -214,7 +214,7 @@ def test_out_of_nothing_both_sides_are_written(tmp_path, monkeypatch):
         pipeline={"generator": Growing()}, num_records={"train": 4, "held_out": 1}
     )
     job = Job.start(tmp_path / "out", "kind: synth.records\n")
-    artifact = run(recipe, job)
+    artifact = JOB_KIND.run(recipe, job)
     job.close()
     records = list(read_records(tmp_path / "out" / "output" / "records.jsonl"))
     assert len(records) == 5

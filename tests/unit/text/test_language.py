@@ -1,6 +1,7 @@
 import pytest
 
 from stillroom.text import detect_language
+from stillroom.text.language import select_language
 
 
 @pytest.mark.parametrize(
@@ -20,3 +21,20 @@ def test_languages_are_told_from_a_sentence(code, text):
 @pytest.mark.parametrize("text", ["", "ok", "12345 67890 !!!", "\ud800 x", "{}[]();" * 50])
 def test_too_little_text_has_no_language(text):
     assert detect_language(text) == ""
+
+
+@pytest.mark.parametrize(
+    ("language", "question"),
+    [
+        ("de", "Wo liegt die Datei?"),
+        ("de", "Was kostet ein Bier?"),
+        ("fr", "Combien de temps ?"),
+        ("es", "¿Cuánto cuesta la cerveza?"),
+        ("en", "What nationality was Friedrich Schleiermacher?"),
+        ("en", "Qual è il prezzo?"),
+        ("en", "Wo?"),
+        ("en", "\ud800"),
+    ],
+)
+def test_the_language_of_a_short_question_is_selected_among_some(language, question):
+    assert select_language(question, {"de", "fr", "es", "en"}) == language

@@ -1,12 +1,14 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 import tarfile
 
 import pytest
 
 from stillroom.errors import DataError, StillroomError
+from stillroom.provenance import Artifact
 from stillroom.records import Document, Origin
 from stillroom.text import (
     ParseLimits,
@@ -17,7 +19,7 @@ from stillroom.text import (
     parse_folder,
     reader,
 )
-from stillroom.text.reader import detect_parser, map_suffixes
+from stillroom.text.reader import detect_parser, map_suffixes, scan_folder
 
 ENGLISH = "The river was high after the rain, and nobody crossed it for a week. " * 3
 
@@ -46,6 +48,22 @@ def test_a_folder_is_read_in_order_of_path_and_twice_the_same(tmp_path):
     first = list(parse_folder(tmp_path))
     assert [one.path for one in first] == paths
     assert first == list(parse_folder(tmp_path))
+
+
+def test_results_of_jobs_among_the_documents_are_left_out(tmp_path):
+    for name in ("a.txt", "index/output/b.txt", "run/c.txt", "mine/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("Text.")
+    artifact = json.dumps(Artifact("index", ()).to_json(), indent=1)
+    (tmp_path / "index" / "artifact.json").write_text(artifact)
+    (tmp_path / "run" / "recipe.yaml").touch()
+    for name in ("run", "mine"):
+        (tmp_path / name / ".lock").touch()
+    (tmp_path / "mine" / "artifact.json").write_text('{"name": "a pot"}')
+    scan = scan_folder(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in scan.files]
+    assert names == ["a.txt", "mine/artifact.json", "mine/d.txt"]
+    assert scan.hidden == 3  # two folders, and a file in "mine"
 
 
 def test_one_file_stands_for_a_folder(tmp_path):

@@ -21,6 +21,7 @@ from stillroom.cli.options import (
     settings_option,
 )
 from stillroom.cli.output import print_json, print_text
+from stillroom.errors import count_noun
 
 if TYPE_CHECKING:
     from stillroom.diffusion.model.network import DiffusionModel
@@ -171,7 +172,8 @@ def _print_samples(texts: list[str], samples: list[SampledSequence], holes: bool
         moved = "" if sample.drift is None else f", drift {sample.drift:.3f}"
         ended = "" if holes else f", {sample.finish_reason}"
         print_text(
-            f"{_count_tokens(sample, holes)} tokens, {sample.steps} steps, {sample.nfe} passes"
+            f"{_count_tokens(sample, holes)} tokens, {count_noun(sample.steps, 'step')}, "
+            f"{sample.nfe} passes"
             f"{ended}{moved}",
             err=True,
         )

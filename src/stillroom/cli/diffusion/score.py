@@ -22,6 +22,7 @@ from stillroom.cli.options import (
     settings_option,
 )
 from stillroom.cli.output import print_json, print_text
+from stillroom.errors import count_noun
 
 if TYPE_CHECKING:
     from stillroom.diffusion.evaluation.likelihood import ChoiceResult
@@ -116,7 +117,7 @@ def _read_examples(
     if not examples:
         named = f" of split '{split}'" if split else ""
         raise DataError(
-            f"none of {len(selected)} records{named} has a token to score",
+            f"none of {count_noun(len(selected), 'record')}{named} has a token to score",
             code="diffusion.no-places",
             where=str(records),
             expected="assistant messages within --max-tokens",
@@ -185,7 +186,8 @@ def _print_scores(
         return
     label = "bound" if total.kind == "bound" else "log-likelihood of one order"
     print_text(
-        f"{label} {nats:.4f} nats per token, {_format_error(own_error)} ({len(bounds)} records, "
+        f"{label} {nats:.4f} nats per token, {_format_error(own_error)} "
+        f"({count_noun(len(bounds), 'record')}, "
         f"{total.tokens} tokens, {total.forwards} passes)"
     )
     if needed is not None:

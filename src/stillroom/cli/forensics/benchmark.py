@@ -19,6 +19,7 @@ from stillroom.cli.options import (
     seed_option,
 )
 from stillroom.cli.output import print_json, print_text
+from stillroom.errors import count_noun
 from stillroom.forensics.benchmark.splits import SplitBy
 
 __all__ = [
@@ -124,7 +125,7 @@ def import_command(
     if as_json:
         print_json({"out": str(out), "items": len(items), "clips": clips})
         return
-    print_text(f"{out}: {len(items)} rows of {clips} clips")
+    print_text(f"{out}: {count_noun(len(items), 'row')} of {clips} clips")
 
 
 @benchmark_group.subcommand(

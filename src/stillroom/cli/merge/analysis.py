@@ -27,6 +27,7 @@ from stillroom.cli.options import (
     seed_option,
 )
 from stillroom.cli.output import print_json, print_text
+from stillroom.errors import count_noun
 
 __all__ = ["calibrate_command", "inspect_command", "learn_command", "search_command"]
 
@@ -120,7 +121,7 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
         files *= len(models)
     if len(files) != len(models) or (settings["plus_plus"] and settings["method"] == "fisher"):
         raise RecipeError(
-            f"{len(models)} models have {len(files)} files of records"
+            f"{len(models)} models have {count_noun(len(files), 'file')} of records"
             if len(files) != len(models)
             else "--plus-plus applies to RegMean only",
             code="merge.calibration-settings",

@@ -20,6 +20,7 @@ from stillroom.cli.options import (
     replace_option,
 )
 from stillroom.cli.output import print_json, print_text
+from stillroom.errors import count_noun
 
 if TYPE_CHECKING:
     from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
@@ -123,10 +124,16 @@ def _print_graph(description: dict[str, Any]) -> None:
         print_text(f"  {name:20} {value}")
     print_text("best connected")
     for item in description["entities"]:
-        print_text(f"  {item['name']}: {item['edges']} relations, {item['passages']} passages")
+        print_text(
+            f"  {item['name']}: {item['edges']} relations, "
+            f"{count_noun(item['passages'], 'passage')}"
+        )
     print_text("largest communities")
     for item in description["communities"]:
-        print_text(f"  {item['title']}: {item['entities']} entities, {item['passages']} passages")
+        print_text(
+            f"  {item['title']}: {item['entities']} entities, "
+            f"{count_noun(item['passages'], 'passage')}"
+        )
 
 
 def _print_entity(description: dict[str, Any]) -> None:
@@ -135,7 +142,10 @@ def _print_entity(description: dict[str, Any]) -> None:
     if description["description"]:
         print_text(f"  {description['description']}  [written by a model]")
     for item in description["edges"][:_MAX_MENTIONS]:
-        print_text(f"  - {item['to']}, weight {item['weight']:.2f}, {item['passages']} passages")
+        print_text(
+            f"  - {item['to']}, weight {item['weight']:.2f}, "
+            f"{count_noun(item['passages'], 'passage')}"
+        )
     for item in description["mentions"][:_MAX_MENTIONS]:
         print_text(f"  {item.get('location', item['passage'])}")
         if "text" in item:

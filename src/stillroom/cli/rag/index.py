@@ -28,6 +28,7 @@ from stillroom.cli.options import (
     run_options,
 )
 from stillroom.cli.output import align_columns, print_json, print_text
+from stillroom.errors import count_noun
 
 if TYPE_CHECKING:
     from stillroom.recipes import Recipe
@@ -120,7 +121,7 @@ def delete_command(index: Path, paths: tuple[str, ...], as_json: bool) -> None:
         print_json({"snapshot": snapshot.number, "digest": snapshot.digest, **snapshot.counts})
         return
     print_text(
-        f"{index}: snapshot {snapshot.number}, {snapshot.documents} documents, "
+        f"{index}: snapshot {snapshot.number}, {count_noun(snapshot.documents, 'document')}, "
         f"digest {snapshot.digest[:16]}"
     )
 
@@ -143,7 +144,7 @@ def unpack_command(corpus: Path, out: Path, overwrite: bool, as_json: bool) -> N
     if as_json:
         print_json({"out": str(out), "documents": count})
     else:
-        print_text(f"{out}: {count} documents")
+        print_text(f"{out}: {count_noun(count, 'document')}")
 
 
 @command("log", "stillroom rag log index", "stillroom rag log index --json")
@@ -176,7 +177,8 @@ def compact_command(index: Path, as_json: bool) -> None:
         print_json(asdict(done))
         return
     print_text(
-        f"{index}: {done.bytes_before / 1e6:.1f} MB in {done.segments_before} segments before, "
+        f"{index}: {done.bytes_before / 1e6:.1f} MB in "
+        f"{count_noun(done.segments_before, 'segment')} before, "
         f"{done.bytes_after / 1e6:.1f} MB in {done.segments_after} after"
     )
     if done.held:
@@ -198,18 +200,19 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
     (ledger.sqlite) cannot be rebuilt.
     """
     from stillroom.errors import IntegrityError, Problem
+    from stillroom.provenance.sources import LEDGER
     from stillroom.rag.index.ann_recall import check_recall, describe_recall, refresh_recall
     from stillroom.rag.maintenance.update import check_index, repair_index
 
     findings = repair_index(index) if repair else check_index(index)
     remaining = check_index(index) if repair else findings
     recall: dict[str, Any] | None = None
-    if not remaining:
+    if all(finding.is_derived and finding.path == LEDGER for finding in remaining):
         recall, doubts = check_recall(index)
         if doubts and repair:
             refresh_recall(index)
-            recall, remaining = check_recall(index)
-            findings = [*findings, *doubts]
+            recall, rest = check_recall(index)
+            findings, remaining = [*findings, *doubts], [*remaining, *rest]
         elif doubts:
             findings = remaining = [*findings, *doubts]
     if as_json:
@@ -445,8 +448,9 @@ def migrate_command(
         return
     compared = done.comparison
     print_text(
-        f"{done.copied} documents copied from {done.before} to {done.after}; "
-        f"{compared.documents} documents and {compared.passages} passages, digest "
+        f"{count_noun(done.copied, 'document')} copied from {done.before} to {done.after}; "
+        f"{count_noun(compared.documents, 'document')} and "
+        f"{count_noun(compared.passages, 'passage')}, digest "
         f"{compared.digest[:16]}, both equal"
     )
     print_text(

@@ -69,7 +69,9 @@ def source_routes(context: PageContext) -> list[Route]:
     async def page(request: Request) -> Response:
         query = request.query_params
         name, passage = query.get("at", ""), query.get("passage", "")
-        view = await context.run_in_thread(context.sources.source, name, passage)
+        view = await context.run_in_thread(
+            context.sources.source, name, passage, query.get("quote", "")
+        )
         template = "source_part.html" if "part" in query else "source.html"
         return context.page(request, template, title=view.path, view=view, at=name)
 

@@ -5,9 +5,14 @@
   const { chat, open, post, problem, make, svg, badge } = window.stillroom;
   const $ = (id) => document.getElementById(id);
   const KEPT = 20;
+  const AROUND = 80; // characters of a passage shown beside a quote
 
-  const sourceLink = (at, passage) =>
-    `/source?at=${encodeURIComponent(at)}&passage=${encodeURIComponent(passage)}#span`;
+  // Opens a document at a quote, if one is given, or at a passage.
+  const sourceLink = (at, passage, quote) => {
+    const place = quote && [quote.start, quote.end, quote.byte_start, quote.byte_end].join("-");
+    const marked = place ? `&quote=${encodeURIComponent(place)}` : "";
+    return `/source?at=${encodeURIComponent(at)}&passage=${encodeURIComponent(passage)}${marked}#span`;
+  };
 
   // A file with pages is a whole: its bytes say nothing of the place.
   const where = ({ pages, byte_start, byte_end }) =>
@@ -65,7 +70,7 @@
         answer.append(
           make("a", {
             class: "cite to-source",
-            href: sourceLink(state.at, one.passage_id),
+            href: sourceLink(state.at, one.passage_id, endsAt(mark)),
             title: [`${one.path}: ${where(bytes)}`, ...(bytes.headings || [])].join(" › "),
             "aria-label": `source ${one.number}, ${one.path}`,
             text: mark[1],
@@ -104,20 +109,29 @@
     return make("div", { class: "score" }, bar, make("span", { text: `score ${score.toPrecision(3)}` }));
   };
 
-  // A passage with its quotes marked, which come in the order of the text. With neighbours a quote
+  // A passage with its quotes marked. With neighbours a quote
   // counts from the first of them; it is then looked for, and not marked if it is in another.
+  // What is far from every quote is left out, so that each is shown whole.
   const markQuotes = (text, quotes) => {
     const shown = make("p", { class: "text" });
     const letters = Array.from(text);
+    const between = (part, isFirst, isLast) => {
+      const long = part.length > (isFirst || isLast ? AROUND : 2 * AROUND);
+      if (!long || !quotes.length) return part;
+      const before = isFirst ? "" : part.slice(0, AROUND).replace(/\S*$/, "");
+      const after = isLast ? "" : part.slice(-AROUND).replace(/^\S*/, "");
+      return `${before}…${after}`;
+    };
     let end = 0;
-    for (const quote of quotes) {
+    for (const quote of [...quotes].sort((one, other) => one.start - other.start)) {
       const own = letters.slice(0, quote.start).join("").length;
       const at = text.startsWith(quote.text, own) ? own : text.indexOf(quote.text, end);
       if (at < end) continue;
-      shown.append(text.slice(end, at), make("mark", { text: quote.text }));
+      shown.append(between(text.slice(end, at), !end, false), make("mark", { text: quote.text }));
       end = at + quote.text.length;
     }
-    shown.append(text.slice(end));
+    shown.append(end ? between(text.slice(end), false, true) : text);
+    shown.classList.toggle("quoted", end > 0);
     return shown;
   };
 
@@ -151,7 +165,8 @@
         : " (it quotes no sentence, so readers cannot be trained on it)";
       const note = told.verdict !== "right" ? "" : learned || lost;
       parts.judged.textContent =
-        told.verdict === "wrong" ? "Stored: Wrong. Which sentence answers?" : `Stored ${kept}: ${what}${note}`;
+        told.verdict === "wrong" ? "Stored: Wrong. If a sentence answers, choose it." : `Stored ${kept}: ${what}${note}`;
+      if (told.verdict === "wrong") pickSentence(parts, state, true);
     } catch (error) {
       parts.judged.textContent = `It was not stored: ${error.message}`;
     }
@@ -258,11 +273,12 @@
       const told = texts.get(one.passage_id) || {};
       const isCited = cited.has(one.number);
       const item = make("li", { class: `passage${isCited ? " cited" : ""}` });
+      const quotes = (state.details.quotes || []).filter((quote) => quote.number === one.number);
       const pages = one.pages.length ? `, page ${one.pages[0]}` : "";
       item.append(
         make(
           "a",
-          { class: "to-source place", href: sourceLink(state.at, one.passage_id) },
+          { class: "to-source place", href: sourceLink(state.at, one.passage_id, quotes[0]) },
           `[${one.number}] ${one.path}${pages}`,
         ),
       );
@@ -270,7 +286,6 @@
         item.append(make("div", { class: "quiet", text: told.headings.join(" › ") }));
       if (told.missing)
         item.append(make("p", { class: "text", text: "The index holds this passage no more." }));
-      const quotes = (state.details.quotes || []).filter((quote) => quote.number === one.number);
       if (told.text) {
         const text = markQuotes(told.text, quotes);
         parts.texts.push([text, told, quotes]);
@@ -294,21 +309,17 @@
     const details = state.details;
     const said = [];
     if (details.abstained) {
-      const reasons = {
-        model: "Refused: the model found no answer in the passages.",
-        "nothing-found": "No answer in the documents: nothing was found.",
-        "no-answer": "No sentence surely answers this. The nearest passages are shown: look there, or ask in their words.",
-        "judged-absent": "No answer in the documents, as a person judged. The nearest passages are shown.",
-      };
+      const note = details.refusal_note || "no passage supports an answer";
       parts.refusal.hidden = false;
-      parts.refusal.textContent =
-        reasons[details.refusal] ||
-        "Refused: no passage supports an answer. The nearest are shown.";
+      parts.refusal.textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
     } else if (state.isGrounded && !(state.citations || []).length) {
       parts.refusal.hidden = false;
       parts.refusal.textContent = "No passage supports this answer.";
     }
-    if (state.isGrounded) said.push(plural((state.citations || []).length, "citation"));
+    const marks = parts.answer.querySelectorAll("a.cite").length;
+    const passages = (state.citations || []).length;
+    const same = marks > passages ? ` of ${plural(passages, "passage")}` : "";
+    if (state.isGrounded) said.push(`${plural(marks, "citation")}${same}`);
     else if (!state.isStopped) said.push("from the model alone, without documents");
     const open = (details.statements || []).filter((one) => one.status === "unsupported").length;
     if (open && !details.abstained) said.push(`${plural(open, "sentence")} no passage supports`);
@@ -453,7 +464,7 @@
     setBusy(false);
     $("status").textContent = state.failed
       ? "The question could not be answered"
-      : `${state.details.abstained ? "Refused. " : ""}Answer complete, ${plural((state.citations || []).length, "citation")}: ${state.text}`;
+      : `${state.details.abstained ? "Refused. " : ""}Answer complete, ${plural(parts.answer.querySelectorAll("a.cite").length, "citation")}: ${state.text}`;
     $("question").focus();
   };
 

@@ -24,7 +24,7 @@ from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import InfillRequest
 from stillroom.diffusion.sampling.settings import DecodeSettings
-from stillroom.diffusion.training.data import MaskableExample, tokenize_records
+from stillroom.diffusion.training.data import tokenize_records
 from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap
 from stillroom.evaluate.report import REPORT_HTML, REPORT_JSON, ComparisonTable, Report, Table
@@ -129,8 +129,8 @@ class _ModelPair:
         self.model: DiffusionModel = open_diffusion(str(diffusion), dtype="float32")
         self.twin, self.words = load_causal_lm(twin / "output", dtype="float32")
 
-    def fill(self, ids: Sequence[int], start: int, stop: int, *, behind: bool) -> dict[str, bool]:
-        """Return, for each model, whether it predicts all tokens of a span correctly.
+    def share(self, ids: Sequence[int], start: int, stop: int, *, behind: bool) -> dict[str, float]:
+        """Return for each model the share of a span's tokens that it predicts correctly.
 
         Args:
             ids: Tokens of the whole text.
@@ -138,11 +138,6 @@ class _ModelPair:
             stop: Last token to predict + 1.
             behind: Whether the diffusion model sees the text after ``stop``.
         """
-        hits = self.share(ids, start, stop, behind=behind)
-        return {side: hits[side] == 1.0 for side in hits}
-
-    def share(self, ids: Sequence[int], start: int, stop: int, *, behind: bool) -> dict[str, float]:
-        """Return each model's share of correct tokens."""
         last = stop if behind else len(ids)
         known = [
             None if start <= position < last else int(token) for position, token in enumerate(ids)
@@ -236,7 +231,11 @@ def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most:
     )
     rows: dict[str, list[float]] = {side: [] for side in _SIDES}
     for index, example in enumerate(examples):
-        start, stop = _choose_span(example, np.random.default_rng([models.recipe.seed, index]))
+        rng = np.random.default_rng([models.recipe.seed, index])
+        first, end = example.turns[int(rng.integers(len(example.turns)))]
+        length = max(1, (end - first) // _SPAN_DIVISOR)
+        start = first + int(rng.integers(end - first - length + 1))
+        stop = start + length
         shares = models.share(example.ids.tolist(), start, stop, behind=True)
         for side in _SIDES:
             rows[side].append(shares[side])
@@ -249,13 +248,6 @@ def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most:
             "context only.",
             {"infilling": rows},
         )
-
-
-def _choose_span(example: MaskableExample, rng: np.random.Generator) -> tuple[int, int]:
-    start, stop = example.turns[int(rng.integers(len(example.turns)))]
-    length = max(1, (stop - start) // _SPAN_DIVISOR)
-    first = start + int(rng.integers(stop - start - length + 1))
-    return first, first + length
 
 
 def _add_facts(
@@ -272,8 +264,8 @@ def _add_facts(
         rows[name] = {side: [] for side in _SIDES}
         for fact in facts[:most]:
             ids, start, stop = locate_name(models.model.tokenizer, fact, slot)
-            for side, is_right in models.fill(ids, start, stop, behind=behind).items():
-                rows[name][side].append(float(is_right))
+            for side, share in models.share(ids, start, stop, behind=behind).items():
+                rows[name][side].append(float(share == 1))
     _add_pair(
         report,
         "Recall of facts, forward and reversed",
@@ -323,8 +315,8 @@ def _add_questions(
             ids, (start, stop) = example.ids.tolist(), example.turns[-1]
             while stop - start > 1 and ids[stop - 1] in special:
                 stop -= 1  # end tokens are not part of the answer
-            for side, is_right in models.fill(ids, start, stop, behind=False).items():
-                rows[name][side].append(float(is_right))
+            for side, share in models.share(ids, start, stop, behind=False).items():
+                rows[name][side].append(float(share == 1))
         overlaps.append(f"{name}: {known} of {len(records)}")
     _add_pair(
         report,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.diffusion.sampling.sampler import generate
-from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_request
+from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_request, decode_text
 from stillroom.diffusion.sampling.settings import (
     PRESET_FILE,
     DecodeSettings,
@@ -64,16 +64,11 @@ DEFAULT_GRID: Mapping[str, tuple[GridValue, ...]] = {
 _MAX_ANSWER_TOKENS = 256
 
 
-def _is_exact(text: str, answer: str) -> float:
-    return float(text.strip() == answer.strip())
-
-
 _QUALITY_METRICS: Mapping[str, Callable[[str, str], float]] = {
     "f1": token_f1,
     "exact": exact_match,
-    "same": _is_exact,
+    "same": lambda text, answer: float(text.strip() == answer.strip()),
 }
-
 """Metrics of a text against the record's answer: token F1, normalized match, exact match."""
 
 
@@ -183,7 +178,10 @@ def expand_grid(
     rows = dict(DEFAULT_GRID)
     if model.metadata.block_size is not None:
         rows |= {"block_length": (None,), "cache": (None,)}  # exact by itself
-    texts = {key: [_emit_value(value) for value in row] for key, row in {**rows, **grid}.items()}
+    texts = {
+        key: [value if isinstance(value, str) else emit_scalar(value) for value in row]
+        for key, row in {**rows, **grid}.items()
+    }
     base = "\n".join(emit_yaml({"max_new_tokens": max_new_tokens, **decode}))
     plain = ["commit.name=top_k", "commit.k=1", "cache=whole"]
     baseline = parse_group(DecodeSettings, base, "decode", plain)
@@ -204,7 +202,8 @@ def expand_grid(
             continue
         if set(settings.describe_unused()) - set(baseline.describe_unused()):
             left_out.append(label)  # another row of the grid has the same effect
-        elif not _is_duplicate(settings, known):
+        elif (text := settings.model_dump_json()) not in known:
+            known.add(text)  # without blocks, block-wise caches are the same
             candidates.append(SweepCandidate(label, settings))
     if wrong := refused.keys() - valid:  # a value that is valid with no others
         raise refused[min(wrong)]
@@ -218,23 +217,11 @@ def expand_grid(
     return candidates, left_out
 
 
-def _emit_value(value: GridValue) -> str:
-    return value if isinstance(value, str) else emit_scalar(value)
-
-
 def _label(rows: Mapping[str, Sequence[str]], values: Sequence[str]) -> str:
     """Return the keys and values in which a setting differs from the others of the grid."""
     pairs = [(key, value) for key, value in zip(rows, values, strict=True) if len(rows[key]) > 1]
     pairs = pairs or list(zip(rows, values, strict=True))
     return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pairs)
-
-
-def _is_duplicate(settings: DecodeSettings, known: set[str]) -> bool:
-    """Return whether settings are repeated; without blocks, block-wise caches coincide."""
-    text = settings.model_dump_json()
-    is_known = text in known
-    known.add(text)
-    return is_known
 
 
 def _build_cases(
@@ -264,7 +251,7 @@ def _build_cases(
             ids = build_prompt_request(tokenizer, Prompt(text=answer), 0).ids
             half = (len(ids) + 1) // 2
             request, after = InfillRequest(ids[:half]), ids[half:]
-            answer = _decode(tokenizer, after)
+            answer = decode_text(tokenizer, after)
         if after and len(request.ids) + len(after) < model.context_length:
             longest = max(longest, len(after))
             cases.append(SweepCase(record.id, request, answer))
@@ -286,15 +273,9 @@ def run_trial(
     begun = time.process_time()
     (sample,) = generate(model, [request], candidate.settings)
     spent = time.process_time() - begun
-    text = _decode(model.tokenizer, sample.new_ids)
+    text = decode_text(model.tokenizer, sample.new_ids)
     quality = _QUALITY_METRICS[measure](text, case.answer)
     return SweepTrial(quality, sample.nfe, spent, len(sample.new_ids), sample.drift)
-
-
-def _decode(tokenizer: Any, ids: Sequence[int | None]) -> str:
-    return str(
-        tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    )
 
 
 def find_pareto_front(outcomes: Sequence[DecodingSweepResult]) -> list[DecodingSweepResult]:

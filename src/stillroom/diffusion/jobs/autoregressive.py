@@ -7,12 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
-from stillroom.diffusion.settings import REPLAYER, TextTrainingRecipe, estimate_training
-from stillroom.jobs import Job
-from stillroom.jobs.kind import JobKind
-from stillroom.provenance import Artifact
+from stillroom.diffusion.settings import TextTrainingRecipe, declare_training
 
-__all__ = ["JOB_KIND", "AutoregressiveRecipe", "derive_baseline_recipe", "run"]
+__all__ = ["JOB_KIND", "AutoregressiveRecipe", "derive_baseline_recipe"]
 
 
 class AutoregressiveRecipe(TextTrainingRecipe):
@@ -38,14 +35,4 @@ def derive_baseline_recipe(recipe: DiffusionTrainRecipe) -> AutoregressiveRecipe
     return AutoregressiveRecipe.model_validate(settings)
 
 
-def run(recipe: AutoregressiveRecipe, job: Job) -> Artifact:
-    """Train an autoregressive model and publish its checkpoint; raises as ``train_checkpoint``."""
-    from stillroom.diffusion.trainer import train_checkpoint
-    from stillroom.diffusion.training.masked import NextTokenPrediction
-
-    return train_checkpoint(NextTokenPrediction(recipe), job)
-
-
-JOB_KIND = JobKind(
-    AutoregressiveRecipe, run, estimate_training, is_distributed=True, replayer=REPLAYER
-)
+JOB_KIND = declare_training(AutoregressiveRecipe, "masked:NextTokenPrediction")

@@ -10,13 +10,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from stillroom.diffusion.settings import REPLAYER, PolicyRecipe, estimate_training
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.provenance import Artifact
+from stillroom.diffusion.settings import PolicyRecipe, declare_training, estimate_training
+from stillroom.jobs import Estimate
 from stillroom.recipes import Reference
 
-__all__ = ["JOB_KIND", "DiffusionPreferenceRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "DiffusionPreferenceRecipe", "estimate"]
 
 
 class DiffusionPreferenceRecipe(PolicyRecipe):
@@ -44,14 +42,6 @@ class DiffusionPreferenceRecipe(PolicyRecipe):
     )
 
 
-def run(recipe: DiffusionPreferenceRecipe, job: Job) -> Artifact:
-    """Train on preference pairs and publish the checkpoint; raises as ``train_checkpoint``."""
-    from stillroom.diffusion.trainer import train_checkpoint
-    from stillroom.diffusion.training.preferences import PreferenceOptimization
-
-    return train_checkpoint(PreferenceOptimization(recipe), job)
-
-
 def estimate(recipe: DiffusionPreferenceRecipe) -> Estimate:
     """Estimate memory, disk and time of the job; a missing checkpoint counts as 135M.
 
@@ -61,4 +51,6 @@ def estimate(recipe: DiffusionPreferenceRecipe) -> Estimate:
     return estimate_training(recipe, passes=2 * samples * (1 + 2 / 3), has_reference=True)
 
 
-JOB_KIND = JobKind(DiffusionPreferenceRecipe, run, estimate, is_distributed=True, replayer=REPLAYER)
+JOB_KIND = declare_training(
+    DiffusionPreferenceRecipe, "preferences:PreferenceOptimization", estimate
+)

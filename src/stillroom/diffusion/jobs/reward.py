@@ -11,13 +11,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from stillroom.diffusion.sampling.settings import DecodeSettings
-from stillroom.diffusion.settings import REPLAYER, PolicyRecipe, estimate_training
+from stillroom.diffusion.settings import PolicyRecipe, declare_training, estimate_training
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.provenance import Artifact
+from stillroom.jobs import Estimate
 
-__all__ = ["JOB_KIND", "DiffusionRewardRecipe", "RolloutDecodeSettings", "estimate", "run"]
+__all__ = ["JOB_KIND", "DiffusionRewardRecipe", "RolloutDecodeSettings", "estimate"]
 
 
 class RolloutDecodeSettings(DecodeSettings):
@@ -61,14 +59,6 @@ class DiffusionRewardRecipe(PolicyRecipe):
     )
 
 
-def run(recipe: DiffusionRewardRecipe, job: Job) -> Artifact:
-    """Train on rewards and publish the checkpoint; raises as ``train_checkpoint``."""
-    from stillroom.diffusion.trainer import train_checkpoint
-    from stillroom.diffusion.training.rollouts import RewardOptimization
-
-    return train_checkpoint(RewardOptimization(recipe), job)
-
-
 def estimate(recipe: DiffusionRewardRecipe) -> Estimate:
     """Estimate memory, disk and time of the job; a missing checkpoint counts as 135M.
 
@@ -82,4 +72,4 @@ def estimate(recipe: DiffusionRewardRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(DiffusionRewardRecipe, run, estimate, is_distributed=True, replayer=REPLAYER)
+JOB_KIND = declare_training(DiffusionRewardRecipe, "rollouts:RewardOptimization", estimate)

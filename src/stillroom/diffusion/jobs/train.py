@@ -15,17 +15,15 @@ from stillroom.diffusion.interfaces import (
     TrainingAttention,
 )
 from stillroom.diffusion.settings import (
-    REPLAYER,
     MaskedValidationSettings,
     NoiseSettings,
     TextTrainingRecipe,
+    declare_training,
     estimate_training,
 )
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.provenance import Artifact
+from stillroom.jobs import Estimate
 
-__all__ = ["JOB_KIND", "DiffusionTrainRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "DiffusionTrainRecipe", "estimate"]
 
 
 class DiffusionTrainRecipe(TextTrainingRecipe):
@@ -62,17 +60,9 @@ class DiffusionTrainRecipe(TextTrainingRecipe):
         return self.attention.num_copies * self.corruption.num_copies
 
 
-def run(recipe: DiffusionTrainRecipe, job: Job) -> Artifact:
-    """Train a diffusion model and publish its checkpoint; raises as ``train_checkpoint``."""
-    from stillroom.diffusion.trainer import train_checkpoint
-    from stillroom.diffusion.training.masked import MaskedDenoising
-
-    return train_checkpoint(MaskedDenoising(recipe), job)
-
-
 def estimate(recipe: DiffusionTrainRecipe) -> Estimate:
     """Estimate memory, disk and time of the job; a missing checkpoint counts as 135M."""
     return estimate_training(recipe, passes=recipe.passes_per_step)
 
 
-JOB_KIND = JobKind(DiffusionTrainRecipe, run, estimate, is_distributed=True, replayer=REPLAYER)
+JOB_KIND = declare_training(DiffusionTrainRecipe, "masked:MaskedDenoising", estimate)

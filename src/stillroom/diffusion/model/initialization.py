@@ -218,7 +218,8 @@ def _convert_initial(stored: Checkpoint, target: TargetMetadata | None, folder: 
     size = int(config["vocab_size"])
     mask, needed = _find_mask_token(tokenizer, len(tokenizer))
     tokenizer.save_pretrained(words)
-    tensors = {name: read(name) for name in names if not _is_tied_head(name, config)}
+    tied = _HEADS if config.get("tie_word_embeddings") else ()
+    tensors = {name: read(name) for name in names if name not in tied}
     description = "an autoregressive checkpoint"
     # The autoregressive baseline gets the row, too, as it shares the tokenizer; the mask token has
     # probability 0 in training, so its loss does not change.
@@ -260,10 +261,6 @@ def _add_mask_rows(
         grown[mask] = mean[0]
         extended[name] = grown
     return extended
-
-
-def _is_tied_head(name: str, config: dict[str, Any]) -> bool:
-    return name in _HEADS and bool(config.get("tie_word_embeddings"))
 
 
 def _add_metadata(

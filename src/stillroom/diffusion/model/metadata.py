@@ -24,7 +24,7 @@ __all__ = [
     "AttentionKind",
     "DiffusionMetadata",
     "TargetMetadata",
-    "find_special_token",
+    "find_mask_token",
     "unsupported_config_error",
 ]
 
@@ -146,15 +146,14 @@ def _invalid_metadata_error(reason: str, where: str) -> CheckpointError:
     )
 
 
-def find_special_token(stored: Checkpoint, name: str, texts: tuple[str, ...]) -> int | None:
-    """Return a special token's id, from config.json or from the tokenizer's files.
+def find_mask_token(stored: Checkpoint, texts: tuple[str, ...]) -> int | None:
+    """Return the mask token's id, from config.json or from the tokenizer's files.
 
     Args:
         stored: Checkpoint.
-        name: Key of config.json, e.g. ``mask_token_id``.
         texts: Possible texts of the token in tokenizer.json.
     """
-    token_id = stored.config.get(name)
+    token_id = stored.config.get("mask_token_id")
     if isinstance(token_id, int) and not isinstance(token_id, bool):
         return token_id
     path = stored.folder / "tokenizer.json"

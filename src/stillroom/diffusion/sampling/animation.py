@@ -43,14 +43,10 @@ class TerminalAnimation:
         if is_terminal and self._lines:
             self.stream.write(f"\x1b[{self._lines}A\x1b[J")
         self.stream.write(f"{head}\n{text}\n" if is_terminal else f"{head}: {text}\n")
-        self._lines = self._height(f"{head}\n{self.draw(event, color=False, is_flat=False)}")
-        self.stream.flush()
-
-    @staticmethod
-    def _height(text: str) -> int:
-        """Return the number of terminal rows of a text."""
         columns = max(shutil.get_terminal_size().columns, 1)
-        return sum(max(-(-_display_width(line) // columns), 1) for line in text.split("\n"))
+        plain = f"{head}\n{self.draw(event, color=False, is_flat=False)}"
+        self._lines = sum(max(-(-_display_width(row) // columns), 1) for row in plain.split("\n"))
+        self.stream.flush()
 
     def draw(self, event: StepEvent, *, color: bool, is_flat: bool = True) -> str:
         """Return the current text with dots for masks; flat and uncolored text is a single line."""
@@ -69,14 +65,8 @@ class TerminalAnimation:
 
 def _escape_controls(text: str) -> str:
     """Return a text with visible control characters, except for newlines."""
-    return "".join(
-        letter if letter == "\n" or unicodedata.category(letter) != "Cc" else _render_text(letter)
-        for letter in text
-    )
-
-
-def _render_text(letter: str) -> str:
-    return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\u2421"
+    shown = {code: 0x2400 + code for code in range(0x20)} | dict.fromkeys(range(0x7F, 0xA0), 0x2421)
+    return text.translate(shown | {ord("\n"): "\n"})
 
 
 def _display_width(line: str) -> int:

@@ -437,11 +437,14 @@ def generate(
             row = waiting.pop(0)
             run = samplers[row].run()
             active[row] = (run, next(run))
-        rows = _select_call(active)
+        # All rows of a forward pass have a cache, or none.
+        with_keys = active[min(active)][1].keys is not None
+        rows = [row for row in sorted(active) if (active[row][1].keys is not None) == with_keys]
         states = model.read([active[row][1] for row in rows])
         for row, row_states in zip(rows, states, strict=True):
-            following = _advance(active[row][0], row_states)
-            if following is None:
+            try:
+                following = active[row][0].send(row_states)
+            except StopIteration:
                 del active[row]
                 finish(row)
             else:
@@ -449,17 +452,3 @@ def generate(
     for row in sorted({*waiting, *active}):
         finish(row, cancelled=True)
     return [samples[row] for row in range(len(samplers))]
-
-
-def _select_call(active: dict[int, tuple[Reads, ForwardRequest]]) -> list[int]:
-    """Return the rows of the next forward pass: all with a cache, or all without."""
-    rows = sorted(active)
-    with_keys = active[rows[0]][1].keys is not None
-    return [row for row in rows if (active[row][1].keys is not None) == with_keys]
-
-
-def _advance(run: Reads, states: Tensor) -> ForwardRequest | None:
-    try:
-        return run.send(states)
-    except StopIteration:
-        return None

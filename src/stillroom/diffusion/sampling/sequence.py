@@ -37,6 +37,7 @@ __all__ = [
     "build_prompt_request",
     "build_text_request",
     "decode_sample",
+    "decode_text",
     "decode_tokens",
 ]
 
@@ -89,8 +90,14 @@ def decode_sample(tokenizer: Any, sample: SampledSequence, *, include_given: boo
         sample: Result of sampling.
         include_given: Return the whole text, for infilling.
     """
-    ids = list(sample.ids if include_given else sample.new_ids)
-    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return decode_text(tokenizer, sample.ids if include_given else sample.new_ids)
+
+
+def decode_text(tokenizer: Any, ids: Sequence[int | None]) -> str:
+    """Return the text of tokens, without special ones."""
+    return str(
+        tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
 
 
 def decode_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:

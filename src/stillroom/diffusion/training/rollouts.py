@@ -166,10 +166,6 @@ def tokenize_prompts(
     return TokenizedDataset(tasks, {"records": len(tasks), **counts})
 
 
-def _derive_seeds(parts: Sequence[int], count: int) -> list[int]:
-    return [int(value) for value in np.random.default_rng(parts).integers(2**31, size=count)]
-
-
 def _read_reward(recipe: DiffusionRewardRecipe, text: str, task: VerifiablePrompt) -> float:
     check = recipe.verifier.check(text, task.fields)
     if check.keep:
@@ -256,7 +252,11 @@ class RolloutDataSource(WeightedDataSource):
         texts = self._texts_of(update)
         wrote = self._round.wrote[update]
         now = wrote if update == 0 else self._read(texts, ranks)
-        advantages = self._advantages()
+        rewards = torch.tensor(
+            [answer.reward for answer in self._round.answers], dtype=torch.float64
+        ).view(-1, self.recipe.num_generations)
+        scaled = compute_advantages(rewards, scale_rewards=self.recipe.scale_rewards)
+        advantages = scaled.flatten()
         counts = [len(logprobs) for logprobs in wrote]
         leaf = torch.cat(list(now)).requires_grad_(True)
         losses = compute_policy_loss(
@@ -297,12 +297,6 @@ class RolloutDataSource(WeightedDataSource):
             notes["reference/kl"] = float((apart.exp() - apart - 1).mean())
         return weighed, notes
 
-    def _advantages(self) -> Tensor:
-        rewards = [answer.reward for answer in self._round.answers]
-        groups = torch.tensor(rewards, dtype=torch.float64).view(-1, self.recipe.num_generations)
-        scaled = compute_advantages(groups, scale_rewards=self.recipe.scale_rewards)
-        return scaled.flatten()
-
     def _enter(self, first: int, ranks: ProcessGroup, *, is_first: bool) -> None:
         """Set the round that starts at a step: the current one, from the journal, or new."""
         if first == self._at:
@@ -329,9 +323,11 @@ class RolloutDataSource(WeightedDataSource):
         numbers = self._records.chosen(first // self.recipe.num_iterations)
         group = self.recipe.num_generations
         draws = [
-            (number, seed)
+            (number, int(seed))
             for index, number in enumerate(numbers)
-            for seed in _derive_seeds([self.recipe.seed, first, _SAMPLE_SEED, index], group)
+            for seed in np.random.default_rng(
+                [self.recipe.seed, first, _SAMPLE_SEED, index]
+            ).integers(2**31, size=group)
         ]
         answers = tuple(distribute(ranks, draws, self._answer))
         rollouts = RolloutBatch(answers, (), ())

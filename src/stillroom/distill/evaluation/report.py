@@ -381,7 +381,7 @@ def _summarize_distance(near: TeacherDistance, seed: int) -> str:
         return summary
     gap = _compute_difference(near.found, key, seed)
     ends = f"{gap.value:+.3f} {unit}, 95 % {gap.low:+.3f} to {gap.high:+.3f}"
-    warning = warn_small_sample(gap.n, "held-out records").rstrip(".")
+    warning = warn_small_sample(gap.n, "held-out record").rstrip(".")
     if math.isnan(gap.low):
         verdict = f"it is {gap.value:+.3f} {unit} beside the baseline; one record, no interval"
     elif gap.is_few:

@@ -24,9 +24,10 @@ import numpy.typing as npt
 import torch
 
 from stillroom.distill.cross_tokenizer.data import AlignedRecord, make_aligned_batch
+from stillroom.distill.cross_tokenizer_losses.chunk_likelihood import ChunkLikelihood
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
 from stillroom.distill.evaluation.metrics import RecordMetrics
-from stillroom.distill.interfaces import CROSS_TOKENIZER_LOSSES, METHODS, ChunkLoss
+from stillroom.distill.interfaces import METHODS
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.losses.lm_head import (
     CHUNK_ROWS,
@@ -191,10 +192,8 @@ def _measure_aligned(
     count = len(record.kinds)
     log_q = np.bincount(record.chunk_of[inside], student_logprobs.numpy()[inside], count)
     log_p = np.bincount(record.teacher_chunk_of, teacher_logprobs.astype(np.float64), count)
-    criterion = CROSS_TOKENIZER_LOSSES.build("chunk_likelihood")
-    if not isinstance(criterion, ChunkLoss):  # for mypy: it is a built-in method
-        raise TypeError("chunk_likelihood compares chunks")
-    divergence, _, _ = criterion.compare(torch.from_numpy(log_q), torch.from_numpy(log_p))
+    likelihood = ChunkLikelihood()
+    divergence, _, _ = likelihood.compare(torch.from_numpy(log_q), torch.from_numpy(log_p))
     is_text, size = record.sizes > 0, int(record.sizes.sum())
     return CrossTokenizerRecord(
         record.record_id,

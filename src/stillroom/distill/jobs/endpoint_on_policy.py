@@ -15,6 +15,7 @@ from stillroom.distill.interfaces import (
 )
 from stillroom.distill.jobs.declaration import declare_kind
 from stillroom.distill.recipes import (
+    OBJECTIVE,
     EndpointTeacherRecipe,
     check_any_weight,
     check_policy_gradient,
@@ -31,10 +32,7 @@ class EndpointOnPolicyRecipe(EndpointTeacherRecipe):
     kind: Literal["distill.endpoint_on_policy"] = Field(
         default="distill.endpoint_on_policy", description="job kind"
     )
-    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
-        default_factory=lambda: METHODS.build("forward_kl"),
-        description="distillation objective, with its settings",
-    )
+    method: Annotated[DistillationObjective, METHODS.choice()] = OBJECTIVE
     rollout_policy: Annotated[RolloutPolicy, APART_ROLLOUT_POLICIES.choice()] = Field(
         default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
         description="source of generated training text in addition to records",

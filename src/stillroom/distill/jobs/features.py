@@ -9,17 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stillroom.distill.interfaces import (
-    FEATURE_LOSSES,
-    METHODS,
-    RECORD_METHODS,
-    DistillationObjective,
-    FeatureLoss,
-)
+from stillroom.distill.interfaces import METHODS, RECORD_METHODS, DistillationObjective
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.recipes import LocalTeacherRecipe, check_any_weight
+from stillroom.distill.recipes import RATIONALE, FeatureLosses, LocalTeacherRecipe, check_any_weight
 from stillroom.distill.settings import RationaleChoice
-from stillroom.recipes import DISTINCT
 
 __all__ = ["JOB_KIND", "FeaturesRecipe"]
 
@@ -32,14 +25,10 @@ class FeaturesRecipe(LocalTeacherRecipe):
         default_factory=lambda: METHODS.build("forward_kl"),
         description="objective on the distributions, with its settings; kd_weight 0 leaves it out",
     )
-    feature_losses: Annotated[
-        tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...], DISTINCT
-    ] = Field(
+    feature_losses: FeatureLosses = Field(
         min_length=1, description="losses on internal states of both models, added to the objective"
     )
-    rationale: RationaleChoice | None = Field(
-        default=None, description="train on rationales in addition to answers; null disables"
-    )
+    rationale: RationaleChoice | None = RATIONALE
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> FeaturesRecipe:

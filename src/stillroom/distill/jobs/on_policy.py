@@ -11,21 +11,20 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.interfaces import (
-    FEATURE_LOSSES,
     METHODS,
     ROLLOUT_POLICIES,
     DistillationObjective,
-    FeatureLoss,
     RolloutPolicy,
 )
 from stillroom.distill.jobs.declaration import declare_kind
 from stillroom.distill.recipes import (
+    OBJECTIVE,
+    FeatureLosses,
     LocalTeacherRecipe,
     check_any_weight,
     check_policy_gradient,
     check_sharding,
 )
-from stillroom.recipes import DISTINCT
 
 __all__ = ["JOB_KIND", "OnPolicyRecipe"]
 
@@ -34,17 +33,12 @@ class OnPolicyRecipe(LocalTeacherRecipe):
     """Train a student on its own samples, with a local teacher's distributions."""
 
     kind: Literal["distill.on_policy"] = Field(default="distill.on_policy", description="job kind")
-    method: Annotated[DistillationObjective, METHODS.choice()] = Field(
-        default_factory=lambda: METHODS.build("forward_kl"),
-        description="distillation objective, with its settings",
-    )
+    method: Annotated[DistillationObjective, METHODS.choice()] = OBJECTIVE
     rollout_policy: Annotated[RolloutPolicy, ROLLOUT_POLICIES.choice()] = Field(
         default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
         description="source of generated training text in addition to records",
     )
-    feature_losses: Annotated[
-        tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...], DISTINCT
-    ] = Field(
+    feature_losses: FeatureLosses = Field(
         default=(),
         description="losses on internal states of both models, added to the objective",
     )

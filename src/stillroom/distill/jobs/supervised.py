@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.recipes import TrainingRecipe
+from stillroom.distill.recipes import RATIONALE, TrainingRecipe
 from stillroom.distill.settings import RationaleChoice, TextEndpointSettings, check_scorers
 from stillroom.recipes import Recipe, Reference
 
@@ -31,9 +31,7 @@ class SupervisedRecipe(TrainingRecipe, _TextTeacher):
     kind: Literal["distill.supervised"] = Field(
         default="distill.supervised", description="job kind"
     )
-    rationale: RationaleChoice | None = Field(
-        default=None, description="train on rationales in addition to answers; null disables"
-    )
+    rationale: RationaleChoice | None = RATIONALE
 
     @model_validator(mode="after")
     def _endpoint_generates(self) -> SupervisedRecipe:

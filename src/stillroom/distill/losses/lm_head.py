@@ -28,6 +28,7 @@ __all__ = [
     "compute_hidden",
     "compute_teacher_hidden",
     "compute_token_logprobs",
+    "gather_positions",
     "get_body",
 ]
 
@@ -391,9 +392,13 @@ def compute_hidden(model: nn.Module, input_ids: Tensor, flat: Tensor) -> Tensor:
         input_ids: (B, T).
         flat: Indices into (B * T).
     """
-    hidden = get_body(model)(input_ids=input_ids, use_cache=False).last_hidden_state
-    picked: Tensor = hidden.reshape(-1, hidden.shape[-1])[flat]
-    return picked
+    output = get_body(model)(input_ids=input_ids, use_cache=False)
+    return gather_positions(output.last_hidden_state, flat)
+
+
+def gather_positions(hidden: Tensor, flat: Tensor) -> Tensor:
+    """Return hidden states (B, T, H) at selected positions, (N, H)."""
+    return hidden.reshape(-1, hidden.shape[-1])[flat]
 
 
 def compute_teacher_hidden(teacher: nn.Module, input_ids: Tensor, flat: Tensor) -> Tensor:

@@ -41,11 +41,6 @@ class Distillm2(DistillationObjective):
         description="weight of the student's text, out of 2",
     )
 
-    @property
-    @override
-    def takes_samples(self) -> bool:
-        return True
-
     @override
     def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
         from stillroom.distill.losses.divergence import skew_forward_kl_terms, skew_reverse_kl_terms

@@ -26,11 +26,6 @@ class ForwardKl(DistillationObjective):
 
     paper: ClassVar[str] = "arXiv:1503.02531"
 
-    @property
-    @override
-    def takes_samples(self) -> bool:
-        return True
-
     @override
     def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
         from stillroom.distill.losses.divergence import forward_kl_terms

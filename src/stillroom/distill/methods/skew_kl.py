@@ -34,11 +34,6 @@ class SkewKl(DistillationObjective):
         description="distribution of the expectation: forward the teacher, reverse the student",
     )
 
-    @property
-    @override
-    def takes_samples(self) -> bool:
-        return True
-
     @override
     def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
         from stillroom.distill.losses.divergence import skew_forward_kl_terms, skew_reverse_kl_terms

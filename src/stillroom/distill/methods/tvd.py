@@ -27,11 +27,6 @@ class Tvd(DistillationObjective):
 
     paper: ClassVar[str] = "arXiv:2307.15190"
 
-    @property
-    @override
-    def takes_samples(self) -> bool:
-        return True
-
     @override
     def terms(self, pair: DistributionPair) -> tuple[Tensor, Tensor]:
         import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,7 +46,7 @@ def check_teacher_advantage(
     check = "teacher on this data"
     if len(pairs) < 2:
         return PreflightFinding(
-            "note", check, warn_small_sample(len(pairs), "held-out records"), "hold more out"
+            "note", check, warn_small_sample(len(pairs), "held-out record"), "hold more out"
         )
     gap = paired_difference(
         [teacher_row for teacher_row, _, _ in pairs],
@@ -59,7 +59,7 @@ def check_teacher_advantage(
         f"{gap.high:+.3f}) on {gap.n} held-out records"
     )
     if gap.is_few:
-        warning = warn_small_sample(gap.n, "held-out records").rstrip(".")
+        warning = warn_small_sample(gap.n, "held-out record").rstrip(".")
         return PreflightFinding("note", check, f"{warning}: {summary}", "hold more records out")
     if gap.side() > 0:
         return PreflightFinding(
@@ -98,7 +98,7 @@ def encode_sample(
 
 def audit_labels(
     encoded: Sequence[tuple[Record, EncodedConversation]], *, max_tokens: int
-) -> list[PreflightFinding]:
+) -> Iterator[PreflightFinding]:
     """Check how many tokens of the records have a loss.
 
     Raises:
@@ -121,11 +121,9 @@ def audit_labels(
         )
     tokens = sum(len(conversation.targets) for _, conversation in encoded)
     read = sum(len(conversation.ids) for _, conversation in encoded)
-    findings = [
-        PreflightFinding(
-            "ok", "labels", f"{tokens} of {read} tokens of {count} records are the assistant's"
-        )
-    ]
+    yield PreflightFinding(
+        "ok", "labels", f"{tokens} of {read} tokens of {count} records are the assistant's"
+    )
     for affected, check, problem, hint in (
         (
             masked,
@@ -145,8 +143,7 @@ def audit_labels(
             is_minor = check == "cut records" and affected / count <= _MIN_LOSS_SHARE
             level: Literal["note", "warning"] = "note" if is_minor else "warning"
             message = f"{affected} of {count} sampled records {problem}"
-            findings.append(PreflightFinding(level, check, message, hint))
-    return findings
+            yield PreflightFinding(level, check, message, hint)
 
 
 def audit_weights(records: Sequence[Record]) -> list[PreflightFinding]:
@@ -186,7 +183,7 @@ def audit_weights(records: Sequence[Record]) -> list[PreflightFinding]:
     ]
 
 
-def audit_duplicates(split: RecordSplit) -> list[PreflightFinding]:
+def audit_duplicates(split: RecordSplit) -> Iterator[PreflightFinding]:
     """Search for held-out records that are also training records, exactly or nearly.
 
     Near duplicates have a Jaccard similarity of word 5-grams of at least 0.8; they are searched
@@ -194,14 +191,13 @@ def audit_duplicates(split: RecordSplit) -> list[PreflightFinding]:
     """
     check = "held-out records"
     if not split.held_out:
-        return [
-            PreflightFinding(
-                "warning",
-                check,
-                "none: the distance of the student to its teacher cannot be measured",
-                "give some records fields.split 'held_out'",
-            )
-        ]
+        yield PreflightFinding(
+            "warning",
+            check,
+            "none: the distance of the student to its teacher cannot be measured",
+            "give some records fields.split 'held_out'",
+        )
+        return
     training_texts = {_text(record) for record in split.train}
     held_out_texts = [_text(record) for record in split.held_out]
     exact = sum(text in training_texts for text in held_out_texts)
@@ -213,16 +209,15 @@ def audit_duplicates(split: RecordSplit) -> list[PreflightFinding]:
     )
     count = len(held_out_texts)
     if exact or near:
-        return [
-            PreflightFinding(
-                "warning",
-                check,
-                f"{exact} of {count} are also training records, word for word, and {near} nearly: "
-                "measurements on them reflect memorization",
-                "hold out by document, and remove duplicates before splitting",
-            )
-        ]
-    return [PreflightFinding("ok", check, f"none of {count} is, or nearly is, a training record")]
+        yield PreflightFinding(
+            "warning",
+            check,
+            f"{exact} of {count} are also training records, word for word, and {near} nearly: "
+            "measurements on them reflect memorization",
+            "hold out by document, and remove duplicates before splitting",
+        )
+    else:
+        yield PreflightFinding("ok", check, f"none of {count} is, or nearly is, a training record")
 
 
 def _text(record: Record) -> str:
@@ -235,7 +230,7 @@ _DIGITS = 12
 
 def audit_vocabulary(
     teacher: Any, student: Any | None, rows: Sequence[int], *, crosses: bool
-) -> list[PreflightFinding]:
+) -> Iterator[PreflightFinding]:
     """Compare two tokenizers, and report rows of the heads beyond them.
 
     Args:
@@ -249,84 +244,73 @@ def audit_vocabulary(
     """
     check = "vocabulary"
     if student is None:
-        findings = [
-            PreflightFinding(
-                "ok", check, "the student is derived from the teacher and has its tokenizer"
-            )
-        ]
+        yield PreflightFinding(
+            "ok", check, "the student is derived from the teacher and has its tokenizer"
+        )
     elif crosses:
         same = teacher.get_vocab() == student.get_vocab()
         message = (
             "both tokenizers are the same" if same else "tokenizers differ, as this kind expects"
         )
         hint = "use kind distill.logits: distributions can be compared directly" if same else ""
-        findings = [PreflightFinding("note" if same else "ok", check, message, hint)]
+        yield PreflightFinding("note" if same else "ok", check, message, hint)
     else:
         check_shared_vocabulary(teacher, student, min(rows))
         count = len(teacher.get_vocab())
-        findings = [
-            PreflightFinding("ok", check, f"both assign the same ids to the same {count} tokens")
-        ]
+        yield PreflightFinding("ok", check, f"both assign the same ids to the same {count} tokens")
         differing = [name for name in _ROLES if _role(teacher, name) != _role(student, name)]
         if differing:
             listed = ", ".join(
                 f"{name} {_role(teacher, name)} and {_role(student, name)}" for name in differing
             )
-            findings.append(
-                PreflightFinding(
-                    "warning",
-                    "special tokens",
-                    f"teacher and student differ: {listed}",
-                    "make tokenizer_config.json and config.json of both agree",
-                )
+            yield PreflightFinding(
+                "warning",
+                "special tokens",
+                f"teacher and student differ: {listed}",
+                "make tokenizer_config.json and config.json of both agree",
             )
     used = max(teacher.get_vocab().values(), default=-1) + 1
     if any(count > used for count in rows):
         listed = " and ".join(str(count) for count in rows)
-        findings.append(
-            PreflightFinding(
-                "note",
-                "padded heads",
-                f"heads have {listed} rows for {used} tokens: all are truncated to the narrowest "
-                "before any softmax",
-            )
+        yield PreflightFinding(
+            "note",
+            "padded heads",
+            f"heads have {listed} rows for {used} tokens: all are truncated to the narrowest "
+            "before any softmax",
         )
-    return findings
 
 
-def audit_template(teacher: Any, student: Any | None) -> list[PreflightFinding]:
+def audit_template(teacher: Any, student: Any | None) -> Iterator[PreflightFinding]:
     """Compare the chat templates of teacher and student."""
     check = "chat template"
     teacher_template = getattr(teacher, "chat_template", None) or ""
     if not teacher_template:
-        return [
-            PreflightFinding(
-                "note",
-                check,
-                "the teacher has none: turns are rendered as plain paragraphs with their role",
-                "use an instruct checkpoint for a chat student",
-            )
-        ]
+        yield PreflightFinding(
+            "note",
+            check,
+            "the teacher has none: turns are rendered as plain paragraphs with their role",
+            "use an instruct checkpoint for a chat student",
+        )
+        return
     digest = digest_text(str(teacher_template))[:_DIGITS]
     student_template = (
         teacher_template if student is None else getattr(student, "chat_template", None) or ""
     )
     if student_template != teacher_template:
-        return [
-            PreflightFinding(
-                "warning",
-                check,
-                f"the student's differs from the teacher's ({digest}): it is trained with the "
-                "teacher's and will be served with its own",
-                "copy the teacher's chat_template.jinja into the student",
-            )
-        ]
-    return [PreflightFinding("ok", check, f"the same for both ({digest})")]
+        yield PreflightFinding(
+            "warning",
+            check,
+            f"the student's differs from the teacher's ({digest}): it is trained with the "
+            "teacher's and will be served with its own",
+            "copy the teacher's chat_template.jinja into the student",
+        )
+    else:
+        yield PreflightFinding("ok", check, f"the same for both ({digest})")
 
 
 def audit_ends(
     tokenizer: Any, folder: Path, encoded: Sequence[tuple[Record, EncodedConversation]]
-) -> list[PreflightFinding]:
+) -> Iterator[PreflightFinding]:
     """Check whether training text ends with a token that ends a completion.
 
     Args:
@@ -336,7 +320,7 @@ def audit_ends(
     """
     ids = read_end_tokens(folder, "config.json", "generation_config.json")
     ends = frozenset(token for token in [tokenizer.eos_token_id, *ids] if token is not None)
-    findings = [_audit_padding(tokenizer, ends)]
+    yield _audit_padding(tokenizer, ends)
     last = []
     for record, one in encoded:
         is_turn = len(record.messages) > 1 and record.messages[-1].role == "assistant"
@@ -346,27 +330,20 @@ def audit_ends(
     check = "end of turn"
     names = ", ".join(repr(str(tokenizer.convert_ids_to_tokens(token))) for token in sorted(ends))
     if not last:
-        findings.append(
-            PreflightFinding("note", check, "no complete conversation among the sampled records")
-        )
+        yield PreflightFinding("note", check, "no complete conversation among the sampled records")
     elif missing:
         unexpected = str(tokenizer.convert_ids_to_tokens(missing[0]))
-        findings.append(
-            PreflightFinding(
-                "warning",
-                check,
-                f"{len(missing)} of {len(last)} answers end with a token that ends no completion "
-                f"({unexpected!r}; those that do: {names or 'none'}): the student will not learn "
-                "to stop",
-                "add it to eos_token_id in generation_config.json, or use a chat template that "
-                "closes the assistant's turn",
-            )
+        yield PreflightFinding(
+            "warning",
+            check,
+            f"{len(missing)} of {len(last)} answers end with a token that ends no completion "
+            f"({unexpected!r}; those that do: {names or 'none'}): the student will not learn "
+            "to stop",
+            "add it to eos_token_id in generation_config.json, or use a chat template that "
+            "closes the assistant's turn",
         )
     else:
-        findings.append(
-            PreflightFinding("ok", check, f"all {len(last)} answers end with one of {names}")
-        )
-    return findings
+        yield PreflightFinding("ok", check, f"all {len(last)} answers end with one of {names}")
 
 
 def _audit_padding(tokenizer: Any, ends: frozenset[int]) -> PreflightFinding:

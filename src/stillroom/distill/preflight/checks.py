@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ def run_preflight(
     fetch: bool = True,
     loads: bool = False,
     machine: bool = True,
-    say: Callable[[str], None] | None = None,
 ) -> PreflightReport:
     """Run every check that the recipe allows; a ``StillroomError`` becomes a finding.
 
@@ -65,7 +63,6 @@ def run_preflight(
         fetch: Whether to download checkpoints from a hub.
         loads: Whether to load teacher and student and compare them on held-out records.
         machine: Whether to compare memory and disk with free resources.
-        say: Called with the locations of checkpoints.
     """
     report, recipe = PreflightReport(), workload.recipe
     if machine:
@@ -75,11 +72,11 @@ def run_preflight(
             PreflightFinding("note", "records", f"{recipe.records} does not exist yet")
         )
         return report
-    inspection = _JobInspection(workload, fetch, say)
+    inspection = _JobInspection(workload, fetch)
     report.add("records", inspection.read)
     if inspection.split is not None:
         split = inspection.split
-        report.add("held-out records", lambda: audit_duplicates(split))
+        report.add("held-out records", lambda: [*audit_duplicates(split)])
     report.add("student's shape", inspection.check_shape)
     if any(finding.error for finding in report.findings if finding.check == "student's shape"):
         inspection.fetch = False  # do not download a teacher that cannot be pruned as requested
@@ -90,7 +87,7 @@ def run_preflight(
             report.add("vocabulary", inspection.check_vocabulary)
             report.add(
                 "chat template",
-                lambda: audit_template(inspection.tokenizer, inspection.student_tokenizer),
+                lambda: [*audit_template(inspection.tokenizer, inspection.student_tokenizer)],
             )
         report.add("records", inspection.check_records)
         # the student of labels alone may well start as its teacher
@@ -124,7 +121,6 @@ class _JobInspection:
 
     workload: Workload
     fetch: bool
-    say: Callable[[str], None] | None
     split: RecordSplit | None = None
     folders: list[Path] = field(default_factory=list)
     tokenizer: Any = None
@@ -178,7 +174,7 @@ class _JobInspection:
                         "stillroom check RECIPE --load opens it, and fetches what is missing",
                     )
                 ]
-            path = resolve_checkpoint(reference, say=self.say)
+            path = resolve_checkpoint(reference)
             self.folders.append(dequantize_gguf(path) if path.suffix == ".gguf" else path)
             findings.append(PreflightFinding("ok", name, str(reference)))
         self.tokenizer = load_tokenizer(self.folders[0])
@@ -199,14 +195,10 @@ class _JobInspection:
         return references + ([("student", student)] if isinstance(student, str) else [])
 
     def check_vocabulary(self) -> list[PreflightFinding]:
-        rows = [_count_head_rows(folder) for folder in self.folders]
-        counted = [count for count in rows if count]
-        return audit_vocabulary(
-            self.tokenizer,
-            self.student_tokenizer,
-            counted or [len(self.tokenizer)],
-            crosses=self.workload.cross_tokenizer_loss is not None,
-        )
+        counted = [rows for rows in map(_count_head_rows, self.folders) if rows]
+        crosses = self.workload.cross_tokenizer_loss is not None
+        rows = counted or [len(self.tokenizer)]
+        return [*audit_vocabulary(self.tokenizer, self.student_tokenizer, rows, crosses=crosses)]
 
     def check_records(self) -> list[PreflightFinding]:
         if self.split is None:
@@ -253,10 +245,9 @@ class _JobInspection:
             "one study finds about 2.5 times best (arXiv:2311.07052); not repeated on other "
             "families, so measure"
         )
-        level = "warning" if ratio > _WIDE_RATIO else "note"
         return [
             PreflightFinding(
-                "warning" if level == "warning" else "note",
+                "warning" if ratio > _WIDE_RATIO else "note",
                 "capacity gap",
                 f"{summary}: {basis}",
                 "try a teacher in between, or distill in two steps, and compare the reports",

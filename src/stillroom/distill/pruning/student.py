@@ -122,9 +122,8 @@ def count_student_parameters(checkpoint: Checkpoint, settings: PruneSettings) ->
     """
     if settings.is_narrower:
         return plan_student_shape(checkpoint, settings).parameters
-    kept = settings.keep or tuple(range(count_layers(checkpoint, settings)))
-    count_layers(checkpoint, settings)
-    return count_parameters(checkpoint, kept)
+    layers = range(count_layers(checkpoint, settings))
+    return count_parameters(checkpoint, settings.keep or tuple(layers))
 
 
 def plan_student(

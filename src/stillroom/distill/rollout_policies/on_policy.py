@@ -36,11 +36,6 @@ class OnPolicy(RolloutPolicy):
 
     @property
     @override
-    def uses_other_text(self) -> bool:
-        return self.warm_up > 0 or self.student_share < 1
-
-    @property
-    @override
     def may_need_teacher(self) -> bool:
         return self.other_text == "teacher"
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.distill.interfaces import RolloutPolicy
-from stillroom.distill.types import DecodeStep, SampledTokens, StepState, TextSource
+from stillroom.distill.types import DecodeStep, SampledTokens
 
 __all__ = ["TeacherPrefix"]
 
@@ -39,16 +39,12 @@ class TeacherPrefix(RolloutPolicy):
     @property
     @override
     def uses_other_text(self) -> bool:
-        return self.warm_up > 0 or self.student_share < 1 or self.may_need_teacher
+        return super().uses_other_text or self.may_need_teacher
 
     @property
     @override
     def may_need_teacher(self) -> bool:
         return max(self.first, self.last) > 0
-
-    @override
-    def decide(self, moment: StepState) -> TextSource:
-        return "student" if moment.draw < self.student_share else "records"
 
     @override
     def needs_teacher_at(self, position: int, share: float) -> bool:

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stillroom.distill.data.tokenized import Batch
 from stillroom.distill.interfaces import FeatureLoss, HiddenStateLoss, RelationLoss
-from stillroom.distill.losses.lm_head import get_body
+from stillroom.distill.losses.lm_head import gather_positions, get_body
 from stillroom.distill.types import AttentionHeads
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models.local.attention import AttentionInputs, capture_attention
@@ -111,8 +111,8 @@ class FeatureSet(nn.Module):
         for student_layer, teacher_layer in pairs:
             if isinstance(loss, HiddenStateLoss):
                 states = (
-                    _gather_positions(student.states[student_layer], batch),
-                    _gather_positions(teacher.states[teacher_layer], batch),
+                    gather_positions(student.states[student_layer], batch.flat),
+                    gather_positions(teacher.states[teacher_layer], batch.flat),
                 )
                 pair_loss = self._compare_states(
                     f"{number}-{student_layer}-{teacher_layer}", loss, *states
@@ -159,10 +159,6 @@ class FeatureSet(nn.Module):
                     _cut_heads(activations[1], loss, teacher_layer, 0, 2),
                 )
         self(*activations, batch)
-
-
-def _gather_positions(states: Tensor, batch: Batch) -> Tensor:
-    return states.reshape(-1, states.shape[-1])[batch.flat]
 
 
 def _compute_by_record(

@@ -25,7 +25,12 @@ from torch import Tensor, nn
 from stillroom.distill.data.tokenized import Batch, SamplingInfo
 from stillroom.distill.interfaces import DistillationObjective, FeatureLoss
 from stillroom.distill.losses.divergence import Where, missing_rollouts_error
-from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_chunked_loss
+from stillroom.distill.losses.lm_head import (
+    CHUNK_ROWS,
+    LMHead,
+    compute_chunked_loss,
+    gather_positions,
+)
 from stillroom.distill.losses.targets import DenseTargets, Targets, slice_target
 from stillroom.distill.trainers.feature_set import (
     Activations,
@@ -252,7 +257,7 @@ class DistillationLoss:
 
         total, parts = compute_position_loss(
             self.objective,
-            _gather_positions(hidden, batch.flat),  # (N, H)
+            gather_positions(hidden, batch.flat),  # (N, H)
             LMHead.of(model, self.rows),
             self._target(batch, teacher),
             batch.labels,
@@ -286,13 +291,8 @@ class DistillationLoss:
             raise ValueError("a batch without a target needs the teacher")
         _, flat = batch.teacher_input or (batch.input_ids, batch.flat)
         return TeacherStates(
-            _gather_positions(teacher.last, flat), self._teacher_head, self._operand
+            gather_positions(teacher.last, flat), self._teacher_head, self._operand
         )
-
-
-def _gather_positions(hidden: Tensor, flat: Tensor) -> Tensor:
-    """Return hidden states (B, T, H) at the loss positions, (N, H)."""
-    return hidden.reshape(-1, hidden.shape[-1])[flat]
 
 
 def _slice_rows(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 
 __all__ = [
     "MIN_RUNS",
@@ -100,11 +100,12 @@ class Metric:
         )
 
 
-def warn_small_sample(count: int, units: str) -> str:
+def warn_small_sample(count: int, unit: str, units: str = "") -> str:
     """Return a warning sentence for a sample too small to conclude from, else an empty string."""
     if count >= MIN_UNITS:
         return ""
-    return f"{count} {units} are too few to conclude from ({MIN_UNITS} or more are required)."
+    many = f"{count_noun(count, unit, units)} {'is' if count == 1 else 'are'}"
+    return f"{many} too few to conclude from ({MIN_UNITS} or more are required)."
 
 
 def bootstrap(
@@ -386,7 +387,7 @@ def bootstrap_two_way(
     by_column = rng.multinomial(columns, np.full(columns, 1 / columns), resamples)
     draws = _weighted_mean(values, weights, by_row, by_column.astype(np.float64))
     low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    note = f"{rows} run{'s' * (rows > 1)}" if rows < 5 else ""
+    note = count_noun(rows, "run") if rows < 5 else ""
     return Metric(name, value, float(low), float(high), columns, unit, note)
 
 

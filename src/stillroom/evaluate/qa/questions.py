@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate.qa.collections import find_collection, read_qrels
 from stillroom.evaluate.qa.judgments import are_judgments, drop_torn_line, merge_judgments
 from stillroom.objects.disk import require_file
@@ -261,8 +261,9 @@ def _describe_repeats(questions: Iterable[JudgedQuestion]) -> str:
     differing = [group for group in repeated if len({_key_answers(one) for one in group}) > 1]
     first = (differing or repeated)[0]
     return (
-        f"{len(repeated)} questions are asked more than once, {len(differing)} of them with "
-        f"different answers: each counts; the first: {' and '.join(one.id for one in first)}"
+        f"{count_noun(len(repeated), 'question is', 'questions are')} asked more than once, "
+        f"{len(differing)} of them with different answers: each counts; the first: "
+        f"{' and '.join(one.id for one in first)}"
     )
 
 

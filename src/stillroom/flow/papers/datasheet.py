@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.flow.papers.facts import (
     FieldSheet,
     Paper,
@@ -93,8 +93,8 @@ def _collect_facts(graph: ProvenanceGraph, nodes: list[Node]) -> DatasetFacts:
     used = [f"training of {graph.title}"] if subject.kind == "checkpoint" else []
     return DatasetFacts(
         f"{graph.title}: records" if subject.kind == "checkpoint" else graph.title,
-        f"{total} records, {synthetic} of them synthetic (by models or rules), from "
-        f"{len(documents)} documents.",
+        f"{count_noun(total, 'record')}, {synthetic} of them synthetic (by models or rules), from "
+        f"{count_noun(len(documents), 'document')}.",
         licenses=tuple(sorted(licenses)) if "" not in sums["licenses"] else (),
         created=max((node.created for node in nodes), default="")[:10],
         digest=subject.digest if subject.kind == "records" else graph.artifact.digest,
@@ -109,7 +109,8 @@ def _collect_facts(graph: ProvenanceGraph, nodes: list[Node]) -> DatasetFacts:
             if synthetic and synthetic == total
             else [],
             "dataCollectionMissingData": _describe_dropped(nodes),
-            "dataCollectionRawData": f"{len(documents)} documents, whose SHA-256 are listed"
+            "dataCollectionRawData": f"{count_noun(len(documents), 'document')}, whose SHA-256 "
+            "are listed"
             if documents
             else "",
             "dataPreprocessingProtocol": [f"filter: {name}" for name in filters],

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from stillroom.errors import count_noun
 from stillroom.evaluate.qa.judgments import JUDGMENTS_ROLE
 from stillroom.flow.papers.facts import (
     UNKNOWN,
@@ -252,7 +253,9 @@ def _list_synthetic(graph: ProvenanceGraph) -> dict[str, object]:
         node = graph.find_model(fingerprint)
         is_public = node is not None and node.location.startswith("hub:")
         name = node.name if node else fingerprint
-        (known if is_public else other).append(f"{name} ({fingerprint}): {count} texts")
+        (known if is_public else other).append(
+            f"{name} ({fingerprint}): {count_noun(count, 'text')}"
+        )
     teachers = [node.name for role, node in graph.models if role == "teacher"]
     none = "none was used" if is_decided and not texts else None
     return {
@@ -264,7 +267,7 @@ def _list_synthetic(graph: ProvenanceGraph) -> dict[str, object]:
         or ("none is recorded" if other else none),
         "Other AI models used to generate it": "; ".join(other)
         or ("none is recorded" if known else none),
-        "Additional comments": f"{texts} texts by "
+        "Additional comments": f"{count_noun(texts, 'text')} by "
         f"{', '.join(sorted(_sum_counts(graph, 'methods')))}; teachers: "
         f"{', '.join(dict.fromkeys(teachers)) or 'none'}"
         if texts
@@ -278,7 +281,7 @@ def _describe_documents(graph: ProvenanceGraph) -> str:
         if node.text and not node.text.problem:
             folders = [one.name for role, one in graph.list_parents(node) if role == "documents"]
             parts.append(
-                f"{node.text.count} documents of {', '.join(folders) or node.name}: "
+                f"{count_noun(node.text.count, 'document')} of {', '.join(folders) or node.name}: "
                 f"{format_counts(node.text.media_types)}; license: "
                 f"{format_counts(node.text.licenses)}; origin: {format_counts(node.text.origins)}"
             )

@@ -49,7 +49,7 @@ class ProvenanceGraph:
 
     ``subject`` is the node that the papers describe: a model, or records. ``metrics`` are rows of
     evaluation reports (name, value, low, high, n, unit); ``provider`` is who answers for the model,
-    which no lineage can know.
+    which no lineage can know; ``compared`` are the readers that the reports compared.
     """
 
     root: Path
@@ -59,6 +59,7 @@ class ProvenanceGraph:
     subject: Node
     metrics: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
+    compared: set[str] = field(default_factory=set)
     decision: str = ""
     name: str = ""
     provider: str = ""
@@ -355,6 +356,7 @@ def _read_report(graph: ProvenanceGraph, path: Path) -> None:
         for _, artifact in list_ancestors(path):
             if artifact.kind == "report":
                 graph.left_out.update(artifact.details.get("left_out") or {})
+                graph.compared |= {one.path for one in artifact.parents if one.role == "reader"}
 
 
 def _read_fidelity(file: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.flow.papers.facts import format_counts, select_metrics
 from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.node import Node, read_recipe
@@ -24,6 +24,8 @@ from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 from stillroom.provenance.sources import has_path, is_reference
 
 __all__ = [
+    "PACKAGED_LICENSE",
+    "PACKAGED_READERS",
     "describe_reader",
     "describe_reader_training",
     "fill_card",
@@ -124,7 +126,13 @@ def render_card(graph: ProvenanceGraph) -> str:
         license=find_license(graph),
         base_models=bases,
         relation=(
-            "finetune" if is_distilled or graph.is_reader else "merge" if len(bases) > 1 else ""
+            ""
+            if _is_start_kept(graph.subject_artifact)
+            else "finetune"
+            if is_distilled or graph.is_reader
+            else "merge"
+            if len(bases) > 1
+            else ""
         ),
         tags=[method.rpartition(".")[2] for method in chain if method],
         fields=_build_front_matter(graph, called, shares),
@@ -170,7 +178,7 @@ def _build_front_matter(
     fields: dict[str, Any] = {"pipeline_tag": task_name}
     if graph.is_reader:
         fields["library_name"] = "stillroom"
-    if shares and graph.subject_artifact.details.get("kept") != "start":
+    if shares and not _is_start_kept(graph.subject_artifact):
         fields["datasets"] = list(shares)
     measured = [
         {
@@ -181,6 +189,7 @@ def _build_front_matter(
         for metric in select_metrics(graph, quality=True)
         if metric["name"].startswith("reader/owned/" if graph.is_reader else "")
         and ("student/" in metric["name"] or graph.is_reader)
+        and not _is_replaced(graph)
     ]
     if measured:
         task = {"task": {"type": task_name}, "metrics": measured}
@@ -195,10 +204,29 @@ def _build_front_matter(
     return fields
 
 
+def _is_start_kept(artifact: Artifact) -> bool:
+    """Return whether a reader is its start, unchanged."""
+    return bool(artifact.details.get("reader")) and artifact.details.get("kept") == "start"
+
+
+def _is_replaced(graph: ProvenanceGraph) -> bool:
+    """Return whether the reports measured the large reader in the place of the packaged start."""
+    artifact = graph.subject_artifact
+    starts = set(_list_starts(graph.subject_folder, artifact))
+    is_kept = _is_start_kept(artifact) and "builtin:reader" in starts
+    return is_kept and "builtin:reader-large" in graph.compared
+
+
 def _describe_model(graph: ProvenanceGraph, name: str) -> str:
     if graph.is_reader:
         license = find_license(graph)
-        return describe_reader(graph.subject_folder, graph.subject_artifact, name, license)
+        text = describe_reader(graph.subject_folder, graph.subject_artifact, name, license)
+        return text + (
+            " **The evaluation below is of builtin:reader-large,** which answered in place of "
+            "these weights where it was measured."
+            if _is_replaced(graph)
+            else ""
+        )
     origin = graph.subject_artifact.origin.get("kind", "unknown")
     bases = ", ".join(list_bases(graph)) or "no recorded model"
     return (
@@ -335,7 +363,7 @@ def _list_sample_size_limitations(measured: Sequence[Mapping[str, Any]]) -> Iter
     elif small == 1:
         yield "Some metrics come from one record and have no interval: they do not generalize."
     elif small < _SMALL_SAMPLE:
-        yield f"Some metrics come from {small} records only; see their intervals."
+        yield f"Some metrics come from {count_noun(small, 'record')} only; see their intervals."
 
 
 def _list_data_limitations(graph: ProvenanceGraph) -> Iterator[str]:
@@ -384,12 +412,16 @@ def _describe_verification(graph: ProvenanceGraph) -> str:
 
 PACKAGED_LICENSE = "CC-BY-SA-4.0"
 _SQUAD = "SQuAD 1.1 (Rajpurkar et al. 2016)"
+_SMALL_SOURCES = f"{_SQUAD} and XQuAD (Artetxe et al. 2020), which are under CC BY-SA 4.0"
 _PACKAGED_SOURCES = {
-    "builtin:reader": f"{_SQUAD} and XQuAD (Artetxe et al. 2020), which are under CC BY-SA 4.0",
+    "builtin:reader": _SMALL_SOURCES,
+    "builtin:reader-small": _SMALL_SOURCES,
     "builtin:reader-large": f"{_SQUAD}, which is under CC BY-SA 4.0",
     "builtin:reader-multilingual": f"{_SQUAD}, which is under CC BY-SA 4.0, and of the help of "
     "LibreOffice (MPL-2.0) and GNOME (CC BY-SA 3.0)",
 }
+PACKAGED_READERS = frozenset(_PACKAGED_SOURCES)
+"""References of the sentence readers whose weights come with the package."""
 
 
 def describe_reader(folder: Path, artifact: Artifact, name: str, license: str) -> str:
@@ -401,11 +433,20 @@ def describe_reader(folder: Path, artifact: Artifact, name: str, license: str) -
         "sentences of retrieved passages that answer a question. They are quoted; it writes no "
         f"text. Its combined license is {license or 'not recorded'}."
     )
+    starts = list(_list_starts(folder, artifact))
+    if _is_start_kept(artifact):
+        start = starts[0] if starts else "its start"
+        text += f" Its training was not kept: these are the weights of {start}, unchanged."
+        if start == "builtin:reader":
+            text += (
+                " For documents in English, builtin:reader-large answers in their place where its "
+                "base and onnxruntime are installed."
+            )
     notices = [
         "The packaged reader that it starts from was trained on questions and passages of "
         f"{source}."
         for start, source in _PACKAGED_SOURCES.items()
-        if start in _list_starts(folder, artifact)
+        if start in starts
     ]
     return " ".join([text, *notices])
 
@@ -427,7 +468,8 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
             f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
         )
         compared = (
-            f"right first sentences that are given, of {comparison['n']} held-out questions, "
+            "right first sentences that are given, of "
+            f"{count_noun(comparison['n'], 'held-out question')}, "
             f"trained less start (mean, low, high): {shown or 'not measured'}"
         )
         lines.append(

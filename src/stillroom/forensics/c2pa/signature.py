@@ -79,37 +79,27 @@ def is_text_file(path: Path) -> bool:
     return path.suffix.lower() in _TEXT_TYPES
 
 
-def _open_text_signer(ca: Path | None) -> TextMarker:
-    """Return the signer of a folder made by ``init_ca``; without one, the configured key.
+def _sign_text(file: Path, out: Path, ca: Path | None, made_by: str) -> None:
+    """Write a signed copy of a text in UTF-8; arguments as in ``sign_file``.
+
+    ``made_by`` may be empty for a page in the folder of an artifact, which a program computed
+    (``algorithmicMedia``).
 
     Raises:
-        DataError: If the folder or the key cannot be read.
+        DataError: If the file is not UTF-8, is marked already, or nobody says what wrote it; or if
+            the authority or the key cannot be read.
         MissingExtraError: If cryptography is not installed.
     """
-    if ca is None:
-        return open_marker()
     from stillroom.provenance.signing.keys import load_signing_key
     from stillroom.records.text_credentials.cose import ClaimSigner
 
-    Signer.open(ca).check_dates()
-    key = load_signing_key(ca / KEY_FILE, certificates=ca / CHAIN_FILE)
-    chain = key.certificates[:1]  # the authority's is known to whom trusts it
-    return TextMarker(ClaimSigner(key.private_key, chain), is_kept=True)
-
-
-def _sign_text(file: Path, out: Path, marker: TextMarker, *, made_by: str = "") -> None:
-    """Write a signed copy of a text.
-
-    Args:
-        file: A .txt, .md or .html file in UTF-8.
-        out: The copy.
-        marker: The signer.
-        made_by: Name of the model that wrote it. May be empty for a page in the folder of an
-            artifact, which a program computed (``algorithmicMedia``).
-
-    Raises:
-        DataError: If the file is not UTF-8, is marked already, or nobody says what wrote it.
-    """
+    if ca is None:
+        marker = open_marker()
+    else:
+        Signer.open(ca).check_dates()
+        key = load_signing_key(ca / KEY_FILE, certificates=ca / CHAIN_FILE)
+        chain = key.certificates[:1]  # the authority's is known to whom trusts it
+        marker = TextMarker(ClaimSigner(key.private_key, chain), is_kept=True)
     is_report = file.suffix.lower() == ".html" and any(
         (folder / ARTIFACT_FILE).is_file() for folder in list(file.absolute().parents)[:2]
     )
@@ -264,7 +254,7 @@ def sign_file(
             next="check the path",
         )
     if is_text:
-        _sign_text(file, out, _open_text_signer(ca), made_by=made_by)
+        _sign_text(file, out, ca, made_by)
         return verify_text(out, [TrustList.read("user", ca / CA_FILE)] if ca else [])
     if ca is None:
         raise DataError(
@@ -407,8 +397,7 @@ def _verify_authority(folder: Path) -> None:
 
     from PIL import Image
 
-    from stillroom.forensics.c2pa.credentials import TrustList, read_credentials
-    from stillroom.forensics.c2pa.signer import Signer, sign_bytes
+    from stillroom.forensics.c2pa.credentials import read_credentials
 
     picture = io.BytesIO()
     Image.new("L", (8, 8)).save(picture, "PNG")

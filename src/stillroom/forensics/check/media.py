@@ -219,12 +219,12 @@ _PREVIEW_WIDTH = 420
 Box = tuple[int, int, int, int]
 
 
+@dataclass(frozen=True, eq=False)
 class ImagePreview:
-    """A reduced image, and the boxes of its faces in its own pixels."""
+    """A reduced image, RGB (H, W, 3), and the boxes (x, y, width, height) of its faces in it."""
 
-    def __init__(self, image: Image, boxes: Sequence[Box]) -> None:
-        """Store an image, RGB (H, W, 3), and boxes (x, y, width, height)."""
-        self.image, self.boxes = image, tuple(boxes)
+    image: Image
+    boxes: tuple[Box, ...]
 
 
 def make_preview(image: Image, boxes: Sequence[Box]) -> ImagePreview:
@@ -232,8 +232,8 @@ def make_preview(image: Image, boxes: Sequence[Box]) -> ImagePreview:
     share = min(_PREVIEW_WIDTH / image.shape[1], _PREVIEW_WIDTH / image.shape[0], 1.0)
     size = max(round(image.shape[1] * share), 1), max(round(image.shape[0] * share), 1)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    placed = [
+    placed = tuple(
         (round(x * share), round(y * share), round(width * share), round(height * share))
         for x, y, width, height in boxes
-    ]
+    )
     return ImagePreview(np.asarray(small, dtype=np.uint8), placed)

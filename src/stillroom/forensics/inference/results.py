@@ -181,16 +181,20 @@ class TrainingSetInfo:
         return f"trained on {self.name}, {self.count} in all, digest {self.digest[:12]}"
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Finding:
-    """What the findings of a face and of a track share."""
+    """What the findings of a face and of a track share.
+
+    ``chance`` is None where it is withheld for ``reasons``.
+    """
 
     detector: str
     fingerprint: str
     logit: float
     chance: float | None
     prevalence: float
-    reasons: tuple[str, ...]
-    training_set: TrainingSetInfo
+    reasons: tuple[str, ...] = ()
+    training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
 
     @property
     def verdict(self) -> str:
@@ -218,22 +222,15 @@ class _Finding:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DetectorFinding(_Finding):
     """Result of a detector for one face: the probability of forged, or reasons for none.
 
-    ``chance`` is None where it is withheld for ``reasons``. ``box`` is the face's.
+    ``box`` is the face's.
     """
 
-    detector: str
-    fingerprint: str
     box: tuple[int, int, int, int]
-    logit: float
-    chance: float | None
-    prevalence: float
-    reasons: tuple[str, ...] = ()
     map: tuple[tuple[float, ...], ...] = ()
-    training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
 
     @property
     def is_indicated(self) -> bool:
@@ -255,29 +252,21 @@ class DetectorFinding(_Finding):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrackFinding(_Finding):
     """Result of a detector for one face of a clip over time, or for audio.
 
     ``face`` is its number, 0 for audio; ``times`` in seconds, ``logits`` and ``chances`` are per
-    frame, or per segment for audio; ``chance`` is the probability of the
-    mean logit, None where it is withheld for ``reasons``; ``top`` is the mean of the highest fifth;
-    ``notes`` describe parts that were not scored.
+    frame, or per segment for audio; ``chance`` is the probability of the mean logit; ``top`` is the
+    mean of the highest fifth; ``notes`` describe parts that were not scored.
     """
 
-    detector: str
-    fingerprint: str
     face: int
     times: tuple[float, ...]
     logits: tuple[float, ...]
     chances: tuple[float, ...]
-    logit: float
     top: float
-    chance: float | None
-    prevalence: float
-    reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    training_set: TrainingSetInfo = field(default_factory=TrainingSetInfo)
 
     @property
     def subject(self) -> str:

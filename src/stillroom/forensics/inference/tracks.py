@@ -15,7 +15,7 @@ noted in the finding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,32 +89,38 @@ def make_track_finding(
     is_video: bool = False,
 ) -> TrackFinding:
     """Return the finding of one face of a clip, or of audio, from its scores over time."""
+    finding = TrackFinding(
+        detector=detector.name,
+        fingerprint=detector.fingerprint,
+        logit=0.0,
+        chance=None,
+        prevalence=prevalence,
+        reasons=(*reasons, nothing),
+        training_set=detector.metadata.training_set,
+        face=face,
+        times=(),
+        logits=(),
+        chances=(),
+        top=0.0,
+        notes=tuple(notes),
+    )
     if not len(scores.rows):
-        return TrackFinding(
-            *(detector.name, detector.fingerprint, face, (), (), ()),
-            *(0.0, 0.0, None, prevalence, (*reasons, nothing), tuple(notes)),
-            training_set=detector.metadata.training_set,
-        )
+        return finding
     calibrator, views = detector.metadata.calibrator, np.array(scores.rows)
     means, plain = views.mean(axis=0), views[:, 0]
     chances = calibrator.chances(means, prevalence)
     measures = {name: np.stack(rows) for name, rows in scores.measures.items()}
     domain_doubts = detector.find_domain_doubts(measures, is_video=is_video)
     doubts = (*reasons, *domain_doubts, *explain_instability(chances))
-    return TrackFinding(
-        detector.name,
-        detector.fingerprint,
-        face,
-        tuple(scores.times),
-        tuple(float(value) for value in plain),
-        tuple(float(value) for value in calibrator.chances(plain, prevalence)),
-        float(means[0]),
-        aggregate_frame_scores(plain, "top"),
-        None if doubts else float(chances[0]),
-        prevalence,
-        doubts,
-        tuple(notes),
-        detector.metadata.training_set,
+    return replace(
+        finding,
+        logit=float(means[0]),
+        chance=None if doubts else float(chances[0]),
+        reasons=doubts,
+        times=tuple(scores.times),
+        logits=tuple(plain.tolist()),
+        chances=tuple(calibrator.chances(plain, prevalence).tolist()),
+        top=aggregate_frame_scores(plain, "top"),
     )
 
 

@@ -280,13 +280,13 @@ class TrainedDetector:
             *explain_instability(chances),
         ]
         return DetectorFinding(
-            self.name,
-            self.fingerprint,
-            box,
-            float(logits[0]),
-            None if reasons else float(chances[0]),
-            prevalence,
-            tuple(reasons),
+            detector=self.name,
+            fingerprint=self.fingerprint,
+            box=box,
+            logit=float(logits[0]),
+            chance=None if reasons else float(chances[0]),
+            prevalence=prevalence,
+            reasons=tuple(reasons),
             training_set=self.metadata.training_set,
         )
 

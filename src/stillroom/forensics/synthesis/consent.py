@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -186,21 +187,25 @@ def _refuse_fakes(paths: Iterable[Path], folder: Path) -> None:
             )
 
 
-def list_consented_files(path: Path) -> list[Path]:
+def list_consented_files(
+    path: Path,
+    endings: AbstractSet[str] = IMAGE_SUFFIXES | AUDIO_SUFFIXES,
+    what: str = "images or recordings",
+    advice: str = "check the path",
+) -> list[Path]:
     """Return the images and recordings below a folder, sorted, or the named file.
 
     Raises:
         DataError: If there is none.
     """
-    endings = IMAGE_SUFFIXES | AUDIO_SUFFIXES
     files = list_files(path, endings)
     if not files:
         raise DataError(
-            f"{path} has no images or recordings",
+            f"{path} has no {what}",
             code="forensics.no-faces",
             where=str(path),
             expected=f"files ending in {' '.join(sorted(endings))}",
-            next="check the path",
+            next=advice,
         )
     return files
 
@@ -357,10 +362,8 @@ def find_recorder_evidence(path: Path, generator: str = "") -> str:
     tags: dict[str, str] = {}
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
-            for metadata in (
-                container.metadata,
-                *(stream.metadata for stream in container.streams),
-            ):
+            for part in (container, *container.streams):
+                metadata = part.metadata
                 tags |= {key.lower(): value for key, value in metadata.items() if value.strip()}
     except (av.FFmpegError, ValueError):
         return ""  # unreadable files are skipped with a reason where voices are loaded
@@ -401,13 +404,9 @@ def require_synthetic_audio(paths: Iterable[Path], generator: str) -> None:
 def _performer(tags: Mapping[str, str], generator: str) -> str:
     """Return the named performer, unless it is the generator."""
     generator_name = generator.casefold()
-    for tag in _PERFORMERS:
-        name = tags.get(tag, "").strip()
-        if (
-            name
-            and name.casefold() not in generator_name
-            and (not generator_name or generator_name not in name.casefold())
-        ):
+    for name in (tags.get(tag, "").strip() for tag in _PERFORMERS):
+        is_inside = name.casefold() in generator_name  # so is an empty one
+        if not is_inside and not (generator_name and generator_name in name.casefold()):
             return name
     return ""
 

@@ -16,10 +16,13 @@ import numpy.typing as npt
 
 from stillroom.errors import DataError
 from stillroom.forensics.media.face_types import PARTS, Face, Points, canonical_points
-from stillroom.forensics.media.file_types import list_files
 from stillroom.forensics.media.images import IMAGE_SUFFIXES, load_image
 from stillroom.forensics.settings import DetectorSource, DrawnSource, SetFaces, SplitSettings
-from stillroom.forensics.synthesis.consent import require_consent, require_synthetic_images
+from stillroom.forensics.synthesis.consent import (
+    list_consented_files,
+    require_consent,
+    require_synthetic_images,
+)
 from stillroom.forensics.synthesis.pairing import derive_person_id
 from stillroom.provenance import digest_bytes, digest_file, digest_text
 
@@ -102,7 +105,8 @@ def open_faces(
     if isinstance(settings, DrawnSource):
         return _DrawnFaces(seed, count, size)
     folder = Path(settings.folder)
-    pictures = _list_images(folder)[:count]
+    advice = "check the path, or set faces: {type: drawn}"
+    pictures = list_consented_files(folder, IMAGE_SUFFIXES, "images", advice)[:count]
     origin, consent = require_consent(
         settings, pictures, uses, refuse=require_synthetic_images, warn=warn
     )
@@ -111,24 +115,6 @@ def open_faces(
     if num_skipped:
         warn(f"{num_skipped} of {len(pictures)} images were skipped")
     return _FolderFaces(tuple(faces), tuple(paths), origin, consent, num_skipped)
-
-
-def _list_images(path: Path) -> list[Path]:
-    """Return the images below a folder, sorted, or the named one.
-
-    Raises:
-        DataError: If there is none.
-    """
-    files = list_files(path, IMAGE_SUFFIXES)
-    if not files:
-        raise DataError(
-            f"{path} has no images",
-            code="forensics.no-faces",
-            where=str(path),
-            expected=f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}",
-            next="check the path, or set faces: {type: drawn}",
-        )
-    return files
 
 
 def choose_split(block: str, seed: int, split: SplitSettings) -> str:

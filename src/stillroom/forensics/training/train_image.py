@@ -113,7 +113,28 @@ class ImageData(ModalityData):
     def find_limits(
         self, detector: TrainedDetector, validation: LabeledSamples
     ) -> tuple[ImageModality, bool]:
-        return _find_operating_limits(detector, validation)
+        # JPEG qualities and sizes are lowered until less than 70 % of the area above chance
+        # remains. The detector works if the whole interval of its area is above 0.5.
+        clean = validation.measure(detector, lambda image: image, "clean")
+        limit = 0.5 + _MIN_REMAINING * (clean.value - 0.5)
+        size = validation.samples[0].shape[-2]
+
+        def holds(change: Callable[[Image], Image]) -> bool:
+            scores = detector.logits([change(image) for image in validation.samples])
+            area = roc_auc(validation.labels, scores)
+            return area is not None and area >= limit
+
+        min_quality, min_size = 100, size
+        for quality in _QUALITIES:
+            if not holds(lambda image, quality=quality: compress_jpeg(image, quality)):  # type: ignore[misc]
+                break
+            min_quality = quality
+        for share in _SHARES:
+            if not holds(lambda image, share=share: rescale(image, share)):  # type: ignore[misc]
+                break
+            min_size = round(size * share)
+        read = replace(detector.image_input, min_face_size=min_size, min_jpeg_quality=min_quality)
+        return read, bool(clean.low > 0.5)
 
     @override
     def summarize_files(self, training_sample: LabeledSamples) -> FileTraits:
@@ -227,33 +248,3 @@ def make_validation_set(
         return forged.image, forged.twin, forged.mask
 
     return make_labeled_samples(faces, forge, seed=seed, repeats=repeats)
-
-
-def _find_operating_limits(
-    detector: TrainedDetector, trial: LabeledSamples
-) -> tuple[ImageModality, bool]:
-    """Return the input with its bounds, and whether the detector works.
-
-    JPEG qualities and sizes are lowered until less than 70 % of the area above chance remains. The
-    detector works if the whole interval of its area is above 0.5.
-    """
-    clean = trial.measure(detector, lambda image: image, "clean")
-    limit = 0.5 + _MIN_REMAINING * (clean.value - 0.5)
-    size = trial.samples[0].shape[-2]
-
-    def holds(change: Callable[[Image], Image]) -> bool:
-        scores = detector.logits([change(image) for image in trial.samples])
-        area = roc_auc(trial.labels, scores)
-        return area is not None and area >= limit
-
-    min_quality, min_size = 100, size
-    for quality in _QUALITIES:
-        if not holds(lambda image, quality=quality: compress_jpeg(image, quality)):  # type: ignore[misc]
-            break
-        min_quality = quality
-    for share in _SHARES:
-        if not holds(lambda image, share=share: rescale(image, share)):  # type: ignore[misc]
-            break
-        min_size = round(size * share)
-    read = replace(detector.image_input, min_face_size=min_size, min_jpeg_quality=min_quality)
-    return read, bool(clean.low > 0.5)

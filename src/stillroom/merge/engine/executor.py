@@ -179,11 +179,15 @@ class MergeExecutor:
             tensor: The planned tensor.
             write_rows: Called with name, first row and bytes of each block, from any thread.
         """
-        if tensor.computed is not None:
-            yield from self._place(tensor, self.computer.blocks(tensor), write_rows)
-            return
         if tensor.settings is None:
-            yield from self._copy(tensor, write_rows)
+            is_copied, row = tensor.computed is None, 0
+            for bits in self._copy(tensor) if is_copied else self.computer.blocks(tensor):
+                if not is_copied and has_not_finite(bits, tensor.dtype):
+                    raise non_finite_error(tensor.name)
+                if write_rows is not None:
+                    write_rows(tensor.name, row, array_to_bytes(bits))
+                row += len(bits) if bits.ndim else 1
+                yield bits
             return
         blocks = self.blocks(tensor)
         method = tensor.settings.method
@@ -248,24 +252,7 @@ class MergeExecutor:
         is_narrow = block.parents[0].dtype != np.float64
         return is_narrow and not is_whole and is_sampled(tensor.name)
 
-    def _place(
-        self,
-        tensor: PlannedTensor,
-        blocks: Iterator[Array],
-        write_rows: Callable[[str, int, memoryview], None] | None,
-    ) -> Iterator[Array]:
-        row = 0
-        for bits in blocks:
-            if has_not_finite(bits, tensor.dtype):
-                raise non_finite_error(tensor.name)
-            if write_rows is not None:
-                write_rows(tensor.name, row, array_to_bytes(bits))
-            row += len(bits)
-            yield bits
-
-    def _copy(
-        self, tensor: PlannedTensor, write_rows: Callable[[str, int, memoryview], None] | None
-    ) -> Iterator[Array]:
+    def _copy(self, tensor: PlannedTensor) -> Iterator[Array]:
         home = tensor.parents[0]
         source = self.merge.sources[home.source]
         entry = source.checkpoint.entry(home.name)
@@ -277,12 +264,9 @@ class MergeExecutor:
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             if is_unchanged:
-                bits = source.stored(home.name, start, stop)
+                yield source.stored(home.name, start, stop)
             else:
-                bits = narrow(self.read(tensor, home, start, stop, np.float64), tensor.dtype)
-            if write_rows is not None:
-                write_rows(tensor.name, start, array_to_bytes(bits))
-            yield bits
+                yield narrow(self.read(tensor, home, start, stop, np.float64), tensor.dtype)
 
 
 class StreamedBlocks(TensorBlocks):

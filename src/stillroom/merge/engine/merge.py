@@ -16,10 +16,8 @@ from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, su
 from stillroom.merge.interfaces import METHODS, Array, MergeMethod
 from stillroom.merge.planning.chat_templates import choose_chat_template, write_chat_template
 from stillroom.merge.planning.inputs import MergeSource, TensorRules, order_sources, read_rules
-from stillroom.merge.planning.moe import MoePlanSettings, plan_moe
 from stillroom.merge.planning.plan import BLOCK_ELEMENTS, MergePlan
 from stillroom.merge.planning.planner import plan_sources
-from stillroom.merge.planning.transplant import TransplantPlanSettings, plan_transplant
 from stillroom.merge.tensors.linear_algebra import device_context
 
 if TYPE_CHECKING:
@@ -33,8 +31,8 @@ __all__ = [
     "reconfigure_merge",
 ]
 
-Assembly: TypeAlias = MoePlanSettings | TransplantPlanSettings
-"""What is made of whole tensors, rather than merged by a method."""
+Assembly: TypeAlias = Callable[[MergeSource, Sequence[MergeSource]], MergePlan]
+"""Plans what is made of whole tensors of a base and others, rather than merged by a method."""
 
 
 def open_merge(recipe: MergeJobRecipe, log: MessageLog | None = None) -> Merge:
@@ -145,9 +143,7 @@ class Merge:
             return plan_sources(self.method, self.base, self.parents, self.rules)
         if self.base is None:
             raise ValueError("a mixture or a transplant has a base")
-        if isinstance(self.method, MoePlanSettings):
-            return plan_moe(self.base, self.parents, self.method)
-        return plan_transplant(self.base, self.parents[0], self.method)
+        return self.method(self.base, self.parents)
 
     def write(
         self,

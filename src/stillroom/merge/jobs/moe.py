@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.merge.jobs.recipe import MERGE_REPLAYER, MergeInput, MergeJobRecipe
 from stillroom.merge.settings import ExpertEntry, GateMode, MoeArchitecture
-from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint
     from stillroom.merge.engine.merge import Merge
 
-__all__ = ["JOB_KIND", "MoeRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "MoeRecipe"]
 
 
 class _MoeInputs(Recipe):  # a base class of its own, so that the recipe begins with the models
@@ -67,19 +67,11 @@ class MoeRecipe(MergeJobRecipe, _MoeInputs):
         """
         from stillroom.merge.engine.merge import Merge
         from stillroom.merge.planning.inputs import TensorRules, open_experts
-        from stillroom.merge.planning.moe import MoePlanSettings
+        from stillroom.merge.planning.moe import plan_moe
 
         base, parents = open_experts(self, say)
-        settings = MoePlanSettings(
-            self.gate_mode,
-            self.experts_per_token,
-            self.architecture,
-            self.shared_expert is not None,
-            self.arithmetic == "mergekit",
-            self.out.dtype,
-        )
         rules = TensorRules(dtype=self.out.dtype, arithmetic=self.arithmetic)
-        return Merge(settings, base, parents, rules, self.seed, threads=0)
+        return Merge(partial(plan_moe, self), base, parents, rules, self.seed, threads=0)
 
     def list_experts(self) -> tuple[ExpertEntry, ...]:
         """Return every expert, the shared one last."""
@@ -107,30 +99,19 @@ class MoeRecipe(MergeJobRecipe, _MoeInputs):
         }
         return settings, "arXiv:2212.05055"
 
+    @override
+    def review(self, written: Checkpoint) -> list[str]:
+        """Return a warning if a gate cannot distinguish two experts."""
+        from stillroom.merge.engine.gates import find_similar_gates
 
-def run(recipe: MoeRecipe, job: Job) -> Artifact:
-    """Build the mixture and publish the checkpoint; raises as ``publish``."""
-    from stillroom.merge.engine.merge import open_merge
-    from stillroom.merge.jobs.publication import Outcome, publish
-
-    merge = open_merge(recipe, job)
-    return publish(recipe, merge, Outcome(merge, review=_review), job)
-
-
-def _review(written: Checkpoint) -> list[str]:
-    """Return a warning if a gate cannot distinguish two experts."""
-    from stillroom.merge.engine.gates import find_similar_gates
-
-    alike = ", ".join(str(layer) for layer in find_similar_gates(written))
-    text = f"the gates of layers {alike} cannot tell two experts apart: vary the prompts"
-    return [text] if alike else []
+        alike = ", ".join(str(layer) for layer in find_similar_gates(written))
+        text = f"the gates of layers {alike} cannot tell two experts apart: vary the prompts"
+        return [text] if alike else []
 
 
-def estimate(recipe: MoeRecipe) -> Estimate:
-    """Estimate the cost of a mixture from headers; missing sources count as zero."""
-    from stillroom.merge.jobs.publication import estimate_merge
-
-    return estimate_merge(recipe, recipe.open)
-
-
-JOB_KIND = JobKind(recipe=MoeRecipe, run=run, estimate=estimate, replayer=MERGE_REPLAYER)
+JOB_KIND = JobKind(
+    recipe=MoeRecipe,
+    run=defer("stillroom.merge.jobs.publication:publish_merge"),
+    estimate=defer("stillroom.merge.jobs.publication:estimate_merge"),
+    replayer=MERGE_REPLAYER,
+)

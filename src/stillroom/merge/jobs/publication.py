@@ -24,14 +24,22 @@ from stillroom.records import Link, Origin, combine_origins
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint, CheckpointWriter
     from stillroom.merge.engine.merge import Merge, MergeResult
-    from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe, MergeRecipe
+    from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
     from stillroom.merge.planning.inputs import MergeSource
     from stillroom.merge.planning.plan import MergePlan, PlannedTensor
     from stillroom.merge.settings import SearchSettings, SelectionSettings
 
-__all__ = ["TENSORS", "Outcome", "estimate_merge", "estimate_scoring", "open_limited", "publish"]
+__all__ = [
+    "TENSORS",
+    "Outcome",
+    "estimate_merge",
+    "estimate_scoring",
+    "open_limited",
+    "publish",
+    "publish_merge",
+]
 
-R = TypeVar("R", bound="MergeRecipe")
+R = TypeVar("R", bound="MergeJobRecipe")
 
 _BYTES_PER_SECOND = 2e8
 _OPERATIONS_PER_SECOND = 1.5e10
@@ -53,7 +61,6 @@ class Outcome:
         details: Details for the artifact.
         card: Paragraph for the card.
         records: References of records that are parents of the result.
-        review: Returns warnings about the written checkpoint.
         finish: Called after the checkpoint was written.
     """
 
@@ -63,7 +70,6 @@ class Outcome:
     details: Mapping[str, Any] = field(default_factory=dict)
     card: str = ""
     records: tuple[str, ...] = ()
-    review: Callable[[Checkpoint], list[str]] | None = None
     finish: Callable[[], None] = lambda: None
 
 
@@ -74,10 +80,15 @@ def open_limited(recipe: R, job: Job) -> tuple[R, Merge]:
         CheckpointError: If a source is missing or broken, or has too few run checkpoints.
     """
     from stillroom.merge.engine.merge import open_merge
-    from stillroom.merge.planning.inputs import limit_run_checkpoints
 
-    recipe = limit_run_checkpoints(recipe, job)
+    recipe = recipe.limit(job)
     return recipe, open_merge(recipe, job)
+
+
+def publish_merge(recipe: MergeJobRecipe, job: Job) -> Artifact:
+    """Write the merge that a recipe describes; raises as ``publish``."""
+    recipe, merge = open_limited(recipe, job)
+    return publish(recipe, merge, Outcome(merge), job)
 
 
 def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) -> Artifact:
@@ -89,6 +100,7 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
         Cancelled: If the user stopped it; ``--resume`` continues.
     """
     from stillroom.checkpoints import Checkpoint
+    from stillroom.merge.interfaces import MergeMethod
     from stillroom.merge.planning.plan import list_warnings
     from stillroom.merge.tensors.linear_algebra import warn_unused_device
 
@@ -128,8 +140,8 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
     if warnings:
         with (job.output / "README.md").open("a", encoding="utf-8") as card:
             card.write("".join(f"\nWarning: {warning}.\n" for warning in warnings))
-    if outcome.review is not None:
-        warnings += outcome.review(Checkpoint.open(job.output))
+    warnings += recipe.review(Checkpoint.open(job.output))
+    if not isinstance(started.method, MergeMethod):
         details["notes"] = list(plan.notes)
     for warning in warnings:
         job.warn(warning)
@@ -201,21 +213,18 @@ def _run_smoke_test(recipe: MergeJobRecipe, merge: Merge, job: Job) -> dict[str,
     return run_smoke_test(job.output, copies, recipe.smoke_test, seed=recipe.seed, log=job)
 
 
-def estimate_merge(
-    recipe: MergeJobRecipe, open_merge: Callable[[], Merge], *, by_size: bool = False
-) -> Estimate:
+def estimate_merge(recipe: MergeJobRecipe, *, by_size: bool = False) -> Estimate:
     """Estimate the cost of a merge from headers; missing sources count as zero.
 
     Args:
         recipe: The recipe.
-        open_merge: Opens the merge; called if all sources are available.
         by_size: Use the sizes of the files, because the layers of the result are not known.
     """
     references = [model.reference for model in recipe.list_inputs()]
     try:
         if by_size or any(_is_unavailable(reference) for reference in references):
             raise FileNotFoundError
-        plan = open_merge().plan()
+        plan = recipe.limit().open().plan()
         read, written = plan.read_bytes * plan.passes, plan.written_bytes
         memory, basis = plan.memory_bytes, "headers of the models"
     except FileNotFoundError:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, ValidationError, model_validator
+from typing_extensions import override
 
 from stillroom.errors import Problem, RecipeError
+from stillroom.jobs import MessageLog
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.jobs.segments import ReplayRequest, SegmentOutcome
 from stillroom.merge.interfaces import METHODS, MergeMethod
@@ -38,6 +40,7 @@ from stillroom.recipes import Recipe, Reference
 from stillroom.registry import suggest
 
 if TYPE_CHECKING:
+    from stillroom.checkpoints import Checkpoint
     from stillroom.merge.engine.merge import Merge
 
 __all__ = [
@@ -80,6 +83,10 @@ class MergeJobRecipe(Recipe):
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
         """Open the sources; return the merge, without its chat template."""
 
+    def limit(self, log: MessageLog | None = None) -> Self:
+        """Limit every ``last_checkpoints`` to the available ones, if the recipe allows it."""
+        return self
+
     @abstractmethod
     def list_inputs(self) -> list[MergeInput]:
         """Return the models in the order of the merge's sources, the base first."""
@@ -87,6 +94,10 @@ class MergeJobRecipe(Recipe):
     @abstractmethod
     def describe_method(self) -> tuple[dict[str, Any], str]:
         """Return name and settings of what makes the result, as JSON values, and its paper."""
+
+    def review(self, written: Checkpoint) -> list[str]:
+        """Return warnings about the written checkpoint."""
+        return []
 
     @property
     def origin_step(self) -> str:
@@ -155,6 +166,12 @@ class _MergeInputs(Recipe):  # a base class of its own, so that recipes begin wi
 
 class MergeRecipe(MergeJobRecipe, _MergeInputs):
     """Settings of a merge by a method: models, method, and which tensors are merged how."""
+
+    @override
+    def limit(self, log: MessageLog | None = None) -> Self:
+        from stillroom.merge.planning.inputs import limit_run_checkpoints
+
+        return limit_run_checkpoints(self, log)
 
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
         """Open the sources; return the merge, without its chat template.

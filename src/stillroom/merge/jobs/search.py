@@ -66,13 +66,8 @@ def run(recipe: MergeSearchRecipe, job: Job) -> Artifact:
 def estimate(recipe: MergeSearchRecipe) -> Estimate:
     """Estimate the cost of a merge and of scoring its candidates."""
     from stillroom.merge.jobs.publication import estimate_merge, estimate_scoring
-    from stillroom.merge.planning.inputs import limit_run_checkpoints
 
-    merge = estimate_merge(
-        recipe,
-        lambda: limit_run_checkpoints(recipe).open(),
-        by_size=recipe.search.layer_path is not None,
-    )
+    merge = estimate_merge(recipe, by_size=recipe.search.layer_path is not None)
     count = recipe.search.count_scored()
     return estimate_scoring(merge, "search", recipe.search, count)
 

@@ -65,10 +65,9 @@ def run(recipe: MergeSelectRecipe, job: Job) -> Artifact:
 def estimate(recipe: MergeSelectRecipe) -> Estimate:
     """Estimate the cost of a merge and of scoring its candidates."""
     from stillroom.merge.jobs.publication import estimate_merge, estimate_scoring
-    from stillroom.merge.planning.inputs import limit_run_checkpoints
     from stillroom.merge.search.selection import count_candidates
 
-    merge = estimate_merge(recipe, lambda: limit_run_checkpoints(recipe).open())
+    merge = estimate_merge(recipe)
     return estimate_scoring(merge, "select", recipe.select, count_candidates(recipe))
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.merge.jobs.recipe import MERGE_REPLAYER, MergeInput, MergeJobRecipe
-from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
 if TYPE_CHECKING:
     from stillroom.merge.engine.merge import Merge
 
-__all__ = ["JOB_KIND", "TransplantRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "TransplantRecipe"]
 
 
 class _TransplantInputs(Recipe):  # a base class of its own, so that the recipe begins with them
@@ -44,12 +43,11 @@ class TransplantRecipe(MergeJobRecipe, _TransplantInputs):
         """
         from stillroom.merge.engine.merge import Merge
         from stillroom.merge.planning.inputs import TensorRules, open_source
-        from stillroom.merge.planning.transplant import TransplantPlanSettings
+        from stillroom.merge.planning.transplant import plan_transplant
 
-        settings = TransplantPlanSettings(self.k, self.out.dtype)
         target, donor = open_source(self.target, say), open_source(self.donor, say)
         rules = TensorRules(dtype=self.out.dtype)
-        return Merge(settings, target, [donor], rules, self.seed, threads=0)
+        return Merge(partial(plan_transplant, self), target, [donor], rules, self.seed, threads=0)
 
     def list_inputs(self) -> list[MergeInput]:
         """Return the target and the donor."""
@@ -63,20 +61,9 @@ class TransplantRecipe(MergeJobRecipe, _TransplantInputs):
         return {"name": "transplant", "k": self.k}, "arXiv:2506.06607"
 
 
-def run(recipe: TransplantRecipe, job: Job) -> Artifact:
-    """Transplant the tokenizer and publish the checkpoint; raises as ``publish``."""
-    from stillroom.merge.engine.merge import open_merge
-    from stillroom.merge.jobs.publication import Outcome, publish
-
-    merge = open_merge(recipe, job)
-    return publish(recipe, merge, Outcome(merge, review=lambda written: []), job)
-
-
-def estimate(recipe: TransplantRecipe) -> Estimate:
-    """Estimate the cost of a transplant from headers; missing sources count as zero."""
-    from stillroom.merge.jobs.publication import estimate_merge
-
-    return estimate_merge(recipe, recipe.open)
-
-
-JOB_KIND = JobKind(recipe=TransplantRecipe, run=run, estimate=estimate, replayer=MERGE_REPLAYER)
+JOB_KIND = JobKind(
+    recipe=TransplantRecipe,
+    run=defer("stillroom.merge.jobs.publication:publish_merge"),
+    estimate=defer("stillroom.merge.jobs.publication:estimate_merge"),
+    replayer=MERGE_REPLAYER,
+)

@@ -24,18 +24,16 @@ class MergeWeightsRecipe(MergeRecipe):
 
 def run(recipe: MergeWeightsRecipe, job: Job) -> Artifact:
     """Merge and publish the checkpoint; raises as ``publish``."""
-    from stillroom.merge.jobs.publication import Outcome, open_limited, publish
+    from stillroom.merge.jobs.publication import publish_merge
 
-    recipe, merge = open_limited(recipe, job)
-    return publish(recipe, merge, Outcome(merge), job)
+    return publish_merge(recipe, job)
 
 
 def estimate(recipe: MergeWeightsRecipe) -> Estimate:
     """Estimate the cost of a merge from headers; missing sources count as zero."""
     from stillroom.merge.jobs.publication import estimate_merge
-    from stillroom.merge.planning.inputs import limit_run_checkpoints
 
-    return estimate_merge(recipe, lambda: limit_run_checkpoints(recipe).open())
+    return estimate_merge(recipe)
 
 
 JOB_KIND = JobKind(recipe=MergeWeightsRecipe, run=run, estimate=estimate, replayer=MERGE_REPLAYER)

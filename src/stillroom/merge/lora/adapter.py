@@ -53,7 +53,7 @@ class Adapter:
         self.folder = folder
         self.config = config
         self._file = file
-        self._changes = read_tensor_changes(config, file.entries, folder)
+        self.changes = read_tensor_changes(config, file.entries, folder)
         self._factors: OrderedDict[tuple[str, int | None, str], tuple[Array, Array]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -82,11 +82,10 @@ class Adapter:
 
     def names(self) -> list[str]:
         """Return the sorted names of the base's tensors that the adapter changes."""
-        return sorted(self._changes)
+        return sorted(self.changes)
 
     def __contains__(self, name: str) -> bool:
-        """Return whether the adapter changes a tensor of the base."""
-        return name in self._changes
+        return name in self.changes
 
     @cached_property
     def fingerprint(self) -> str:
@@ -116,20 +115,16 @@ class Adapter:
 
     def is_replaced(self, name: str) -> bool:
         """Return whether the adapter replaces a whole tensor."""
-        return not self._changes[name].left and bool(self._changes[name].replaced)
+        return not self.changes[name].left and bool(self.changes[name].replaced)
 
     def rank(self, name: str) -> int:
         """Return the rank of the product added to a tensor; 0 if there is none."""
-        change = self._changes[name]
-        return self._inner(change) if change.left else 0
-
-    def scale(self, name: str) -> float:
-        """Return the multiplier of the stored matrices' product."""
-        return self._changes[name].scale
+        change = self.changes[name]
+        return self._file.entry(change.right).shape[0] if change.left else 0
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Return whether a base tensor of the shape can be changed by the adapter."""
-        change = self._changes[name]
+        change = self.changes[name]
         shapes = [self._file.entry(key).shape for key in (change.bias, change.replaced) if key]
         if any(full_shape != shape for full_shape in shapes):
             return False
@@ -137,30 +132,20 @@ class Adapter:
             return True
         if len(shape) != 2:
             return False
-        sides = self._sides(change, shape[1])
-        return sides == shape
+        left, right = self._file.entry(change.left), self._file.entry(change.right)
+        if self._runs_down(change, shape[1]):
+            return shape == (right.shape[1], left.shape[0])
+        return shape == (left.shape[0], right.shape[1])
 
     def matrices(self, name: str) -> tuple[Array, Array]:
         """Return B, scaled, and A in float64 and peft's layout: (out, r), (r, in)."""
-        change = self._changes[name]
+        change = self.changes[name]
         b, a = self._file.array(change.left), self._file.array(change.right)
         return b * change.scale, a
 
-    def is_embedding(self, name: str) -> bool:
-        """Return whether the tensor is an embedding, whose A has one column per token."""
-        return self._changes[name].is_embedding
-
-    def has_lengths(self, name: str) -> bool:
-        """Return whether the adapter sets the norms of rows or columns, as DoRA does."""
-        return bool(self._changes[name].magnitude)
-
-    def adds_bias(self, name: str) -> bool:
-        """Return whether the adapter adds to a bias."""
-        return bool(self._changes[name].bias)
-
     def digest_replaced(self, name: str) -> str:
         """Return the digest of the replacement tensor; empty if there is none."""
-        key = self._changes[name].replaced
+        key = self.changes[name].replaced
         if not key:
             return ""
         return _digest(self._file.read(key, 0, self._file.entry(key).rows))
@@ -189,7 +174,7 @@ class Adapter:
             if key in self._factors:
                 self._factors.move_to_end(key)
                 return self._factors[key]
-        change = self._changes[name]
+        change = self.changes[name]
         left = self._file.array(change.left, dtype)
         right = self._file.array(change.right, dtype)
         if self._runs_down(change, width):
@@ -203,7 +188,7 @@ class Adapter:
 
     def bias(self, name: str, *, dtype: Any = np.float64) -> Array:
         """Return the scaled addition to a bias."""
-        change = self._changes[name]
+        change = self.changes[name]
         added = self._file.array(change.bias, dtype)
         added *= added.dtype.type(change.scale)
         return added
@@ -212,7 +197,7 @@ class Adapter:
         self, name: str, start: int = 0, stop: int | None = None, *, dtype: Any = np.float64
     ) -> Array:
         """Return rows of the tensor that replaces the base's."""
-        return read_rows(self._file, self._changes[name].replaced, start, stop, dtype=dtype)
+        return read_rows(self._file, self.changes[name].replaced, start, stop, dtype=dtype)
 
     def rows(
         self, name: str, start: int, stop: int, base_rows: Array, norms: Array | None = None
@@ -235,9 +220,9 @@ class Adapter:
             ShapeError: If shapes do not fit.
             CheckpointError: If norms are needed and missing.
         """
-        if name not in self._changes:
+        if name not in self.changes:
             return base_rows
-        change = self._changes[name]
+        change = self.changes[name]
         if change.replaced:
             base_rows = self.replacement(name, start, stop, dtype=base_rows.dtype)
         if change.bias:
@@ -267,13 +252,13 @@ class Adapter:
 
     def needs_norms(self, name: str, width: int) -> bool:
         """Return whether rows need norms of whole columns: DoRA on transposed layers."""
-        change = self._changes[name]
+        change = self.changes[name]
         return bool(change.magnitude) and self._runs_down(change, width)
 
     def column_norms(self, name: str, blocks: Iterator[tuple[int, int, Array]]) -> Array:
         """Return column norms of base plus product, from (start, stop, rows) blocks."""
         total = np.zeros(())
-        change = self._changes[name]
+        change = self.changes[name]
         for start, stop, rows in blocks:
             if change.replaced:
                 rows = self.replacement(name, start, stop, dtype=rows.dtype)
@@ -300,9 +285,6 @@ class Adapter:
         joined = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
         return joined[start - first : stop - first]
 
-    def _inner(self, change: LoraTensorChange) -> int:
-        return self._file.entry(change.right).shape[0]
-
     def _lies_across(self, change: LoraTensorChange, width: int | None) -> bool:
         """Whether a layer stores its weight as (in, out), as Conv1D does."""
         if change.is_embedding or not self.config.get("fan_in_fan_out"):
@@ -312,12 +294,6 @@ class Adapter:
     def _runs_down(self, change: LoraTensorChange, width: int | None) -> bool:
         """Whether rows of the stored tensor are inputs and columns outputs."""
         return change.is_embedding or self._lies_across(change, width)
-
-    def _sides(self, change: LoraTensorChange, width: int) -> tuple[int, int]:
-        left, right = self._file.entry(change.left), self._file.entry(change.right)
-        if self._runs_down(change, width):
-            return right.shape[1], left.shape[0]
-        return left.shape[0], right.shape[1]
 
 
 class AdaptedCheckpoint:

@@ -88,7 +88,6 @@ class AdapterMergeReport:
         }
 
     def __str__(self) -> str:
-        """Return the printed report."""
         lines = [f"{'tensor':<52} {'rank':>9} {'relative error':>15}"]
         lines += [
             f"{layer.name:<52} {f'{layer.rank}/{layer.full_rank}':>9} {layer.relative:>15.3g}"
@@ -183,7 +182,9 @@ def merge_adapters(
             if name in adapter
         ]
         layers += _merge_tensor(name, having, parts, rank, energy, base)
-    notes = _find_notes(adapters)
+    names = sorted({adapter.base_name for adapter in adapters if adapter.base_name})
+    note = f"The adapters name different bases: {', '.join(names)}."
+    notes = (note,) if len(names) > 1 else ()
     result = AdapterMergeReport(folder, tuple(layers), tuple(sorted(parts.whole)), notes)
     rows = [
         f"| {adapter.folder.name} | {weight:g} | `{adapter.fingerprint}` |"
@@ -231,7 +232,7 @@ def _merge_tensor(
     energy: float | None,
     base: Checkpoint | None,
 ) -> Iterator[LayerError]:
-    if all(adapter.adds_bias(name) for adapter, _ in having):
+    if all(adapter.changes[name].bias for adapter, _ in having):
         parts.biases[name] = sum(
             (weight * adapter.bias(name) for adapter, weight in having), np.zeros(())
         )
@@ -241,7 +242,7 @@ def _merge_tensor(
         return
     replacements = {adapter.digest_replaced(name) for adapter, _ in having}
     if len(replacements) > 1 or any(
-        not adapter.rank(name) or adapter.has_lengths(name) for adapter, _ in having
+        not adapter.rank(name) or adapter.changes[name].magnitude for adapter, _ in having
     ):
         raise _not_a_sum_error(name, having)
     if replacements != {""}:
@@ -254,7 +255,7 @@ def _merge_tensor(
         left, right, values = compress_product(left, right, rank=rank, energy=energy)
         error = float(np.linalg.norm(values[len(right) :]))
         norm = float(np.linalg.norm(values))
-    parts.factors[name] = LoraFactors(left, right, having[0][0].is_embedding(name))
+    parts.factors[name] = LoraFactors(left, right, having[0][0].changes[name].is_embedding)
     yield LayerError(name, full, len(right), error, norm)
 
 
@@ -316,10 +317,3 @@ def _not_a_sum_error(name: str, having: Sequence[tuple[Adapter, float]]) -> Chec
         expected="LoRA in all of them: no DoRA, no whole tensor in one and a product in another",
         next="merge them in weight space: give each as base and adapter to a method",
     )
-
-
-def _find_notes(adapters: Sequence[Adapter]) -> tuple[str, ...]:
-    names = sorted({adapter.base_name for adapter in adapters if adapter.base_name})
-    if len(names) < 2:
-        return ()
-    return (f"The adapters name different bases: {', '.join(names)}.",)

@@ -83,7 +83,6 @@ class ExtractionReport:
         }
 
     def __str__(self) -> str:
-        """Return the printed report."""
         lines = [f"{self.kind} of {len(self.norms)} changed tensors in {self.folder}"]
         if self.layers:
             lines.append(f"{'tensor':<52} {'rank':>9} {'error':>10} {'relative':>9}")
@@ -253,7 +252,9 @@ def _save_lora(
     read = {name: _as_stored(finetuned, name) for name in parts.whole}
     carried = {name: read.pop(name) for name in parts.whole if name.rpartition(".")[0] in modules}
     embedding = next((name for name in read if name.endswith(_INPUT_EMBEDDINGS)), "")
-    if embedding and HEAD not in base and HEAD not in read and _has_head(base):
+    kinds = map(str, base.config.get("architectures") or ())
+    has_head = any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
+    if embedding and HEAD not in base and HEAD not in read and has_head:
         read[HEAD] = read[embedding]  # the head is tied, and peft unties replaced embeddings
     table = ["| tensor | rank | relative error |", "|---|---|---|"]
     table += [f"| {layer.name} | {layer.rank} | {layer.relative:.4f} |" for layer in parts.layers]
@@ -349,14 +350,6 @@ def _refuse_nothing(norms: dict[str, float], finetuned: Checkpoint, base: Checkp
             expected="a checkpoint that training changed",
             next="check which folder is the fine-tuned one",
         )
-
-
-def _has_head(base: Checkpoint) -> bool:
-    """Whether the architecture has a language modeling head, by its name."""
-    return any(
-        str(name).endswith(("ForCausalLM", "LMHeadModel"))
-        for name in base.config.get("architectures") or ()
-    )
 
 
 def _trace(finetuned: Checkpoint, base: Checkpoint, near: Path) -> tuple[list[Parent], Origin]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -23,6 +23,7 @@ from stillroom.merge.mergekit.parameters import (
     read_parameter,
 )
 from stillroom.merge.mergekit.references import (
+    ImportedMerge,
     MergedModel,
     MergedPart,
     ModelReference,
@@ -35,7 +36,7 @@ from stillroom.merge.mergekit.yaml_reader import ImportDiagnostics
 from stillroom.recipes.yaml_text import KeyPath, YamlTree
 from stillroom.registry.catalog import suggest
 
-__all__ = ["ConfigConverter", "ConvertedRecipe"]
+__all__ = ["ConfigConverter"]
 
 _KEYS = (
     "merge_method",
@@ -55,16 +56,6 @@ _OTHER_TEMPLATES = frozenset({"alpaca", "exaone", "llama3"})
 _OVERLOOKED = PARAMETERS | {"density", "epsilon", "gamma", "normalize", "rescale", "int8_mask"}
 
 
-@dataclass
-class ConvertedRecipe:
-    """A converted recipe: name, settings, position in the file, and warnings of ignored keys."""
-
-    name: str
-    recipe: dict[str, Any]
-    position: str
-    warnings: list[str] = field(default_factory=list)
-
-
 class ConfigConverter:
     """Converts one document, and configurations nested in place of a model."""
 
@@ -75,9 +66,9 @@ class ConfigConverter:
         self.tree, self.name = tree, name
         self.names, self.folder = names, folder
         self.problems: list[Problem] = []
-        self._recipes: list[ConvertedRecipe] = []
+        self._recipes: list[ImportedMerge] = []
 
-    def convert(self) -> list[ConvertedRecipe]:
+    def convert(self) -> list[ImportedMerge]:
         """Return the recipes, nested ones first; check ``problems`` before using them."""
         self._convert((), self.name)
         return self._recipes
@@ -95,7 +86,7 @@ class ConfigConverter:
         else:
             recipe = _DocumentConverter(self, path, data, report).convert()
         self._recipes.append(
-            ConvertedRecipe(name, recipe, self.tree.place_of_value(path), report.warnings)
+            ImportedMerge(name, recipe, self.tree.place_of_value(path), tuple(report.warnings))
         )
 
     def nest(self, path: KeyPath) -> str:

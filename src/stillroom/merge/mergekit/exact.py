@@ -184,16 +184,17 @@ def _prune_della(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> list
     return magprune(blocks, windows, draws, rescale=method.rescale)
 
 
-def _is_dare_exact(method: Any, kind: str, shape: tuple[int, ...], parents: int) -> bool:
-    return parents <= MAX_SUMMANDS and (kind == "BF16" or not method.rescale)
-
-
 def _is_della_exact(method: Any, kind: str, shape: tuple[int, ...], parents: int) -> bool:
     is_rows = 1 <= len(shape) <= 2 and shape[-1] > 1
     return parents <= MAX_SUMMANDS and kind == "BF16" and is_rows
 
 
-_DARE = _Blockwise(_after_pruning(_prune_dare), _is_dare_exact)
+_DARE = _Blockwise(
+    _after_pruning(_prune_dare),
+    lambda method, kind, shape, parents: (
+        parents <= MAX_SUMMANDS and (kind == "BF16" or not method.rescale)
+    ),
+)
 _DELLA = _Blockwise(_after_pruning(_prune_della), _is_della_exact)
 
 _BLOCKWISE: Mapping[str, _Blockwise] = {

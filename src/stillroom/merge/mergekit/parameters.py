@@ -132,28 +132,18 @@ def _read_value(
 ) -> Scalar | tuple[float, ...]:
     """Return the value; 0, with a problem, if it cannot be read."""
     if isinstance(value, list):
-        return _read_gradient(tree, path, value, problems, wants_bool=wants_bool)
+        parts = [read_scalar(part, wants_bool=False) for part in value]
+        numbers = tuple(float(part) for part in parts if not isinstance(part, bool | None))
+        if not wants_bool and numbers and len(numbers) == len(parts):
+            return numbers
+        expected = "one value for all layers" if wants_bool else "a list of numbers"
+        problems.append(_problem(tree, path, "is not a supported gradient", expected))
+        return (0.0,)
     read = read_scalar(value, wants_bool=wants_bool)
     if read is None:
         expected = "true or false" if wants_bool else "a number, or a list of numbers"
         problems.append(_problem(tree, path, f"cannot be {value!r:.60}", expected))
     return 0.0 if read is None else read
-
-
-def _read_gradient(
-    tree: YamlTree,
-    path: KeyPath,
-    value: Sequence[Any],
-    problems: list[Problem],
-    *,
-    wants_bool: bool,
-) -> tuple[float, ...]:
-    read = [read_scalar(part, wants_bool=False) for part in value]
-    if wants_bool or not read or any(part is None or isinstance(part, bool) for part in read):
-        expected = "one value for all layers" if wants_bool else "a list of numbers"
-        problems.append(_problem(tree, path, "is not a supported gradient", expected))
-        return (0.0,)
-    return tuple(float(part) for part in read if part is not None)
 
 
 def read_scalar(value: Any, *, wants_bool: bool) -> Scalar | None:

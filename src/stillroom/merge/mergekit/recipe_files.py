@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -22,9 +21,9 @@ from stillroom.recipes.yaml_text import YamlTree
 
 if TYPE_CHECKING:
     from stillroom.merge.jobs.recipe import MergeJobRecipe
+    from stillroom.merge.mergekit.references import ImportedMerge
 
 __all__ = [
-    "ImportedMerge",
     "is_mergekit_config",
     "load_merge",
     "load_merges",
@@ -69,14 +68,22 @@ def load_merges(
         )
         for override in imported:
             for warning in override.warnings:
-                (warn or _discard)(warning)
+                if warn is not None:
+                    warn(warning)
         placed = [
             (override.name, _resolve_steps(override.recipe, parts or Path()))
             for override in imported
         ]
         if arithmetic == "paper":
             placed = [(name, _use_paper_arithmetic(recipe)) for name, recipe in placed]
-        return [(name, _build(recipe, path, own_overrides)) for name, recipe in placed]
+        built: list[tuple[str, MergeJobRecipe]] = []
+        for name, recipe in placed:
+            tree = YamlTree(data={"version": 1, **recipe})
+            apply_overrides(tree, own_overrides)
+            if tree.problems:
+                raise RecipeError(tree.problems)
+            built.append((name, cast("MergeJobRecipe", build_recipe(tree.data, str(path)))))
+        return built
     loaded = load_recipe(path, [*overrides, *_choose_arithmetic(arithmetic, overrides)])
     if not loaded.kind.startswith("merge."):
         raise RecipeError(
@@ -131,18 +138,6 @@ def _use_paper_arithmetic(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return changed | {"arithmetic": "paper"}
 
 
-def _build(values: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> MergeJobRecipe:
-    tree = YamlTree(data={"version": 1, **values})
-    apply_overrides(tree, overrides)
-    if tree.problems:
-        raise RecipeError(tree.problems)
-    return cast("MergeJobRecipe", build_recipe(tree.data, str(path)))
-
-
-def _discard(note: str) -> None:
-    """Ignore a note."""
-
-
 def load_merge(
     path: Path,
     overrides: Sequence[str] = (),
@@ -170,37 +165,6 @@ def load_merge(
 _MARK = re.compile(r"""(?m)^(\{\s*)?["']?merge_method["']?\s*:""")
 _MIXTURE = re.compile(r"""(?m)^(\{\s*)?["']?experts["']?\s*:(?=[\s\S]*\bsource_model\b)""")
 _PLACE = re.compile(r":(\d+):(\d+)$")
-
-
-@dataclass(frozen=True)
-class ImportedMerge:
-    """One merge of a mergekit file.
-
-    Attributes:
-        name: Its name; other merges of the file refer to its result as ``step:NAME``.
-        recipe: Settings of a recipe of kind ``merge.weights`` or ``merge.moe``.
-        position: Position in the file.
-        warnings: Keys without effect.
-    """
-
-    name: str
-    recipe: dict[str, Any]
-    position: str
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def needs(self) -> list[str]:
-        """Names of the merges it depends on."""
-        text = [str(self.recipe.get("base_model"))]
-        for entry in _list_entries(self.recipe):
-            text += [str(entry.get("model")), str(entry.get("adapter"))]
-        steps = [name for name in text if name.startswith("step:")]
-        return list(dict.fromkeys(step.removeprefix("step:") for step in steps))
-
-
-def _list_entries(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    shared = recipe.get("shared_expert")
-    return [*recipe.get("models", ()), *recipe.get("experts", ()), *([shared] if shared else [])]
 
 
 def is_mergekit_config(text: str) -> bool:
@@ -245,13 +209,10 @@ def read_mergekit_config(
     merges: dict[str, ImportedMerge] = {}
     for name, tree in named.items():
         converter = ConfigConverter(tree, name, frozenset(named.keys() - {name}), folder)
-        for converted in converter.convert():
-            merges[converted.name] = ImportedMerge(
-                converted.name, converted.recipe, converted.position, tuple(converted.warnings)
-            )
+        merges |= {merge.name: merge for merge in converter.convert()}
         problems += converter.problems
     if problems:
-        raise RecipeError(sorted(problems, key=_line_of))
+        raise RecipeError(sorted(problems, key=_find_position))
     return _sort_by_dependency(merges, next(name for name, tree in named.items() if tree is final))
 
 
@@ -321,6 +282,6 @@ def _sort_by_dependency(merges: Mapping[str, ImportedMerge], final: str) -> list
     return sorted(done.values(), key=lambda merge: merge.name == final)
 
 
-def _line_of(problem: Problem) -> tuple[int, int]:
+def _find_position(problem: Problem) -> tuple[int, int]:
     match = _PLACE.search(problem.where)
     return (int(match[1]), int(match[2])) if match else (2**31, 0)

@@ -25,6 +25,7 @@ from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
 from stillroom.registry.catalog import suggest
 
 __all__ = [
+    "ImportedMerge",
     "MergedModel",
     "MergedPart",
     "ModelReference",
@@ -37,6 +38,33 @@ __all__ = [
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _REVISION = re.compile(r"[\w./-]+")
 _KEYS = ("model", "lora", "override_architecture")
+
+
+@dataclass(frozen=True)
+class ImportedMerge:
+    """One merge of a mergekit file.
+
+    Attributes:
+        name: Its name; other merges of the file refer to its result as ``step:NAME``.
+        recipe: Settings of a recipe of kind ``merge.weights`` or ``merge.moe``.
+        position: Position in the file.
+        warnings: Keys without effect.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    position: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> list[str]:
+        """Names of the merges it depends on."""
+        text = [str(self.recipe.get("base_model"))]
+        shared = [self.recipe["shared_expert"]] if self.recipe.get("shared_expert") else []
+        for entry in (*self.recipe.get("models", ()), *self.recipe.get("experts", ()), *shared):
+            text += [str(entry.get("model")), str(entry.get("adapter"))]
+        steps = [name for name in text if name.startswith("step:")]
+        return list(dict.fromkeys(step.removeprefix("step:") for step in steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +343,9 @@ class MoeReader:
         if len(shared) > 1:
             self._refuse("shared_experts", "has several entries", "at most one")
         recipe: dict[str, Any] = {"version": 1, "kind": "merge.moe", "gate_mode": gate_mode}
-        recipe["experts_per_token"] = self._read_count()
+        recipe["experts_per_token"] = count = self.data.get("experts_per_token", 2)
+        if type(count) is not int or count < 1:
+            self._refuse("experts_per_token", f"cannot be {count!r:.40}", "a number from 1")
         architecture = self._read_architecture(has_shared=bool(shared))
         recipe |= {"architecture": architecture} if architecture else {}
         base = self._read_base()
@@ -387,13 +417,6 @@ class MoeReader:
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             self.report.refuse(path, f"cannot be {value!r:.40}", "a list of strings")
             return []
-        return value
-
-    def _read_count(self) -> int:
-        value = self.data.get("experts_per_token", 2)
-        if type(value) is not int or value < 1:
-            self._refuse("experts_per_token", f"cannot be {value!r:.40}", "a number from 1")
-            return 1
         return value
 
     def _read_architecture(self, *, has_shared: bool) -> str:

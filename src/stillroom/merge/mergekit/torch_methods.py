@@ -49,14 +49,6 @@ def _linear(m: Any, base: Tensor | None, parents: Parents, context: BlockContext
     return total.to(parents[0].dtype)
 
 
-def _slerp(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
-    return slerp(m.t, parents[0], parents[1])
-
-
-def _passthrough(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
-    return parents[0] if m.scale == 1 else parents[0] * m.scale
-
-
 def _nuslerp(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
     """Merge with an optional base, which is never an input."""
     first_weight, second_weight = context.weights
@@ -312,11 +304,13 @@ WHOLE_TENSOR_METHODS: Mapping[str, _MergeTensor] = {
     "multislerp": _multislerp,
     "nearswap": _nearswap,
     "nuslerp": _nuslerp,
-    "passthrough": _passthrough,
+    "passthrough": lambda m, base, parents, context: (
+        parents[0] if m.scale == 1 else parents[0] * m.scale
+    ),
     "ram": _ram,
     "ramplus_tl": _ramplus_tl,
     "sce": _sce,
-    "slerp": _slerp,
+    "slerp": lambda m, base, parents, context: slerp(m.t, parents[0], parents[1]),
     "task_arithmetic": _task_arithmetic,
     "ties": _after_pruning(_prune_ties),
 }

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
@@ -29,9 +29,12 @@ from stillroom.merge.planning.plan import (
     Zeros,
 )
 from stillroom.merge.planning.planner import list_source_notes
-from stillroom.merge.settings import RANDOM_GATE_MODES, GateMode, MoeArchitecture
+from stillroom.merge.settings import RANDOM_GATE_MODES, MoeArchitecture
 
-__all__ = ["MoePlanSettings", "plan_moe"]
+if TYPE_CHECKING:
+    from stillroom.merge.jobs.moe import MoeRecipe
+
+__all__ = ["plan_moe"]
 
 _MLP = re.compile(r"(model\.layers\.(\d+)\.)mlp\.((?:gate|up|down)_proj)\.weight")
 _QUERY = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkv]_proj\.)weight")
@@ -91,30 +94,7 @@ _DEFAULT_LAYOUTS = {
 _DROPPED = ("attention_bias", "mlp_bias", "pretraining_tp", "auto_map")
 
 
-@dataclass(frozen=True, slots=True)
-class MoePlanSettings:
-    """Settings of a mixture.
-
-    Attributes:
-        gate_mode: Source of the gate rows.
-        experts_per_token: Number of experts per token.
-        architecture: Architecture of the result; ``auto`` chooses by the base.
-        has_shared_expert: Whether the last parent is used for every token.
-        is_mergekit: Whether gates are computed as in mergekit.
-        dtype: Storage type; None: that of the models.
-    """
-
-    gate_mode: GateMode = "hidden"
-    experts_per_token: int = 2
-    architecture: MoeArchitecture = "auto"
-    has_shared_expert: bool = False
-    is_mergekit: bool = False
-    dtype: str | None = None
-
-
-def plan_moe(
-    base: MergeSource, parents: Sequence[MergeSource], settings: MoePlanSettings
-) -> MergePlan:
+def plan_moe(recipe: MoeRecipe, base: MergeSource, parents: Sequence[MergeSource]) -> MergePlan:
     """Return the plan of a mixture: the tensors of the base, all experts, and the gates.
 
     Raises:
@@ -122,9 +102,9 @@ def plan_moe(
         ShapeError: If an expert's MLP does not have the base's shape.
         RecipeError: If there are too few experts.
     """
-    shared = len(parents) - 1 if settings.has_shared_expert else None
-    name = _choose_layout(base.checkpoint, settings.architecture, shared)
-    mixture = _MoePlanner(base, parents, settings, name, shared)
+    shared = len(parents) - 1 if recipe.shared_expert is not None else None
+    name = _choose_layout(base.checkpoint, recipe.architecture, shared)
+    mixture = _MoePlanner(base, parents, recipe, name, shared)
     mixture.check()
     tensors = tuple(sorted(mixture.tensors(), key=lambda tensor: tensor.name))
     sources = [base, *parents]
@@ -133,7 +113,7 @@ def plan_moe(
         for tensor in tensors
         for home in tensor.inputs
     ]
-    is_random = settings.gate_mode in RANDOM_GATE_MODES
+    is_random = recipe.gate_mode in RANDOM_GATE_MODES
     return MergePlan(
         "moe",
         tuple(source.name for source in sources),
@@ -154,7 +134,7 @@ class _MoePlanner:
 
     base: MergeSource
     parents: Sequence[MergeSource]
-    settings: MoePlanSettings
+    recipe: MoeRecipe
     name: str
     shared: int | None
 
@@ -174,7 +154,7 @@ class _MoePlanner:
 
     def check(self) -> None:
         """Raise an error for invalid settings or shapes."""
-        count, per_token = len(self.experts), self.settings.experts_per_token
+        count, per_token = len(self.experts), self.recipe.experts_per_token
         problems = []
         if count < 2 or not 1 <= per_token <= count:
             problems.append(
@@ -186,7 +166,7 @@ class _MoePlanner:
                     "add experts, or lower experts_per_token",
                 )
             )
-        mode = self.settings.gate_mode
+        mode = self.recipe.gate_mode
         is_random = mode in RANDOM_GATE_MODES
         for index, parent in enumerate(self.parents):
             prompts = parent.prompts
@@ -246,7 +226,7 @@ class _MoePlanner:
         mixture_config = {key: value for key, value in config.items() if key not in _DROPPED}
         mixture_config |= dict(self.layout.settings) | {"architectures": [self.layout.architecture]}
         mixture_config |= {"model_type": self.name, self.layout.count: len(self.experts)}
-        mixture_config["num_experts_per_tok"] = self.settings.experts_per_token
+        mixture_config["num_experts_per_tok"] = self.recipe.experts_per_token
         width = config.get("intermediate_size")
         if self.name != "mixtral":
             mixture_config["moe_intermediate_size"] = width
@@ -260,13 +240,13 @@ class _MoePlanner:
     def notes(self) -> Iterator[str]:
         """Yield the notes of the plan."""
         names = [self.parents[source - 1].name for source in self.experts]
-        per_token = self.settings.experts_per_token
+        per_token = self.recipe.experts_per_token
         yield f"{self.name}: {len(names)} experts, {per_token} a token: {', '.join(names)}"
         if self.shared is not None:
             yield f"every token also goes to {self.parents[self.shared].name}"
         elif self.name == "qwen2_moe":
             yield "the layout has an expert for all tokens: it is written silent, all zeros"
-        mode = self.settings.gate_mode
+        mode = self.recipe.gate_mode
         how = "drawn by the seed" if mode in RANDOM_GATE_MODES else f"prompts, {mode}"
         yield f"gates of {self.layers} layers from {how}; all else from {self.base.name}"
 
@@ -308,10 +288,10 @@ class _MoePlanner:
         order = [index - 1 for index in self.experts]
         order += [self.shared] if self.shared is not None else []
         return GatePlan(
-            self.settings.gate_mode,
+            self.recipe.gate_mode,
             tuple(self.parents[index].prompts for index in order),
             self.layers,
-            self.settings.is_mergekit,
+            self.recipe.arithmetic == "mergekit",
         )
 
     def _copy(self, target: str, source: int, name: str, part: str = "") -> PlannedTensor:
@@ -339,7 +319,7 @@ class _MoePlanner:
         """Return the common storage type of an expert tensor, which is fused in memory."""
         if self._requested_dtype():
             return self._requested_dtype()
-        if self.settings.is_mergekit:
+        if self.recipe.arithmetic == "mergekit":
             return self.base.checkpoint.entry(name).dtype
         sources = [self.base, *self.parents]
         kinds = {
@@ -350,7 +330,7 @@ class _MoePlanner:
         return "F64" if "F64" in kinds else "F32"
 
     def _requested_dtype(self) -> str:
-        return SAFETENSORS_DTYPES.get(self.settings.dtype or "", "")
+        return SAFETENSORS_DTYPES.get(self.recipe.out.dtype or "", "")
 
 
 def _computed_tensor(

@@ -9,10 +9,10 @@ matching pursuit, arXiv:2506.06607.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,34 +32,25 @@ from stillroom.merge.planning.planner import list_source_notes
 from stillroom.merge.planning.token_plan import TokenPlan, plan_tokenizer
 from stillroom.merge.settings import TokenizerSettings
 
-__all__ = ["TransplantPlanSettings", "TransplantPlanner", "plan_transplant"]
+if TYPE_CHECKING:
+    from stillroom.merge.jobs.transplant import TransplantRecipe
+
+__all__ = ["TransplantPlanner", "plan_transplant"]
 
 _HEADS = ("lm_head", "embed_out", "output", "predictions", "vocab_projector")
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
-@dataclass(frozen=True, slots=True)
-class TransplantPlanSettings:
-    """Settings of a transplant.
-
-    Attributes:
-        k: Maximum number of shared tokens per new token.
-        dtype: Storage type; None: that of the target.
-    """
-
-    k: int = 64
-    dtype: str | None = None
-
-
 def plan_transplant(
-    target: MergeSource, donor: MergeSource, settings: TransplantPlanSettings
+    recipe: TransplantRecipe, target: MergeSource, donors: Sequence[MergeSource]
 ) -> MergePlan:
     """Return the plan of a transplant: the target's tensors with new token tables.
 
     Raises:
         CheckpointError: If a tokenizer is missing, or the two have too little in common.
     """
-    planner = TransplantPlanner(target, donor, settings)
+    (donor,) = donors
+    planner = TransplantPlanner(target, donor, recipe)
     tensors = tuple(planner.tensors())
     return MergePlan(
         "transplant",
@@ -82,7 +73,7 @@ class TransplantPlanner:
 
     target: MergeSource
     donor: MergeSource
-    settings: TransplantPlanSettings
+    recipe: TransplantRecipe
 
     @cached_property
     def plan(self) -> TokenPlan:
@@ -95,7 +86,7 @@ class TransplantPlanner:
     def match(self) -> TokenMatch:
         """Tokens in both vocabularies."""
         return _match_tokens(
-            self.plan, self.donor.checkpoint, self.target.checkpoint, self.settings.k
+            self.plan, self.donor.checkpoint, self.target.checkpoint, self.recipe.k
         )
 
     @cached_property
@@ -143,7 +134,7 @@ class TransplantPlanner:
     def tensors(self) -> Iterator[PlannedTensor]:
         """Yield every tensor of the result, by name."""
         target = self.target.checkpoint
-        dtype = SAFETENSORS_DTYPES.get(self.settings.dtype or "", "")
+        dtype = SAFETENSORS_DTYPES.get(self.recipe.out.dtype or "", "")
         for name in target.names():
             entry = target.entry(name)
             stored = dtype if dtype and entry.dtype in FLOATS else entry.dtype
@@ -161,7 +152,7 @@ class TransplantPlanner:
         yield f"{self.target.name} gets the tokenizer of {self.donor.name}: {self.tokens} tokens"
         yield (
             f"{self.shared} rows are copied{roles}; {self.new} are written as sums of at most "
-            f"{self.settings.k} others"
+            f"{self.recipe.k} others"
         )
 
 

@@ -129,7 +129,7 @@ class LearnedCoefficients:
         lines.append(
             f"{verdict} the best model, {self.best_parent}: gain {self.gain.value:.4f} "
             f"[{self.gain.low:.4f}, {self.gain.high:.4f}] "
-            f"on {self.gain.n} records. {warn_small_sample(self.gain.n, 'records')}".rstrip()
+            f"on {self.gain.n} records. {warn_small_sample(self.gain.n, 'record')}".rstrip()
         )
         return "\n".join(lines)
 

@@ -148,22 +148,19 @@ class _Search:
         best_baseline = min(
             baselines, key=lambda entry: entry.cost(self.parts.choose, self.sign), default=None
         )
-        if selected.parent is None and self._final(selected) >= self._final(best):
+        final, final_best = (row.cost(self.parts.final, self.sign) for row in (selected, best))
+        if selected.parent is None and final >= final_best:
             selected = best
-        details = self._describe(entries, selected, best, best_baseline) | self._count(
-            trials, stopped
-        )
+        details = self._describe(entries, selected, best, best_baseline)
+        details |= self._count(trials, stopped)
         self.runner.scorer.close()
         self.job.say(format_search(details))
-        recipe = (
-            apply_changes(self.recipe, selected.changes) if selected.changes is not None else None
-        )
         if selected.parent is not None:
-            return SearchResult(
-                _copy_parent(self.recipe, selected), selected.parent.merge, details, trials
-            )
-        if recipe is None:
+            copied = _copy_parent(self.recipe, selected)
+            return SearchResult(copied, selected.parent.merge, details, trials)
+        if selected.changes is None:
             raise AssertionError("a merge has changes")
+        recipe = apply_changes(self.recipe, selected.changes)
         return SearchResult(recipe, reconfigure_merge(self.merge, recipe), details, trials)
 
     @property
@@ -216,7 +213,8 @@ class _Search:
     def _run_trials(self, optimizer: Optimizer) -> tuple[list[dict[str, Any]], str]:
         """Evaluate the optimizer's points until a stopping criterion holds."""
         settings, trials = self.settings, list[dict[str, Any]]()
-        started = time.monotonic() - self._spent()
+        done = [self.journal[key] for key in list(self.journal.keys()) if key.startswith("trial ")]
+        started = time.monotonic() - max((trial.get("spent", 0.0) for trial in done), default=0.0)
         total = settings.evaluations
         pool = open_trials(self.runner, self._pick(self.parts.search), self.job.engine)
         with self.job.phase("trials", total, "candidates", done=0) as progress, pool as try_all:
@@ -235,7 +233,9 @@ class _Search:
                         _MAX_FAILURES if row["value"] is None else self.sign * row["value"]
                     )
                     trials.append(row)
-                    progress.advance(note=f"best {self._best(trials)}")
+                    values = [row["value"] for row in trials if row["value"] is not None]
+                    best = min(values, key=lambda value: self.sign * value, default=None)
+                    progress.advance(note=f"best {'none yet' if best is None else f'{best:.4f}'}")
                 if len(used_points) < len(points):
                     return trials, "evaluations"
                 optimizer.tell(costs)
@@ -279,10 +279,6 @@ class _Search:
                 next="start over with --overwrite, or install that version",
             )
 
-    def _spent(self) -> float:
-        keys = [key for key in list(self.journal.keys()) if key.startswith("trial ")]
-        return max((self.journal[key].get("spent", 0.0) for key in keys), default=0.0)
-
     def _reason_to_stop(
         self, trials: Sequence[dict[str, Any]], optimizer: Optimizer, spent: float
     ) -> str:
@@ -292,30 +288,20 @@ class _Search:
         is_over = settings.time_limit is not None and spent >= settings.time_limit
         if is_over and f"trial {len(trials)}" not in self.journal:
             return "time"
-        if (
-            settings.patience
-            and len(trials) - _find_last_improvement(trials, self.sign) > settings.patience
-        ):
+        waited = len(trials) - _find_last_improvement(trials, self.sign)
+        if settings.patience and waited > settings.patience:
             return "patience"
         return "converged" if trials and optimizer.is_done() else ""
 
     def _row(
         self, number: int, point: Sequence[float], changes: dict[str, Any], outcome: TrialResult
     ) -> dict[str, Any]:
-        value = (
-            None
-            if outcome.failed
-            else mean_over_records(outcome.scores, range(len(outcome.scores)))
-        )
-        if value is not None:
+        value = None
+        if not outcome.failed:
+            value = mean_over_records(outcome.scores, range(len(outcome.scores)))
             self.job.metric(self.settings.objective.name, value, trial=number)
         row = {"number": number, "value": value, "changes": changes, "point": list(point)}
         return row | ({"failed": outcome.failed} if outcome.failed else {})
-
-    def _best(self, trials: Sequence[dict[str, Any]]) -> str:
-        values = [row["value"] for row in trials if row["value"] is not None]
-        best = min(values, key=lambda value: self.sign * value, default=None)
-        return "none yet" if best is None else f"{best:.4f}"
 
     def _pick_finalists(self, trials: Sequence[dict[str, Any]]) -> list[_Finalist]:
         """Score the best trials with distinct changes on the records for choosing."""
@@ -346,9 +332,6 @@ class _Search:
             self.job.warn(f"{name} cannot be merged: {outcome.failed}")
         scores = dict(zip(indices, outcome.scores, strict=not outcome.failed))
         return _Finalist(name, changes, scores, failed=outcome.failed)
-
-    def _final(self, entry: _Finalist) -> float:
-        return entry.cost(self.parts.final, self.sign)
 
     def _pick(self, indices: Sequence[int]) -> list[Record]:
         return [self.records[i] for i in indices]
@@ -404,10 +387,8 @@ class _Search:
         if entry.failed:
             return {"name": entry.name, "value": None, "failed": entry.failed} | kind
         scores = [entry.scores[i] for i in indices]
-        return (
-            build_score_row(entry.name, scores, range(len(indices)), self.recipe.seed, "value")
-            | kind
-        )
+        row = build_score_row(entry.name, scores, range(len(indices)), self.recipe.seed, "value")
+        return row | kind
 
     def _compare(self, selected: _Finalist, baseline: _Finalist) -> dict[str, Any] | None:
         if selected is baseline or baseline.failed:
@@ -435,13 +416,9 @@ def _copy_parent(recipe: MergeSearchRecipe, selected: _Finalist) -> MergeRecipe:
     index = selected.parent.place if selected.parent else 0
     reference = {"model": recipe.base_model} if index < 0 else data["models"][index]
     model = {key: value for key, value in reference.items() if key in ("model", "adapter")}
+    method = {"name": "passthrough"}
     return build_plain_recipe(
-        {
-            "seed": recipe.seed,
-            "method": {"name": "passthrough"},
-            "models": [model],
-            "out": data["out"],
-        }
+        {"seed": recipe.seed, "method": method, "models": [model], "out": data["out"]}
     )
 
 
@@ -499,7 +476,7 @@ def format_search(details: Mapping[str, Any]) -> str:
             f"({objective} {parent['value']:.4f} {records}): it is kept as it is."
         )
     gap = final["difference"]
-    few = warn_small_sample(final["records"], "records")
+    few = warn_small_sample(final["records"], "record")
     tail = "." if Metric.from_json(gap).side() else ": less apart than chance may put them."
     return (
         f"Kept of {details['tried']} trials: {selected['name']}. {records.capitalize()}, its "

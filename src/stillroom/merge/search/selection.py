@@ -140,10 +140,9 @@ def list_candidates(recipe: MergeSelectRecipe, merge: Merge) -> list[MergeCandid
     run = list_run_checkpoints(finals[0])
     for count in recipe.select.averages:
         average = Merge(METHODS.build("run_average"), None, run[-count:], merge.rules, merge.seed)
-        if count <= len(run) and not _is_same(average, merge):
-            candidates.append(
-                MergeCandidate(f"average of the last {count} of {finals[0].name}", average)
-            )
+        if count <= len(run) and _name_result(average) != _name_result(merge):
+            label = f"average of the last {count} of {finals[0].name}"
+            candidates.append(MergeCandidate(label, average))
     if merge.base is not None:
         candidates += [
             MergeCandidate(f"{name} at {share:g}", replace(merge, share=share))
@@ -168,14 +167,12 @@ def count_candidates(recipe: MergeSelectRecipe) -> int:
 
 
 def _open_parents(recipe: MergeJobRecipe, merge: Merge) -> list[MergeCandidate]:
-    base = [replace(_copy_candidate(merge.base, merge.rules), place=-1)] if merge.base else []
-    finals = _list_final_checkpoints(recipe, merge.parents)
+    method, rules = METHODS.build("passthrough"), TensorRules(dtype=merge.rules.dtype)
+    placed = [(-1, merge.base)] if merge.base else []
+    placed += enumerate(_list_final_checkpoints(recipe, merge.parents))
     return [
-        *base,
-        *(
-            replace(_copy_candidate(source, merge.rules), place=index)
-            for index, source in enumerate(finals)
-        ),
+        MergeCandidate(source.name, Merge(method, None, [source], rules), source, place)
+        for place, source in placed
     ]
 
 
@@ -206,20 +203,12 @@ def _list_final_checkpoints(
     return [parents[stop - 1] for stop in accumulate(counts)]
 
 
-def _is_same(first: Merge, second: Merge) -> bool:
-    """Whether two merges are certain to give the same bytes."""
-    first_sources = [
-        (source.checkpoint.folder, source.weight, source.settings) for source in first.parents
+def _name_result(merge: Merge) -> tuple[object, ...]:
+    """Return what determines the bytes of a merge; equal ones are certain to give the same."""
+    sources = [
+        (source.checkpoint.folder, source.weight, source.settings) for source in merge.parents
     ]
-    second_sources = [
-        (source.checkpoint.folder, source.weight, source.settings) for source in second.parents
-    ]
-    return first.method == second.method and first_sources == second_sources
-
-
-def _copy_candidate(source: MergeSource, rules: TensorRules) -> MergeCandidate:
-    copy = Merge(METHODS.build("passthrough"), None, [source], TensorRules(dtype=rules.dtype))
-    return MergeCandidate(source.name, copy, source)
+    return merge.method, sources
 
 
 def _score_all(
@@ -268,10 +257,9 @@ class _SelectionSplit:
         remaining = counted[: len(counted) - final_count]
         final = counted[len(counted) - final_count :]
         halves = len(remaining) >= _MIN_HALVED
-        choosing, confirming = (
-            (remaining[::2], remaining[1::2]) if halves else (remaining, remaining)
-        )
-        return cls(choosing, confirming, final, halves)
+        if not halves:
+            return cls(remaining, remaining, final, halves)
+        return cls(remaining[::2], remaining[1::2], final, halves)
 
 
 def _choose_candidate(

@@ -10,7 +10,7 @@ length is bounded by keeping the entries with the largest numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -238,90 +238,75 @@ def find_space_problems(recipe: MergeSearchRecipe) -> list[Problem]:
         problems += _check_path(recipe, search.layer_path)
     is_sliced = bool(recipe.slices) or search.layer_path is not None
     if is_sliced and any(item.model is not None for item in search.space):
-        problems.append(
-            _problem(
-                "settings of a model cannot be searched with slices, which have their own model "
-                "indices",
-                "search.space",
-                "settings of the method, or no slices",
-                "omit 'model' or the slices",
-            )
+        problem = _problem(
+            "settings of a model cannot be searched with slices, which have their own model "
+            "indices",
+            "search.space",
+            "settings of the method, or no slices",
+            "omit 'model' or the slices",
         )
+        problems.append(problem)
     return problems
 
 
-def _check_item(recipe: MergeSearchRecipe, item: SearchParameter, where: str) -> list[Problem]:
+def _check_item(recipe: MergeSearchRecipe, item: SearchParameter, where: str) -> Iterator[Problem]:
+    method = recipe.method.method_name()
     if item.model is None:
         fields = type(recipe.method).model_fields
         known = [
             name for name in fields if fields[name].annotation in (float, int, bool, float | None)
         ]
-        if item.setting in known:
-            return []
-        return [
-            _problem(
-                f"{item.setting} is not a numeric setting of {recipe.method.method_name()}",
+        if item.setting not in known:
+            yield _problem(
+                f"{item.setting} is not a numeric setting of {method}",
                 f"{where}.setting",
                 f"one of: {', '.join(sorted(known))}" if known else "no setting",
                 "a setting of a model needs 'model', its index in 'models'",
             )
-        ]
+        return
     if item.model >= len(recipe.models):
-        return [
-            _problem(
-                f"model {item.model} does not exist",
-                f"{where}.model",
-                f"a number from 0 to {len(recipe.models) - 1}",
-                "count the models from 0",
-            )
-        ]
+        yield _problem(
+            f"model {item.model} does not exist",
+            f"{where}.model",
+            f"a number from 0 to {len(recipe.models) - 1}",
+            "count the models from 0",
+        )
+        return
     weight = ("weight",) if recipe.method.uses_weights else ()
     allowed = [*weight, *recipe.method.per_model_settings()]
-    if item.setting in allowed:
-        return []
-    return [
-        _problem(
-            f"{recipe.method.method_name()} does not use the {item.setting} of a model",
+    if item.setting not in allowed:
+        listed = f"one of: {', '.join(allowed)}"
+        yield _problem(
+            f"{method} does not use the {item.setting} of a model",
             f"{where}.setting",
-            f"one of: {', '.join(allowed)}"
-            if allowed
-            else "a setting of the method, without 'model'",
+            listed if allowed else "a setting of the method, without 'model'",
             "change the setting, or choose another method",
         )
-    ]
 
 
-def _check_path(recipe: MergeSearchRecipe, path: LayerPathSettings) -> list[Problem]:
-    problems = []
+def _check_path(recipe: MergeSearchRecipe, path: LayerPathSettings) -> Iterator[Problem]:
     if recipe.slices:
-        problems.append(
-            _problem(
-                "search.layer_path generates slices, but the recipe has some",
-                "slices",
-                "none",
-                "remove them",
-            )
+        yield _problem(
+            "search.layer_path generates slices, but the recipe has some",
+            "slices",
+            "none",
+            "remove them",
         )
     if recipe.method.min_models > 1:
-        problems.append(
-            _problem(
-                f"{recipe.method.method_name()} merges several models in every layer",
-                "search.layer_path",
-                "a method for one model, such as passthrough",
-                "set method to passthrough, or search without a path",
-            )
+        yield _problem(
+            f"{recipe.method.method_name()} merges several models in every layer",
+            "search.layer_path",
+            "a method for one model, such as passthrough",
+            "set method to passthrough, or search without a path",
         )
     missing = [number for number in path.models if number >= len(recipe.models)]
     if missing:
-        problems.append(
-            _problem(
-                f"model {missing[0]} does not exist",
-                "search.layer_path.models",
-                f"numbers from 0 to {len(recipe.models) - 1}",
-                "count the models from 0",
-            )
+        yield _problem(
+            f"model {missing[0]} does not exist",
+            "search.layer_path.models",
+            f"numbers from 0 to {len(recipe.models) - 1}",
+            "count the models from 0",
         )
-    return problems
 
 
 def _problem(text: str, where: str, expected: str, next_step: str) -> Problem:

@@ -10,7 +10,7 @@ Source: Jacob et al. 2018, arXiv:1712.05877 (integer arithmetic for inference).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,12 +32,12 @@ def can_quantize() -> bool:
 
 
 def quantize_layers(
-    weights: Mapping[str, Vectors], layers: Sequence[str], *, heads: int, epsilon: float
+    read: Callable[[str], Vectors], layers: Sequence[str], *, heads: int, epsilon: float
 ) -> Callable[[Vectors, Vectors], Vectors]:
     """Return a function of states (T, D) and attention bias (H or 1, T or 1, same) to states.
 
     Args:
-        weights: Weights by BERT's names.
+        read: Returns a weight by BERT's name of it.
         layers: Prefixes of the names of each layer's weights.
         heads: Number of attention heads, H.
         epsilon: Addend to the variance in layer normalizations.
@@ -48,12 +48,10 @@ def quantize_layers(
     with MissingExtraError.guard("onnxruntime", "large-reader", "reading in 8-bit integers"):
         import onnx
         import onnxruntime
-    model = _Graph(onnx, weights, heads, epsilon).build(layers)
+    model: bytes = _Graph(onnx, read, heads, epsilon).build(layers).SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def run(states: Vectors, bias: Vectors) -> Vectors:
         output: Vectors = session.run(None, {"states": states, "bias": bias})[0]
@@ -66,16 +64,16 @@ class _Graph:
     """Nodes and constants of an ONNX graph, which is extended by each method."""
 
     def __init__(
-        self, onnx: Any, weights: Mapping[str, Vectors], heads: int, epsilon: float
+        self, onnx: Any, read: Callable[[str], Vectors], heads: int, epsilon: float
     ) -> None:
-        self._onnx, self._weights, self._heads, self._epsilon = onnx, weights, heads, epsilon
+        self._onnx, self._read, self._heads, self._epsilon = onnx, read, heads, epsilon
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
     def build(self, layers: Sequence[str]) -> Any:
         """Return the model of the layers."""
         onnx, floats = self._onnx, self._onnx.TensorProto.FLOAT
-        width = len(self._weights[f"{layers[0]}output.dense.bias"])
+        width = len(self._read(f"{layers[0]}output.dense.bias"))
         states = "states"
         for layer in layers:
             states = self._add_layer(states, layer, width)
@@ -115,7 +113,7 @@ class _Graph:
     def _linear(self, states: str, *names: str) -> str:
         """Add a product with the weights of one or more linear layers, side by side."""
         weight, bias = (
-            np.concatenate([self._weights[name + kind] for name in names]).astype(np.float32)
+            np.concatenate([self._read(name + kind) for name in names]).astype(np.float32)
             for kind in ("weight", "bias")
         )
         scale = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / _MOST
@@ -128,7 +126,7 @@ class _Graph:
         return self._add("Add", scaled, self._hold(bias))
 
     def _norm(self, states: str, name: str) -> str:
-        scale, bias = (self._weights[f"{name}LayerNorm.{kind}"] for kind in ("weight", "bias"))
+        scale, bias = (self._read(f"{name}LayerNorm.{kind}") for kind in ("weight", "bias"))
         constants = [self._hold(vector.astype(np.float32)) for vector in (scale, bias)]
         return self._add("LayerNormalization", states, *constants, axis=-1, epsilon=self._epsilon)
 

@@ -169,6 +169,11 @@ class NumpyBert:
         self._opened: NumpyBert | None = None
         self._quantized: Callable[[Vectors, Vectors], Vectors] | None = None
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its layers multiply 8-bit integers."""
+        return self._quantized is not None
+
     def share(self) -> NumpyBert:
         """Return an encoder of the same weights, whose tokenizer has settings of its own."""
         shared = copy.copy(self)
@@ -176,39 +181,43 @@ class NumpyBert:
         shared._opened = self  # of this class; open as long as one that shares it
         return shared
 
-    def adapt(self, updates: Mapping[str, Vectors]) -> NumpyBert:
-        """Return an encoder that shares all weights but those to which an update is added.
+    def adapt(
+        self, factors: Mapping[str, tuple[Vectors, Vectors]], scale: float, *, to_int8: bool = False
+    ) -> NumpyBert:
+        """Return an encoder with low-rank updates, B A times ``scale``, that shares what has none.
 
         Args:
-            updates: Addends by name of the weight, such as ``encoder.layer.0.output.dense.weight``.
+            factors: A, (r, in), and B, (out, r), by name of the weight, such as
+                ``encoder.layer.0.output.dense.weight``.
+            scale: Factor of the products.
+            to_int8: Whether its layers multiply 8-bit integers: four times faster, and rounded.
 
         Raises:
             ValueError: If there is no such weight, or its shape differs.
+            MissingExtraError: If onnx or onnxruntime is not installed, ``to_int8``.
         """
+        renamed = {_rename_tensor(name): pair for name, pair in factors.items()}
+        for name, (narrow, wide) in renamed.items():
+            shape = len(wide), narrow.shape[-1]
+            if name not in self._weights or self._weights[name].shape != shape:
+                raise ValueError(f"{name}: no weight of shape {shape}")
+
+        def read(name: str) -> Vectors:
+            weight = self._weights[name]
+            if name in renamed:
+                narrow, wide = renamed[name]
+                weight = weight + scale * np.matmul(wide, narrow, dtype=np.float32)
+            return weight
+
         adapted = copy.copy(self)
-        adapted._weights = dict(self._weights)  # an instance of this class
-        for original, update in updates.items():
-            name = _rename_tensor(original)
-            weight = self._weights.get(name)
-            if weight is None or weight.shape != update.shape:
-                raise ValueError(f"{name}: no weight of shape {update.shape}")
-            adapted._weights[name] = weight + update.astype(np.float32)
+        names = list(self._weights)
+        if to_int8:  # one weight at a time: all of them would be held twice
+            adapted._quantized = quantize_layers(
+                read, self._layers, heads=self._heads, epsilon=self._epsilon
+            )
+            names = [name for name in names if name.startswith("embeddings.")]
+        adapted._weights = {name: read(name) for name in names}
         return adapted
-
-    def quantize(self) -> NumpyBert:
-        """Return an encoder whose layers multiply 8-bit integers: four times faster, and rounded.
-
-        Raises:
-            MissingExtraError: If onnx or onnxruntime is not installed.
-        """
-        quantized = copy.copy(self)
-        quantized._quantized = quantize_layers(
-            self._weights, self._layers, heads=self._heads, epsilon=self._epsilon
-        )
-        quantized._weights = {
-            name: weight for name, weight in self._weights.items() if name.startswith("embeddings.")
-        }
-        return quantized
 
     def states(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import CheckpointError
+from stillroom.models.encoders.int8_layers import can_quantize
 from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
 from stillroom.models.encoders.text_encoder import SPECIAL_TOKENS
 from stillroom.models.hub import resolve_checkpoint
@@ -29,6 +30,8 @@ __all__ = [
     "open_base",
     "read_numbers",
 ]
+
+_MAX_FLOAT_WIDTH = 384
 
 
 def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:
@@ -114,6 +117,8 @@ def adapt_base(
     config: Mapping[str, Any],
     tensors: Mapping[str, NDArray[Any]],
     heads: Mapping[str, int],
+    *,
+    may_round: bool = False,
 ) -> tuple[NumpyBert, NumpyBert, dict[str, NDArray[np.float32]]]:
     """Return a folder's base, the base with its low-rank updates, and its heads.
 
@@ -123,6 +128,7 @@ def adapt_base(
         tensors: Low-rank factors ``NAME.lora_A`` (r, in) and ``NAME.lora_B`` (out, r), ``shared``
             (D,), and of each head ``NAME.weight`` (N, D) and ``NAME.bias`` (N,).
         heads: Number of outputs, N, of each head.
+        may_round: Whether layers wider than 384 may multiply 8-bit integers where onnxruntime is.
 
     Raises:
         CheckpointError: If the base cannot be opened.
@@ -142,14 +148,13 @@ def adapt_base(
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise ValueError(f"{name} has the shape {tensors[name].shape}, not {shape}")
-    scale = alpha / rank
+    to_int8 = may_round and base.width > _MAX_FLOAT_WIDTH and can_quantize()
+    pairs = {
+        f"{layer}.weight": (tensors[f"{layer}.lora_A"], tensors[f"{layer}.lora_B"])
+        for layer in {layer for layer, _, _ in factors}
+    }
     with np.errstate(all="ignore"):
-        updates = {
-            f"{layer}.weight": scale
-            * np.matmul(tensors[f"{layer}.lora_B"], tensors[f"{layer}.lora_A"], dtype=np.float32)
-            for layer in {layer for layer, _, _ in factors}
-        }
-        adapted = base.adapt(updates)
+        adapted = base.adapt(pairs, alpha / rank, to_int8=to_int8)
         if not np.isfinite(adapted.states([0, 0])).all():
             raise ValueError("its numbers are too large")
     return base, adapted, {name: tensors[name].astype(np.float32) for name in shapes}

@@ -11,7 +11,7 @@ import csv
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -25,8 +25,10 @@ __all__ = [
     "encode_passages",
     "extend_to_sentences",
     "find_contents",
+    "find_lists",
     "find_rows",
     "find_sentences",
+    "is_item",
 ]
 
 MAX_TOKENS = 512
@@ -87,7 +89,9 @@ class EncodedPassage:
     shared: list[int]
 
 
-def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
+def find_sentences(
+    text: str, headings: Sequence[str] = (), starts: Collection[int] = ()
+) -> list[Span]:
     """Return the spans of the sentences of a passage, without the lines of headings.
 
     Args:
@@ -96,8 +100,9 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
             a line that Markdown marks as a heading. The rows of a Markdown table are a sentence
             each, unless they are long, and so are the lines of a table in CSV; no sentence goes on
             in the next item of a list.
+        starts: Where lines begin that are headings, whatever they repeat.
     """
-    lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
+    lines = _find_headings(text, {_letters(heading) for heading in headings} - {""}, starts)
     has_table, items = bool(_TABLE.search(text)), _find_items(text)
     sentences = _find_log(text) or _find_records(text) or split_sentences(text)
     spans = []
@@ -157,8 +162,46 @@ def find_contents(text: str, headings: Iterable[str]) -> list[Span]:
     return [(0, len(text))] if 2 * len(repeated) > len(lines) else repeated
 
 
+def find_lists(text: str) -> list[list[Span]]:
+    """Return the spans of the items of each list of two or more, in the order of their beginnings.
+
+    An item of the same kind and indentation goes on with a list, a paragraph that is indented no
+    further than its items ends it. An item includes the list within it.
+    """
+    starts = {match.start(): str(match.lastgroup) for match in _match_items(text)}
+    found, held = list[list[Span]](), list[tuple[tuple[int, str], list[Span]]]()
+    is_apart = False
+    for line in re.finditer(r"^[ \t]*(?=(\S?))[^\n]*", text, re.MULTILINE):
+        if not line[1]:
+            is_apart = True
+            continue
+        kind = line.start(1) - line.start(), starts.get(line.start(), "")
+        if kind[1] or is_apart or _MARKED_HEADING.match(text, line.start()):
+            held = [one for one in held if one[0][0] < kind[0] or (kind[1] and one[0] == kind)]
+        outer = held
+        if kind[1]:
+            if not held or held[-1][0] != kind:
+                held = [*held, (kind, [])]
+                found.append(held[-1][1])
+            outer = held[:-1]
+            held[-1][1].append(line.span())
+        for _, items in outer:
+            items[-1] = (items[-1][0], line.end())
+        is_apart = False
+    return [items for items in found if len(items) > 1]
+
+
+def is_item(text: str) -> bool:
+    """Return whether a text begins with the item of a list."""
+    return bool(_ITEM.match(text))
+
+
 def _find_items(text: str) -> list[int]:
     """Return where the items of lists begin, outside of fenced code; a list has two or more."""
+    return [match.start() for match in _match_items(text)]
+
+
+def _match_items(text: str) -> list[re.Match[str]]:
     fenced = _find_fences(text)
     found = [
         match
@@ -166,7 +209,7 @@ def _find_items(text: str) -> list[int]:
         if not any(first <= match.start() < last for first, last in fenced)
     ]
     counts = Counter(match.lastgroup for match in found)
-    return [match.start() for match in found if counts[match.lastgroup] > 1]
+    return [match for match in found if counts[match.lastgroup] > 1]
 
 
 def _split_items(span: Span, items: Sequence[int]) -> list[Span]:
@@ -230,8 +273,8 @@ def _split_rows(text: str, start: int, end: int) -> list[Span]:
     return spans
 
 
-def _find_headings(text: str, known: set[str]) -> list[Span]:
-    """Return the spans of lines that Markdown marks as headings, or that repeat a known one.
+def _find_headings(text: str, known: set[str], starts: Collection[int]) -> list[Span]:
+    """Return the spans of lines at ``starts``, that Markdown marks as headings, or of known ones.
 
     A marked line is a heading if an empty line or the end follows: in settings and scripts "#"
     begins a comment.
@@ -244,7 +287,7 @@ def _find_headings(text: str, known: set[str]) -> list[Span]:
             and not (number + 1 < len(rows) and rows[number + 1].strip())
             and not any(first <= start < last for first, last in fenced)
         )
-        if is_marked or _letters(line) in known:
+        if is_marked or start in starts or _letters(line) in known:
             lines.append((start, start + len(line)))
         start += len(line) + 1
     return lines

@@ -11,7 +11,7 @@ distractors). Differs: distractors are retrieved, not drawn at random.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,14 +84,14 @@ def read_split_questions(
             yield number, replace(question, id=f"{number}:{question.id}"), is_held_out
 
 
-def read_passage(hit: Hit) -> ReaderPassage:
-    """Return a hit's title, text and sentences, without headings."""
+def read_passage(hit: Hit, starts: Collection[int] = ()) -> ReaderPassage:
+    """Return a hit's title, text and sentences, without headings, nor those at ``starts`` in it."""
     text = hit.passage.text
     headings = (*hit.passage.headings, hit.passage.title)
     title = " > ".join(
         dict.fromkeys([part for part in (hit.passage.title, *hit.passage.headings) if part])
     )
-    return ReaderPassage(title, text, tuple(find_sentences(text, headings)))
+    return ReaderPassage(title, text, tuple(find_sentences(text, headings, starts)))
 
 
 def label_passages(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.errors import count_noun
 from stillroom.evaluate.metrics.bootstrap import Metric, paired_difference
 from stillroom.evaluate.qa.questions import JudgedQuestion
 from stillroom.rag.answer_selection.overlap import ScoredSentence
@@ -109,9 +110,10 @@ class StartComparison:
         if self.to_json()["low"] is not None:
             measured += f" [{self.difference.low:+.3f}, {self.difference.high:+.3f}]"
         return (
-            f"trained minus start, right first sentences that are given, of {count} held-out "
-            f"questions: {measured}, with {self.shift:+.2f} added to the logit of its probability "
-            f"(as often silent on {self.silences} readings without an answer)"
+            "trained minus start, right first sentences that are given, of "
+            f"{count_noun(count, 'held-out question')}: {measured}, with {self.shift:+.2f} added "
+            "to the logit of its probability (as often silent on "
+            f"{count_noun(self.silences, 'reading')} without an answer)"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -21,8 +21,9 @@ The folder of a reader holds ``reader.json`` and ``reader.safetensors``; no torc
 from __future__ import annotations
 
 import math
+import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from filecmp import cmpfiles
 from functools import cache, lru_cache
 from pathlib import Path
@@ -33,7 +34,7 @@ import numpy as np
 from stillroom.errors import CheckpointError, StillroomError
 from stillroom.models.encoders.int8_layers import can_quantize
 from stillroom.models.hub import is_local, resolve_checkpoint
-from stillroom.provenance import digest_json
+from stillroom.provenance import ARTIFACT_FILE, digest_json, read_artifact
 from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import (
     adapt_base,
@@ -49,7 +50,7 @@ from stillroom.rag.answer_selection.overlap import (
     Reading,
     ScoredSentence,
 )
-from stillroom.text.unicode import normalize_text
+from stillroom.text.unicode import UNSPACED_SCRIPTS, normalize_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,11 +64,13 @@ __all__ = [
     "OVERLAP_READER",
     "PACKAGED_READERS",
     "READ_PASSAGES",
+    "SMALL_READER",
     "SentenceReader",
     "choose_reader",
     "describe_reading",
     "find_reader",
     "is_foreign",
+    "list_installed_readers",
     "open_available_reader",
     "open_reader",
 ]
@@ -76,17 +79,21 @@ READ_PASSAGES, MAX_READ_PASSAGES = 5, 50
 """Passages that a reader is calibrated for unless its file says otherwise, and at most."""
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
 LARGE_READER, MULTILINGUAL_READER = "builtin:reader-large", "builtin:reader-multilingual"
+SMALL_READER = "builtin:reader-small"
 PACKAGED_READERS = (BUILTIN_READER, LARGE_READER, MULTILINGUAL_READER)
 """Readers that answer where no other one is named."""
 _BUILTIN_FOLDERS = {
     BUILTIN_READER: "builtin",
-    "builtin:reader-small": "builtin",
+    SMALL_READER: "builtin",
     LARGE_READER: "builtin_large",
     MULTILINGUAL_READER: "builtin_multilingual",
 }
 _MAX_SHORT_TOKENS = 24
-_MAX_FLOAT_WIDTH = 384
 _CODE_LETTERS = 2
+_LETTER = re.compile(rf"[^\W\d{UNSPACED_SCRIPTS}]")
+# Words of scripts without spaces are not told apart.
+_WORD = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+")
+_NUMBER = re.compile(r"(?:(?<![\w)])[-+−])?\d+(?:[.,:]\d+)*(?:[eE][-+]?\d+)?")
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
 _HEADS = {"sentence": 1, "no_answer": 1, "ends": 2}
@@ -117,10 +124,10 @@ class SentenceReader:
             ) from error
 
     def _adopt(self, folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-        self._base, self._encoder, held = adapt_base(folder, self.config, tensors, _HEADS)
-        self.precision = "float32"
-        if self._base.width > _MAX_FLOAT_WIDTH and can_quantize():
-            self._encoder, self.precision = self._encoder.quantize(), "int8"
+        self._base, self._encoder, held = adapt_base(
+            folder, self.config, tensors, _HEADS, may_round=True
+        )
+        self.precision = "int8" if self._encoder.is_quantized else "float32"
         self._sentence, self._none = held["sentence.weight"][0], held["no_answer.weight"][0]
         self._sentence_bias = float(held["sentence.bias"][0])
         self._none_bias = float(held["no_answer.bias"][0])
@@ -173,8 +180,7 @@ class SentenceReader:
                     span, value = _find_short(window, ends, first, last)
                     score = logit + weights["overlap"] * shared + weights["short"] * value
                     score -= weights["rank"] * window.passage
-                    whole, words = map(normalize_text, (text[start:end], text[slice(*span)]))
-                    short = span if words not in {"", whole} else None
+                    short = _find_whole_words(text, span, (start, end))
                     sentences.append(
                         ScoredSentence(
                             window.passage, start, end, logit, shared, score, short, value
@@ -232,6 +238,32 @@ def _find_short(
     begin, stop = divmod(int(sums.argmax()), last - first)
     span = (window.offsets[first + begin][0], window.offsets[first + stop][1])
     return span, float(sums[begin, stop])
+
+
+def _find_whole_words(text: str, span: Span, sentence: Span) -> Span | None:
+    """Return the span of a short answer without a quotation mark that only one end has.
+
+    None if it has no word, is the whole sentence or one letter, or begins or ends inside a word, a
+    number or brackets.
+    """
+    start, end = span
+    if text[start:end].count('"') % 2:
+        start += text.startswith('"', start, end)
+        end -= text.endswith('"', start, end)
+    short = text[start:end]
+    words = normalize_text(short)
+    if words in {"", normalize_text(text[slice(*sentence)])} or _LETTER.fullmatch(words):
+        return None
+    is_open = any(short.count(left) != short.count(right) for left, right in ("()", "[]", "{}"))
+    is_open |= short.startswith("<") and ">" not in short
+    is_open |= short.endswith(">") and "<" not in short
+    is_cut = any(
+        part.start() < edge < part.end()
+        for pattern in (_WORD, _NUMBER)
+        for part in pattern.finditer(text, *sentence)
+        for edge in (start, end)
+    )
+    return None if is_open or is_cut else (start, end)
 
 
 def _sum_ends(ends: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -298,7 +330,8 @@ def open_available_reader(
 def choose_reader(reference: str, languages: Iterable[str]) -> tuple[str, str]:
     """Return the reader for documents in such languages, and a warning if it cannot be opened.
 
-    In place of ``builtin:reader``, and of a training that kept it unchanged, that is
+    In place of ``builtin:reader``, and of a training that kept it unchanged (not of one that
+    started from ``builtin:reader-small``), that is
     ``builtin:reader-multilingual`` for documents of which most are not in English, and for others
     ``builtin:reader-large`` where its base is on this machine and onnxruntime is installed.
 
@@ -355,16 +388,45 @@ def _is_packaged(reference: str) -> bool:
         return reference == BUILTIN_READER
     files = [CONFIG_FILE, WEIGHTS_FILE]
     own, packaged = map(find_reader, (reference, BUILTIN_READER))
-    return cmpfiles(own, packaged, files, shallow=False)[0] == files
+    is_same = cmpfiles(own, packaged, files, shallow=False)[0] == files
+    return is_same and SMALL_READER not in _list_starts(Path(reference))
+
+
+def _list_starts(folder: Path) -> Iterator[str]:
+    """Yield the readers that a reader was trained from, the nearest first, as recorded."""
+    seen: set[Path] = set()
+    while folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        places = [place for place in (folder, folder.parent) if (place / ARTIFACT_FILE).is_file()]
+        parents = read_artifact(places[0]).parents if places else ()
+        start = next((parent.path for parent in parents if parent.role == "start"), "")
+        if not start:
+            return
+        yield start
+        folder = places[0] / start
 
 
 @cache
 def _has_large_reader() -> bool:
     """Return whether the large reader's base is on this machine, to be read in 8-bit integers."""
-    if not can_quantize() or LARGE_READER not in _BUILTIN_FOLDERS:
-        return False
-    config = load_json((find_reader(LARGE_READER) / CONFIG_FILE).read_bytes())
+    return can_quantize() and LARGE_READER in _BUILTIN_FOLDERS and _has_base(LARGE_READER)
+
+
+def _has_base(reference: str) -> bool:
+    config = load_json((find_reader(reference) / CONFIG_FILE).read_bytes())
     return is_local(str(config["base"]))
+
+
+def list_installed_readers() -> list[str]:
+    """Return the packaged readers whose base is here; they decide which one ``builtin:reader`` is.
+
+    Nothing is opened or downloaded.
+    """
+    return [
+        name
+        for name in PACKAGED_READERS
+        if (_has_large_reader() if name == LARGE_READER else _has_base(name))
+    ]
 
 
 def find_reader(reference: str) -> Path:

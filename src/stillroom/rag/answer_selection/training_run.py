@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.evaluate.qa.judgments import JUDGMENTS_ROLE, are_judgments
@@ -121,7 +121,7 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
     answerable = sum(example.is_answerable for example in examples)
     job.say(
-        f"{len(training)} questions for training, "
+        f"{count_noun(len(training), 'question')} for training, "
         f"{sum(not entry.question.is_answerable for entry in training)} of them without an answer; "
         f"{answerable} of {len(examples)} examples with an "
         f"answer in their passages; {len(held_out)} held out; {lost} left out, whose evidence was "
@@ -225,9 +225,10 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
         and not (number in judged and _share_sentence(_list_quotes(question), quotes))
     ]
     if len(found) < len(every):
+        left_out = count_noun(len(every) - len(found), "question is", "questions are")
         job.warn(
-            f"{len(every) - len(found)} questions are left out, since they judge the reader, or "
-            "are judgments of the same sentence in other words"
+            f"{left_out} left out, since they judge the reader, or are judgments of the same "
+            "sentence in other words"
         )
     every = found
     # A question without an answer needs no evidence: whatever is retrieved does not answer it.

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.errors import count_noun
 from stillroom.provenance import digest_json
-from stillroom.rag.answer_selection.encoding import find_contents, find_rows
+from stillroom.rag.answer_selection.encoding import find_contents, find_lists, find_rows, is_item
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
@@ -27,7 +29,9 @@ from stillroom.rag.answer_selection.reader import (
     choose_reader,
     open_available_reader,
 )
+from stillroom.rag.generation.refusals import get_refusal_wording
 from stillroom.rag.generation.session import count_citations, digest_sentence
+from stillroom.rag.generation.verbatim import find_verbatim_parts
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
 from stillroom.records import Completion, Hit
@@ -35,9 +39,11 @@ from stillroom.text.language import detect_language
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
+    from stillroom.rag.answer_selection.encoding import Span
     from stillroom.rag.answer_selection.overlap import ScoredSentence
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
     from stillroom.records import Document
+    from stillroom.records.document import Heading
 
 __all__ = ["Quote"]
 
@@ -45,8 +51,11 @@ Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
 _Candidates = tuple[str, str, list[tuple[int, int]]]
 # English words whose meaning stands in the sentence before.
 _ANAPHOR = re.compile(
-    r"(?:it|its|they|their|them|he|his|she|her|this|that|these|those|such|both"
-    r"|the (?:latter|former))\b(?!['’]s\b)",
+    r"(?:(?:it|its|they|their|them|he|his|she|her|both|the (?:latter|former)"
+    r"|(?:(?:after|as|at|because of|before|by|due to|during|for|from|if|in|of|on|since|to|under"
+    r"|when|with|without) )?(?:this|that|these|those|such))\b(?!['’]s\b)"
+    r"|(?:accordingly|and|but|consequently|conversely|hence|however|if (?:so|not)|instead"
+    r"|nevertheless|nonetheless|nor|or|otherwise|so|therefore|thus|yet)\b)",
     re.IGNORECASE,
 )
 _QUESTION_MARKS = ("?", "？", "؟")
@@ -55,8 +64,10 @@ _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _COLONS = (":", "：")
 _BRACKETED = re.compile(r"[(（\[][^()（）\[\]]*[)）\]][.。]?")
 _MAX_LABEL_WORDS = 4
+_MAX_TITLE_WORDS = 8
 _SHARE_OF_ROW = 0.5  # of the words that the best row shares with the question
 _MAX_ENTRY = 100  # characters of a line of a table of contents
+_MAX_ITEMS, _MAX_LIST = 12, 800  # items of a list that are quoted, and their characters
 
 
 class Quote(AnswerStrategy):
@@ -128,7 +139,7 @@ class Quote(AnswerStrategy):
             hits = hits[: max(self.passages or reader.passages, inquiry.asking.k)]
             question, passages = inquiry.query.text, [candidates(hit) for hit in hits]
             if judged and judged.wrong:
-                passages = _leave_out_wrong(inquiry, judged, passages)
+                passages = _leave_out_wrong(inquiry, judged, hits, passages)
             inquiry.input_digest = digest_json([question, passages])
             reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
         inquiry.completion = Completion("", model=reader.fingerprint)
@@ -154,17 +165,31 @@ class Quote(AnswerStrategy):
         """
         texts = [hit.passage.text for hit in hits]
         chosen = self._choose(sentences, texts)
-        every = _follow_colons(chosen, sentences, texts)
+        every, lists = _follow_announced(chosen, sentences, texts)
         while True:
-            found = inquiry.find_quotes(hits, _join_runs(every, sentences, texts))
+            runs = _join_runs(every, sentences, texts)
+            found = inquiry.find_quotes(hits, runs)
+            for (number, (_, end), _), quotes in zip(runs, found, strict=True):
+                if (number, end) in lists:
+                    for quote in quotes[:-1]:
+                        quote["continues"] = True
             is_single = len(chosen) < 2 and len(every) == len(chosen)
             if is_single or sum(map(count_citations, found)) <= self.max_quotes:
-                return found
+                break
             if len(every) > len(chosen) and len(chosen) < 2:
                 every.pop()
                 continue
             chosen.pop()
-            every = _follow_colons(chosen, sentences, texts)
+            every, lists = _follow_announced(chosen, sentences, texts)
+        for (number, end), (shown, total) in lists.items():
+            passage = hits[number].passage
+            text = inquiry.index.document(passage.document_id).text
+            if shown < total:
+                add_warning(f"a list of {total} items is quoted in part: the first {shown}")
+            elif end == len(passage.text) and is_item(text[passage.end :].lstrip("\r\n")):
+                count = count_noun(shown, "item")
+                add_warning(f"a list goes on after its passage, of which {count} are quoted")
+        return found
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
@@ -199,18 +224,35 @@ def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -
         if number == len(shown):  # the search did not find it, or it is shown with its neighbors
             shown.append(Hit(passage, 0.0, len(shown) + 1))
         spans.append((number, (start, end), None))
-    found = [quote for quotes in inquiry.find_quotes(shown, spans) for quote in quotes]
+    parts = inquiry.find_quotes(shown, spans)
+    for (quotes, ahead), (one, other) in zip(pairwise(parts), pairwise(spans), strict=True):
+        text, end, start = shown[one[0]].passage.text, one[1][1], other[1][0]
+        is_list = one[0] == other[0] and is_item(text[start:]) and not text[end:start].strip()
+        if is_list and quotes and ahead:
+            quotes[-1]["continues"] = True
+    found = [quote for quotes in parts for quote in quotes]
     yield from inquiry.quote(shown, [found], probability=None, fingerprint="")
 
 
 def _leave_out_wrong(
-    inquiry: AnswerSession, judged: JudgedAnswer, passages: Sequence[_Candidates]
+    inquiry: AnswerSession,
+    judged: JudgedAnswer,
+    hits: Sequence[Hit],
+    passages: Sequence[_Candidates],
 ) -> list[_Candidates]:
     """Return the candidates without the sentences that a person called wrong."""
     wrong = set(judged.wrong)
+
+    def is_wrong(hit: Hit, span: Span) -> bool:
+        """Return whether all that a quote would hold was called wrong: no mark of an item."""
+        document = inquiry.index.document(hit.passage.document_id)
+        parts = [span, *find_verbatim_parts(hit.passage, document, *span)]
+        whole, *inner = (digest_sentence(hit.passage.text[slice(*part)]) in wrong for part in parts)
+        return whole or (bool(inner) and all(inner))
+
     kept = [
-        (title, text, [(a, b) for a, b in spans if digest_sentence(text[a:b]) not in wrong])
-        for title, text, spans in passages
+        (title, text, [span for span in spans if not is_wrong(hit, span)])
+        for hit, (title, text, spans) in zip(hits, passages, strict=True)
     ]
     if kept != list(passages):
         inquiry.followed = judged
@@ -231,10 +273,15 @@ def _read_candidates(
 ) -> _Candidates:
     """Return title, text and candidate sentences of a passage.
 
-    No candidates are questions, as the headings of lists of questions with answers, what repeats
-    the question, and the lines of a table of contents.
+    No candidates are headings, questions, as the headings of lists of questions with answers, what
+    repeats the question, and the lines of a table of contents.
     """
+    headings: Sequence[Heading] = ()
     part = read_passage(hit)
+    # Documents are long: only what may be a heading is compared with those of its own.
+    if any(end - start <= _MAX_ENTRY for start, end in part.sentences):
+        headings = open_document(hit.passage.document_id).headings
+        part = read_passage(hit, {heading.start - hit.passage.start for heading in headings})
     asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
     candidates = [
         (start, end)
@@ -242,10 +289,8 @@ def _read_candidates(
         if not (text := part.text[start:end]).rstrip(_CLOSING).endswith(_QUESTION_MARKS)
         and normalize_text(text) != asked
     ]
-    # Documents are long: only what may be a table is compared with the headings of its own.
     if sum(end - start <= _MAX_ENTRY for start, end in candidates) > 1:
-        headings = (heading.title for heading in open_document(hit.passage.document_id).headings)
-        contents = find_contents(part.text, headings)
+        contents = find_contents(part.text, (heading.title for heading in headings))
         candidates = [
             span
             for span in candidates
@@ -259,10 +304,8 @@ def _warn_of_language(question: str, hits: Sequence[Hit]) -> None:
     asked = detect_language(question)
     written = {detect_language(hit.passage.text) for hit in hits}
     if asked and "" not in written and asked not in written:
-        add_warning(
-            f"the question is in another language ({asked}) than the passages found "
-            f"({', '.join(sorted(written))}): ask in theirs"
-        )
+        notice = get_refusal_wording(question).language_notice
+        add_warning(notice.format(asked, ", ".join(sorted(written))))
 
 
 def _leave_out_rows(
@@ -301,31 +344,129 @@ def _is_head(text: str, sentence: ScoredSentence) -> bool:
     return is_above and sentence.start not in starts
 
 
-def _follow_colons(
+def _is_title(text: str, sentence: ScoredSentence) -> bool:
+    """Return whether a sentence is a line alone above others, as the title of a figure or a list.
+
+    It is short, has words alone, and does not end as a sentence.
+    """
+    line = text[sentence.start : sentence.end].strip("*_")
+    words = line.split()
+    return (
+        len(words) <= _MAX_TITLE_WORDS
+        and line[:1].isupper()
+        and line[-1:].isalnum()
+        and not any(map(str.isdigit, line))
+        and "\n" not in line
+        and bool(_PARAGRAPH.match(text, sentence.end))
+        and (not sentence.start or text[: sentence.start].endswith(("\n\n", "\n\r\n")))
+    )
+
+
+_Lists = dict[tuple[int, int], tuple[int, int]]
+
+
+def _follow_announced(
     chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
-) -> list[ScoredSentence]:
-    """Return the chosen sentences, and after each that ends in a colon the one it announces."""
-    announced = []
-    for sentence in chosen:
-        text = texts[sentence.passage]
-        if text[sentence.start : sentence.end].endswith(_COLONS):
-            after = [
-                other
-                for other in every
-                if other.passage == sentence.passage and other.start >= sentence.end
+) -> tuple[list[ScoredSentence], _Lists]:
+    """Return the chosen sentences, and after each title or one with a colon what it announces.
+
+    In place of those of a list that is asked for there is one, of all that is quoted of it. Of
+    each, by passage and end, the number of its items that are quoted and of all are returned.
+    """
+    lists, found = _Lists(), list(chosen)
+    for number in dict.fromkeys(sentence.passage for sentence in chosen):
+        own = [sentence for sentence in every if sentence.passage == number]
+        for items in reversed(find_lists(texts[number])):  # the inner before the outer
+            whole = _find_asked_list(found, own, items, texts[number])
+            if whole is None:
+                continue
+            inner = [
+                one
+                for one in found
+                if one.passage == number and whole.start <= one.start < whole.end
             ]
-            announced += sorted(after, key=lambda other: other.start)[:1]
-    return [*chosen, *(other for other in announced if other not in chosen)]
+            rank = min(map(found.index, inner))
+            found = [one for one in found if one not in inner]
+            found.insert(rank, whole)
+            lists = _Lists(
+                (key, value)
+                for key, value in lists.items()
+                if key[0] != number or not whole.start <= key[1] <= whole.end
+            )
+            lists[number, whole.end] = sum(end <= whole.end for _, end in items), len(items)
+    announced = []
+    for sentence in found:
+        text = texts[sentence.passage]
+        after = [
+            other
+            for other in every
+            if other.passage == sentence.passage and other.start >= sentence.end
+        ]
+        if after and (sentence.passage, sentence.end) not in lists:
+            below = min(after, key=lambda other: other.start)
+            if _announces(text, sentence, below.start):
+                announced.append(below)
+    return [*found, *(other for other in announced if other not in found)], lists
+
+
+def _announces(text: str, sentence: ScoredSentence, below: int) -> bool:
+    """Return whether a sentence with a colon, or a title, announces what begins at ``below``.
+
+    A question between a title and it is no candidate: what follows that is its answer.
+    """
+    if text[sentence.start : sentence.end].rstrip("*_").endswith(_COLONS):
+        return True
+    return _is_title(text, sentence) and not any(map(str.isalnum, text[sentence.end : below]))
+
+
+def _find_asked_list(
+    chosen: Sequence[ScoredSentence],
+    every: Sequence[ScoredSentence],
+    items: Sequence[Span],
+    text: str,
+) -> ScoredSentence | None:
+    """Return a list with the sentence that announces it as one sentence, or None.
+
+    It is asked for if that sentence was chosen before its items, or says more of the question than
+    the best of them, which says no more than another: an item that alone answers has words of the
+    question that the others lack. No list is quoted with an item that is no candidate.
+
+    Args:
+        chosen: Chosen sentences of all passages, best first.
+        every: All sentences of the passage.
+        items: Spans of the items of the list.
+        text: Text of the passage.
+    """
+    first = items[0][0]
+    ahead = [one for one in every if one.end <= first and not text[one.end : first].strip()]
+    if not ahead or not _announces(text, ahead[0], first):
+        return None
+    opening, stop = ahead[0], items[-1][1]
+    own = [one for one in chosen if one.passage == opening.passage and first <= one.start < stop]
+    last = max((end for _, end in items[:_MAX_ITEMS] if end - first <= _MAX_LIST), default=first)
+    held = [[one.overlap for one in every if start <= one.start < end] for start, end in items]
+    if last == first or any(one.start >= last for one in own) or not all(held):
+        return None
+    whole = replace(opening, end=last, short=None)
+    if opening in chosen and not (own and chosen.index(own[0]) < chosen.index(opening)):
+        return whole
+    own = [one for one in own if one in every]  # no list within an item
+    if not own:
+        return None
+    shares = [max(overlaps) for overlaps in held]
+    share = shares[sum(start <= own[0].start for start, _ in items) - 1]
+    is_distinct = share == max(shares) and shares.count(share) == 1
+    return None if is_distinct or share >= opening.overlap else whole
 
 
 def _join_runs(
     chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
 ) -> list[Quoted]:
-    """Return the spans to quote in reading order; neighboring sentences become one.
+    """Return the spans to quote, neighboring sentences as one: the best sentence's passage first.
 
-    The short answer of several is that of the best. Rows of a table stay apart. A sentence that
-    begins with a word such as "It" is quoted with the one right before it, if that one may be
-    quoted.
+    Those of one passage are in reading order. The short answer of several is that of the best. Rows
+    of a table stay apart. A sentence that begins with a word such as "It" is quoted with the one
+    right before it, if that one may be quoted.
     """
     spans = []
     for sentence in chosen:
@@ -344,8 +485,12 @@ def _join_runs(
         spans.append((sentence.passage, (start, sentence.end), short))
     runs: list[Quoted] = []
     best = list[int]()  # of each run, the rank of the sentence that its short answer is of
-    ranked = sorted(enumerate(spans), key=lambda item: item[1][:2])
+    places = {passage: rank for rank, (passage, *_) in reversed([*enumerate(spans)])}
+    ranked = sorted(enumerate(spans), key=lambda item: (places[item[1][0]], *item[1][:2]))
     edges = {(n, edge) for n, text in enumerate(texts) for row in find_rows(text) for edge in row}
+    edges |= {
+        (one.passage, edge) for one in chosen if one not in every for edge in (one.start, one.end)
+    }
     for rank, (passage, (start, end), short) in ranked:
         text = texts[passage]
         if runs and runs[-1][0] == passage:

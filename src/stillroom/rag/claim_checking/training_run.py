@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import not_embedder_error
 from stillroom.models.encoders.text_encoder import load_encoder
@@ -255,7 +255,7 @@ def _summarize(
 def _report(figures: Mapping[str, Any], precision: float, job: Job) -> None:
     """Say how good the checker is, and warn of one that supports nothing."""
     job.say(
-        f"{figures['claims']} claims about other passages: area under the ROC curve "
+        f"{count_noun(figures['claims'], 'claim')} about other passages: area under the ROC curve "
         f"{figures['area']:.3f}; supported: {figures['supported_true']:.3f} of the true ones, "
         f"{figures['supported_wrong']:.3f} of the wrong ones"
     )

@@ -150,6 +150,7 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         labels = _match_labels(labels, whole, job)
         report = report_answers(recipe, whole, locations, grader, writer, labels, len(index))
         add_leakage(report, evidence.find_leaks(questions, locations), len(questions))
+        concentration = evidence.describe_concentration(locations.values())
         if recipe.compare is not None:
             places = {
                 question.id: [*locations[question.id], *find_copies(question, evidence)]
@@ -163,10 +164,13 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
                 decision = {"judgments": line}
             else:
                 generated, own = are_synthetic(recipe.questions), named[0]
+                limits: dict[str, Any] = {"trained": own, "caveat": concentration}
                 decided = add_comparison(
-                    report, recipe, graded, silent, is_synthetic=generated, trained=own
+                    report, recipe, graded, silent, is_synthetic=generated, **limits
                 )
                 decision = {"decision": decided.to_json()}
+        else:
+            report.summary = f"{report.summary} {concentration}".rstrip()
         report.write(job.output)
         return job.finish(
             "report",
@@ -376,10 +380,8 @@ def _write_answers(
         run = {
             graded_answer.question.id: label_ranking(
                 graded_answer.reading.ranked,
-                {
-                    f"{graded_answer.question.id}#{i}": location
-                    for i, location in enumerate(locations[graded_answer.question.id])
-                },
+                graded_answer.question.id,
+                locations[graded_answer.question.id],
             )
             for graded_answer in rows
         }

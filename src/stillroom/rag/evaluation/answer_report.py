@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from stillroom.errors import count_noun
 from stillroom.evaluate import Metric, Plot, Report, Table, paired_difference, warn_small_sample
 from stillroom.evaluate.judges import JudgeStats
 from stillroom.evaluate.metrics.agreement import (
@@ -38,6 +39,7 @@ _COMPARED_METRICS = ("right", "f1", "faithfulness", "citation_recall")
 _MILLION = 1e6
 _MIN_LABELS = 2
 _CHANCE_AGREEMENT = 0.5
+_MORE = ", or as many more as a reader is calibrated for"
 Rows = Mapping[str, Sequence["GradedAnswer"]]
 Labels = Mapping[tuple[str, str], bool]
 
@@ -60,11 +62,13 @@ def report_answers(
     without = sum(not answer.question.is_answerable for answer in rows)
     report = Report(
         "Answers",
-        f"{len(rows)} questions ({without} without an answer) on {passages} passages, answered by "
-        f"{recipe.model if recipe.compare is None else 'sentence readers'} from {recipe.k} "
-        f"passages. {_describe_grader(recipe, grader, model)} "
+        f"{count_noun(len(rows), 'question')} ({without} without an answer) on "
+        f"{count_noun(passages, 'passage')}, answered by "
+        f"{recipe.model if recipe.compare is None else 'sentence readers'} from "
+        f"{count_noun(recipe.k, 'passage')}{_MORE if recipe.compare else ''}. "
+        f"{_describe_grader(recipe, grader, model)} "
         "Intervals are 95 "
-        "% bootstrap over questions." + f" {warn_small_sample(len(rows), 'questions')}".rstrip(),
+        "% bootstrap over questions." + f" {warn_small_sample(len(rows), 'question')}".rstrip(),
     )
     for pipeline, answers in graded.items():
         _add_metrics(report, pipeline, answers, locations, recipe.seed)
@@ -161,16 +165,15 @@ def _measure_evidence(
     seed: int,
 ) -> list[Metric]:
     """Return the ranking metrics of the evidence; evidence in no passage counts as 0."""
-    named = {
-        query: {f"{query}#{i}": location for i, location in enumerate(locations)}
+    run = {
+        query: label_ranking(answer.reading.ranked, query, judged[query])
+        for answer in rows
+        if (query := answer.question.id) in judged
+    }
+    qrels = {
+        query: {f"{query}#{i}": 1 for i in range(len(locations))}
         for query, locations in judged.items()
     }
-    run = {
-        answer.question.id: label_ranking(answer.reading.ranked, named[answer.question.id])
-        for answer in rows
-        if answer.question.id in named
-    }
-    qrels = {query: dict.fromkeys(locations, 1) for query, locations in named.items()}
     return [
         bootstrap(list(values.values()), seed=seed, name=f"{pipeline}/evidence_{measure}")
         for measure, values in score_run(run, qrels, ("ndcg@10", "recall@10")).items()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from stillroom.errors import count_noun
 from stillroom.evaluate import Metric, Report, Table
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.rag.answer_selection.reader import PACKAGED_READERS
@@ -76,7 +77,7 @@ def report_judgments(
 
 
 def _write_line(difference: Metric | None, *, is_same: bool, count: int) -> str:
-    questions = f"{count} judged question{'s' * (count != 1)} held out"
+    questions = f"{count_noun(count, 'judged question')} held out"
     if difference is None or not count:
         return f"The effect of the judgments is not measured: {questions}, of those with an answer."
     if is_same:

@@ -18,7 +18,7 @@ from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict, make
 from stillroom.jobs.progress import escape_line
 from stillroom.rag.answer_selection.encoding import extend_to_sentences, find_sentences
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
-from stillroom.rag.generation.prompt import is_declined
+from stillroom.rag.generation.refusals import is_declined
 from stillroom.rag.retrieval.pipeline import search_phrase
 from stillroom.text.unicode import UNSPACED_SCRIPTS
 
@@ -91,16 +91,16 @@ def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str 
             next="name the sentence that answers, or choose another verdict",
         )
     cited = list(_open_passages(index, asked.citations.values()))
-    answers: dict[str, None] = {}
+    answers: tuple[str, ...] = ()
     evidence: list[dict[str, Any]] = []
     if verdict == "quote":
         passage, span = _locate_quote(index, quote, cited)
-        answers[passage.text[slice(*span)]] = None
+        answers = (passage.text[slice(*span)],)
         evidence.append(_describe_evidence(passage, span))
     elif verdict == "right" and is_declined(asked.text):
         verdict = "absent"
     elif verdict == "right":
-        sentence, short = _choose_quoted(index, asked, cited)
+        sentence = _choose_quoted(index, asked, cited)
         place = _find_place(index, sentence, cited)
         if place is not None:
             passage, span = place
@@ -108,10 +108,10 @@ def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str 
             evidence.append(_describe_evidence(passage, span))
         elif not asked.quotes:
             sentence = " ".join(_MARK.sub("", asked.text).split())
-        answers |= dict.fromkeys(text for text in (sentence, short) if text)
+        answers = (sentence,) if sentence else ()
     time, state = make_moment(), index.digest
     dated = replace(asked, time=asked.time or time)
-    return Judgment(verdict, dated, tuple(answers), tuple(evidence), time, state)
+    return Judgment(verdict, dated, answers, tuple(evidence), time, state)
 
 
 def record_judgment(
@@ -166,8 +166,8 @@ def _open_passages(index: Index, ids: Collection[str]) -> Iterator[Passage]:
             yield index.passage(name)
 
 
-def _choose_quoted(index: Index, asked: AskedAnswer, cited: Sequence[Passage]) -> tuple[str, str]:
-    """Return the quoted sentence to learn from, and its short answer; empty if there is none."""
+def _choose_quoted(index: Index, asked: AskedAnswer, cited: Sequence[Passage]) -> str:
+    """Return the quoted sentence to learn from; empty if there is none."""
     sentences: list[tuple[str, str]] = []
     for quote in asked.quotes or _find_cited_texts(asked, cited):
         text, short = str(quote["text"]), str(quote.get("short") or "")
@@ -184,7 +184,7 @@ def _choose_quoted(index: Index, asked: AskedAnswer, cited: Sequence[Passage]) -
     # Joined sentences keep the first short answer alone: another may say all of it, and more.
     most, both = overlap(best[0]), overlap(f"{best[0]} {known[0]}")
     says_more = most > overlap(known[0]) and both <= (1 + _LITTLE) * most
-    return known if known[1] and not says_more else best
+    return known[0] if known[1] and not says_more else best[0]
 
 
 def _find_cited_texts(asked: AskedAnswer, cited: Sequence[Passage]) -> Iterator[dict[str, Any]]:

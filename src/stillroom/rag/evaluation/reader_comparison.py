@@ -25,7 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, count_noun
 from stillroom.evaluate import Metric, Report, Table, bootstrap
 from stillroom.evaluate.metrics.answers import best_f1, contains_answer
 from stillroom.evaluate.qa.questions import EvidenceSpan, find_question_origin
@@ -349,18 +349,23 @@ def add_comparison(
     *,
     is_synthetic: bool,
     trained: str = "",
+    caveat: str = "",
 ) -> ReaderDecision:
     """Put the comparison before the report's sections, and its decision before the summary.
 
-    ``trained`` is the folder of the first reader, if a packaged one reads in its place.
+    ``trained`` is the folder of the first reader, if a packaged one reads in its place; ``caveat``
+    is a sentence that limits the decision.
     """
     comparison = build_comparison(recipe, graded, probes)
     compared, first = comparison.arms, comparison.first
     differences = comparison.find_differences()
-    decision = decide_reader(comparison, differences, is_synthetic=is_synthetic, trained=trained)
+    decision = decide_reader(
+        comparison, differences, is_synthetic=is_synthetic, trained=trained, caveat=caveat
+    )
+    headlines = ("/holds", f"/{decision.arm}/served_silent_unanswerable")
     for arm in compared:
         for metric in measure_arm(comparison, arm):
-            report.add(metric, is_headline=metric.name.endswith("/holds"))
+            report.add(metric, is_headline=metric.name.endswith(headlines))
     seconds = [row.reading.cpu_seconds for row in graded[first]]
     report.add(bootstrap(seconds, seed=recipe.seed, name="reader/cpu_s_a_question", unit="s"))
     for metric in differences.values():
@@ -534,4 +539,4 @@ def _show_answers(compared: Mapping[str, ComparedArm]) -> Table:
         )
         for name in order[:_SHOWN_ANSWERS]
     )
-    return Table(f"{len(rows)} questions", ("question", "expected", *texts), rows)
+    return Table(count_noun(len(rows), "question"), ("question", "expected", *texts), rows)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stillroom.errors import count_noun
 from stillroom.evaluate import Metric, paired_difference
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
@@ -59,12 +60,13 @@ class ReaderDecision:
     """Which arm answers best, and the sentence that says so.
 
     ``reader`` is the reference of the reader that answers instead of the first one; empty if the
-    first one does.
+    first one does. ``answers`` names the reader that answers, in words.
     """
 
     arm: str
     reader: str
     line: str
+    answers: str
 
     def to_json(self) -> dict[str, str]:
         """Return plain JSON values."""
@@ -180,8 +182,12 @@ def decide_reader(
     *,
     is_synthetic: bool,
     trained: str = "",
+    caveat: str = "",
 ) -> ReaderDecision:
-    """Return the arm to use: another one only where both intervals lie above the first's."""
+    """Return the arm to use: another one only where both intervals lie above the first's.
+
+    ``trained`` and ``caveat`` are as for ``add_comparison``.
+    """
     compared, readers, first = comparison.arms, comparison.readers, comparison.first
     sides = comparison.find_sides(differences)
     labels = {arm: _LABELS.get(readers.get(arm, ""), f"the {arm} reader") for arm in compared}
@@ -209,15 +215,17 @@ def decide_reader(
     )
     line += f" As served (right words, silent): {served}." if count else ""
     line += (start := _tell_start(trained or readers[first]))
-    if start and readers[first] in PACKAGED_READERS:
-        line += f" In their place {_LABELS[readers[first]]} answers."
+    is_start = bool(start) and readers[first] in PACKAGED_READERS
+    own = _LABELS[readers[first]] if is_start else labels[first]
+    line += f" In their place {own} answers." if is_start else ""
+    line += f" {caveat}" if caveat else ""
     if is_synthetic:
         line += (
             " These questions were generated; only questions by people can decide (stillroom make "
             "FOLDER --questions FILE)."
         )
     reader = readers[best] if best in readers and best != first else ""
-    return ReaderDecision(best, reader, line)
+    return ReaderDecision(best, reader, line, labels[best] if reader else own)
 
 
 def _write_head(
@@ -275,7 +283,7 @@ def _tell_start(reference: str) -> str:
 
 
 def _count(number: int) -> str:
-    return f"{number or 'no'} question{'s' * (number > 1)}"
+    return count_noun(number, "question") if number else "no question"
 
 
 def _share(values: Iterable[float]) -> str:

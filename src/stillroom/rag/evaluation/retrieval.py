@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, unquote
@@ -327,6 +328,10 @@ class EvidenceLocation:
     quotes: tuple[str, ...] = ()
 
 
+_MIN_QUESTIONS = 2
+_MOST_QUESTIONS = 0.9  # share of the questions that are about one file
+
+
 class EvidenceMap:
     """All passages of an index by the names that evidence may use."""
 
@@ -355,6 +360,24 @@ class EvidenceMap:
                 tuple(quote for location in locations for quote in location.quotes),
             )
         ]
+
+    def describe_concentration(self, locations: Iterable[Sequence[EvidenceLocation]]) -> str:
+        """Return a sentence if nearly all questions are about one file of several; else ''."""
+        paths = {passage.id: passage.location.path for passage in self._passages}
+        asked = [
+            {paths[name] for location in places for name in location.passages}
+            for places in locations
+        ]
+        asked = [files for files in asked if files]
+        every = set(paths.values())
+        ((file, count),) = Counter(chain.from_iterable(asked)).most_common(1) or [("", 0)]
+        if len(asked) < _MIN_QUESTIONS or len(every) < 2 or count < _MOST_QUESTIONS * len(asked):
+            return ""
+        share = f"All {count}" if count == len(asked) else f"{count} of {len(asked)}"
+        return (
+            f"{share} questions whose evidence was found are about one file, {file}: the figures "
+            f"say little about the other {len(every) - 1}."
+        )
 
     def find_leaks(
         self,
@@ -464,16 +487,20 @@ def _list_names(passage: Passage) -> tuple[str, ...]:
 
 
 def label_ranking(
-    ranked: Iterable[str], locations: Mapping[str, EvidenceLocation]
+    ranked: Iterable[str], question: str, locations: Sequence[EvidenceLocation]
 ) -> list[tuple[str, float]]:
-    """Replace passages that contain evidence by the names of the evidence in a ranking.
+    """Replace passages that contain evidence by its names, ``QUESTION#NUMBER``, in a ranking.
 
     A passage with several pieces is replaced by each of them, in order, so that rankings of
     different chunk sizes are comparable.
     """
     names: dict[str, None] = {}
     for passage in ranked:
-        matching = [name for name, location in locations.items() if passage in location.passages]
+        matching = [
+            f"{question}#{i}"
+            for i, location in enumerate(locations)
+            if passage in location.passages
+        ]
         names.update(dict.fromkeys([name for name in matching if name not in names] or [passage]))
     return [(name, float(len(names) - i)) for i, name in enumerate(names)]
 

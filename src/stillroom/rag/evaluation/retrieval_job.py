@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate import Plot, Report, Table, warn_small_sample
 from stillroom.evaluate.metrics.retrieval import RunComparison, compare_runs, parse_measure
 from stillroom.evaluate.qa.collections import read_qrels, read_queries, write_run
@@ -67,10 +67,7 @@ def estimate_retrieval(recipe: RetrievalEvaluationRecipe) -> Estimate:
         parse_measure(measure)
     pipelines = parse_pipelines(recipe.pipelines)
     queries, _ = read_judged_queries(Path(recipe.queries), Path(recipe.qrels))
-    return _estimate_searches(len(queries) * len(pipelines))
-
-
-def _estimate_searches(count: int) -> Estimate:
+    count = len(queries) * len(pipelines)
     return Estimate(
         memory_bytes=600_000_000,
         seconds=count * _SECONDS_PER_SEARCH,
@@ -104,7 +101,11 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         report.write(job.output)
         return job.finish(
             "report",
-            parents=_build_judged_parents(recipe, job),
+            parents=[
+                make_parent("index", Path(recipe.index), job.out),
+                Parent("queries", recipe.queries, digest_file(Path(recipe.queries))),
+                Parent("qrels", recipe.qrels, digest_file(Path(recipe.qrels))),
+            ],
             details={
                 "index": index.digest,
                 "unit": evaluation.unit,
@@ -112,15 +113,6 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
                 **report.to_json(),
             },
         )
-
-
-def _build_judged_parents(recipe: RetrievalEvaluationRecipe, job: Job) -> list[Parent]:
-    """Return the parents of a report: the index, the queries and their judgments."""
-    return [
-        make_parent("index", Path(recipe.index), job.out),
-        Parent("queries", recipe.queries, digest_file(Path(recipe.queries))),
-        Parent("qrels", recipe.qrels, digest_file(Path(recipe.qrels))),
-    ]
 
 
 def parse_pipelines(
@@ -266,11 +258,12 @@ class _RetrievalEvaluation:
         note = f" {left_out} of them are rows of the corpus, and no hits of their own."
         report = Report(
             "Retrieval",
-            f"{len(queries)} judged queries on {len(self.index)} passages, judged by {self.unit}. "
+            f"{count_noun(len(queries), 'judged query', 'judged queries')} on "
+            f"{count_noun(len(self.index), 'passage')}, judged by {self.unit}. "
             "Intervals are 95 % bootstrap over queries; a difference counts where its interval "
             "leaves out 0."
             + (note if left_out else "")
-            + f" {warn_small_sample(len(queries), 'queries')}".rstrip(),
+            + f" {warn_small_sample(len(queries), 'query', 'queries')}".rstrip(),
         )
         for outcome in results:
             for measure, metric in board.means[outcome.pipeline].items():

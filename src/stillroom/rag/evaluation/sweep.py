@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate import (
     Metric,
     Report,
@@ -211,14 +211,15 @@ def report_sweep(outcome: SweepSummary, measure: str, first: SweepRow) -> Report
         report.add(metric)
     report.section(
         "Leaderboard",
-        f"On the {outcome.choosing} questions that choose. The first row's value is too high: "
+        f"On the {count_noun(outcome.choosing, 'question')} that choose. The first row's value "
+        f"is too high: "
         "they chose it. Times are a query's, its embedding included; passages and seconds are "
         "those of the index, embedded counts what no earlier index had.",
         table=_add_leaderboard(outcome, measure),
     )
     report.section(
         "The best on questions that did not choose it",
-        f"{outcome.measuring} questions.",
+        f"{count_noun(outcome.measuring, 'question')}.",
         table=_add_held_out(outcome, first),
     )
     if outcome.changes:
@@ -239,14 +240,18 @@ def _summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> s
         more = outcome.best.cost.cpu_ms - first.cost.cpu_ms
         size = (outcome.best.cost.index_bytes - first.cost.index_bytes) / _MEGA
         text = (
-            f"Use {name}: on {outcome.measuring} questions that had no part in choosing it, it "
+            f"Use {name}: on {count_noun(outcome.measuring, 'question')} that had no part in "
+            f"choosing it, it "
             f"finds {format_metric(outcome.difference, sign=True)} {measure} more than {old}, for "
             f"{more:+.1f} CPU ms a query and {size:+.1f} MB of index."
         )
     elif outcome.best is first:
-        text = f"Keep {old}: nothing did better on the {outcome.choosing} questions that choose."
+        text = (
+            f"Keep {old}: nothing did better on the "
+            f"{count_noun(outcome.choosing, 'question')} that choose."
+        )
     else:
-        few = warn_small_sample(outcome.measuring, "questions")
+        few = warn_small_sample(outcome.measuring, "question")
         text = (
             f"Keep {old}: {name} did best on the questions that choose, and on the "
             f"{outcome.measuring} others the difference is "

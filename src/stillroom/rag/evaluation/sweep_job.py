@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.evaluate.qa.question_checks import LeakageFinding, find_split_overlap
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
@@ -104,7 +104,7 @@ def run_sweep(
     texts = [dump_recipe(variant) for _, variant in variants]
     job.say(
         f"{len(variants)} configurations on {len(set(texts))} indexes, "
-        f"{len(questions.texts)} questions"
+        f"{count_noun(len(questions.texts), 'question')}"
     )
     distinct = {text: variant for text, (_, variant) in zip(texts, variants, strict=True)}
     indexes = _build_all(distinct, cache, job)
@@ -297,13 +297,7 @@ class _JudgedNames:
         self.unit: JudgedUnit = "passage"
         if questions.asked:
             evidence = EvidenceMap(index)
-            self._places = {
-                question.id: {
-                    f"{question.id}#{i}": location
-                    for i, location in enumerate(evidence.locate(question))
-                }
-                for question in questions.asked
-            }
+            self._places = {question.id: evidence.locate(question) for question in questions.asked}
             return
         passages = (index.passage_at(row) for row in range(len(index)))
         self.unit, _ = choose_unit(passages, questions.qrels)
@@ -318,7 +312,7 @@ class _JudgedNames:
     def label(self, query: str, ranked: Sequence[str]) -> list[tuple[str, float]]:
         """Return a ranking with scores, with evidence under its own name."""
         if query in self._places:
-            return label_ranking(ranked, self._places[query])
+            return label_ranking(ranked, query, self._places[query])
         return [(name, float(len(ranked) - i)) for i, name in enumerate(ranked)]
 
 

@@ -16,13 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.generation.cited_sentences import CitationStream, CitedSentence
-from stillroom.rag.generation.prompt import (
-    ABSTENTION,
-    PROMPT_VERSION,
-    REFUSAL,
-    REQUEST,
-    is_declined,
-)
+from stillroom.rag.generation.prompt import PROMPT_VERSION, REQUEST
+from stillroom.rag.generation.refusals import AbstentionTranslator, is_abstention, is_declined
 from stillroom.rag.generation.semantic_cache import build_cache_scope
 from stillroom.rag.generation.session import (
     AnswerSession,
@@ -103,14 +98,16 @@ def ask(
     Returns:
         The answer. ``details`` has ``answering`` (the strategy) and its ``trace`` (every step),
             ``calls`` of the model, ``statements`` (each sentence with its support), ``abstained``,
-            ``refusal`` (the reason), ``nearest`` (the passages named in a refusal), ``dropped``
+            ``refusal`` (the code of the reason), ``refusal_note`` (the reason in words, in the
+            language of the question), ``nearest`` (the passages named in a refusal), ``dropped``
             (number of passages that did not fit), ``left_out`` (retrieved spans that are not
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
             ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer,
-            ``soft_breaks``), ``judged`` (the person's judgment that the answer follows, if any),
-            ``answered_by`` (fingerprint of its reader, or the name of the model that wrote),
-            ``input_digest`` (of the prompt, or of the candidates that its reader read),
+            ``soft_breaks``, ``continues`` where the next item of a list follows), ``judged`` (the
+            person's judgment that the answer follows, if any), ``answered_by`` (fingerprint of
+            its reader, or the name of the model that wrote), ``input_digest`` (of the prompt, or
+            of the candidates that its reader read),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
             ``removed_citations``, ``broken_links``, ``repeated_sentences``, ``notices`` (warnings
             of methods, such as fallbacks), ``prompt_tokens``, ``stage_ms`` (time per stage, in
@@ -296,11 +293,12 @@ class _AnswerDraft:
         self._leak_filter = PromptLeakFilter()
         self._echo_stripper = PromptEchoStripper(inquiry.query.text, REQUEST)
         self._named_numbers: tuple[int, ...] = ()
+        self._translator = AbstentionTranslator(inquiry.query.text)
 
     def feed(self, raw: str) -> str:
         if self._session.quotes:  # stands in a document: no echo, and not to be changed
             return self._append(raw)
-        text = self._echo_stripper.feed(self._leak_filter.feed(raw))
+        text = self._translator.feed(self._echo_stripper.feed(self._leak_filter.feed(raw)))
         return self._append(self._open_stream().feed(text)) if text else ""
 
     def finish(self) -> str:
@@ -309,20 +307,22 @@ class _AnswerDraft:
         if session.quotes:
             return ""
         if session.shown is None:
-            return self._append(self._build_refusal(REFUSAL))
+            return self._append(self._build_refusal(self._translator.wording.refusal))
         composer = self._open_stream()
         text = self._echo_stripper.feed(self._leak_filter.finish()) + self._echo_stripper.finish()
+        text = self._translator.feed(text) + self._translator.finish()
         remainder = self._append(composer.feed(text) + composer.finish())
         if session.completion.finish_reason == "cancelled":
             return remainder
-        if " ".join(self._text.split()).rstrip(".") == ABSTENTION.rstrip("."):
+        if is_abstention(self._text):
             session.refusal = "model"
             return remainder + self._append(self._build_refusal(""))
         session.refusal = self._find_refusal(composer)
         if not session.refusal:
             return remainder
         space = " " if self._text else ""
-        return remainder + self._append(space + self._build_refusal(REFUSAL))
+        refusal = self._build_refusal(self._translator.wording.refusal)
+        return remainder + self._append(space + refusal)
 
     def _find_refusal(self, composer: CitationStream) -> str:
         """Return the reason why the text is not an answer; empty if it is one."""
@@ -344,6 +344,8 @@ class _AnswerDraft:
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
+        abstained = bool(session.refusal) or (not session.quotes and is_declined(self._text))
+        note = self._translator.wording.describe_reason(session.refusal) if abstained else ""
         statements = (
             composer.statements
             if composer
@@ -367,8 +369,9 @@ class _AnswerDraft:
             "removed_citations": composer.removed if composer else 0,
             "broken_links": composer.broken if composer else 0,
             "repeated_sentences": composer.repeats if composer else 0,
-            "abstained": bool(session.refusal) or (not session.quotes and is_declined(self._text)),
+            "abstained": abstained,
             "refusal": session.refusal,
+            "refusal_note": note,
             "nearest": [hits[number - 1].passage.id for number in self._named_numbers],
             "support": dict(sorted(Counter(statement.status for statement in statements).items())),
             "statements": [statement.to_json() for statement in statements],
@@ -404,12 +407,8 @@ class _AnswerDraft:
         hits = session.shown.hits if session.shown else session.nearest
         order = sorted(range(len(hits)), key=lambda i: (hits[i].rank, i))
         self._named_numbers = tuple(sorted(i + 1 for i in order[:_MAX_NAMED_SOURCES]))
-        marks = " and ".join(f"[{number}]" for number in self._named_numbers)
-        if not marks:
-            return opening
-        is_single = len(self._named_numbers) == 1
-        subject = f"passage, {marks}, does" if is_single else f"passages, {marks}, do"
-        return f"{opening} The nearest {subject} not support an answer."
+        nearest = self._translator.wording.describe_nearest(self._named_numbers)
+        return f"{opening} {nearest}" if nearest else opening
 
     def _append(self, text: str) -> str:
         self._text += text
@@ -448,7 +447,8 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
     Returns:
         For each: ``number``, ``passage_id``, ``score`` and ``rank`` of the retrieval, ``path``,
-            ``headings`` (of its section and those around it, the highest first), ``byte_start``,
+            ``title`` (of the document; empty without one), ``headings`` (of its section and those
+            around it, the highest first), ``byte_start``,
             ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic, unknown or
             suspected-fake), ``checked`` (verdict of a file check), ``license`` and ``flags``
             (keys of ``CONTENT_FLAGS``).
@@ -460,6 +460,7 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
             "score": round(hit.score, 6),
             "rank": hit.rank,
             "path": hit.passage.location.path,
+            "title": hit.passage.title,
             "headings": list(hit.passage.headings),
             "byte_start": hit.passage.location.byte_start,
             "byte_end": hit.passage.location.byte_end,

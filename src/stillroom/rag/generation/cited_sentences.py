@@ -18,7 +18,7 @@ from stillroom.rag.generation.citation_parser import (
     TextPiece,
     format_citations,
 )
-from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.generation.refusals import ABSTENTIONS
 from stillroom.rag.groundedness.score import SourceTexts
 from stillroom.rag.settings import UnsupportedPolicy
 from stillroom.text.language import split_sentences
@@ -240,7 +240,7 @@ class CitationStream:
 
     def _check_sentence(self, sentence: str, cited: tuple[int, ...]) -> CitedSentence:
         blank = CitedSentence(self._start, 0, "no-claim", 0.0, cited)
-        if sentence == ABSTENTION:
+        if sentence in ABSTENTIONS:
             return blank
         is_asking = sentence.rstrip(_CLOSING_CHARACTERS).endswith(("?", "？"))
         if is_asking or not self._evidence.has_claim(sentence):

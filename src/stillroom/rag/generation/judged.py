@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.judgments import Judgment
 from stillroom.rag.answer_selection.encoding import extend_to_sentences, find_sentences
-from stillroom.rag.generation.prompt import is_declined
+from stillroom.rag.generation.refusals import is_declined
 from stillroom.rag.generation.session import JudgedAnswer, digest_sentence
 from stillroom.rag.retrieval.pipeline import search_phrase
 from stillroom.records import make_content_id
@@ -142,8 +142,12 @@ def _digest_shown(asked: AskedAnswer) -> set[str]:
     """Return the digests of an answer's first quote and of its sentences."""
     if is_declined(asked.text):
         return set()
-    first = asked.quotes[0]["text"] if asked.quotes else _MARK.split(asked.text, maxsplit=1)[0]
-    return set(_digest_text([str(first)]))
+    first = []
+    for quote in asked.quotes:  # the cells of a row and the items of a list have one mark
+        first.append(str(quote["text"]))
+        if _MARK.match(asked.text, int(quote.get("answer_start", 0)) + len(first[-1])):
+            break
+    return set(_digest_text(first or [_MARK.split(asked.text, maxsplit=1)[0]]))
 
 
 def _digest_text(texts: Iterable[str]) -> Iterator[str]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate.metrics.answers import contains_answer
 from stillroom.evaluate.qa.questions import find_question_origin
 from stillroom.provenance import make_parent
@@ -108,7 +108,8 @@ def write_open_book(recipe: OpenBookRecipe, job: Job) -> Artifact:
                 counts[str(record.fields["kind"])] += 1
                 writer.write(record)
     job.say(
-        f"{writer.count} records of {len(questions)} questions: {counts['answer']} with an answer, "
+        f"{count_noun(writer.count, 'record')} of {count_noun(len(questions), 'question')}: "
+        f"{counts['answer']} with an answer, "
         + ", ".join(f"{counts[kind]} {kind}" for kind in REFUSAL_KINDS)
         + f"; left out: {counts['lost']} whose evidence was not found, {counts['copied']} that "
         "copy their sentence"

@@ -35,14 +35,12 @@ __all__ = [
     "ABSTENTION",
     "PROMPT_DIGEST",
     "PROMPT_VERSION",
-    "REFUSAL",
     "REQUEST",
     "CandidatePool",
     "RenderedPrompt",
     "Span",
     "TruncatedPassage",
     "fit_prompt",
-    "is_declined",
     "merge_strips",
     "render_prompt",
     "split_strips",
@@ -51,8 +49,6 @@ __all__ = [
 
 ABSTENTION = "The documents do not answer this."
 """What a model is asked to write, and was taught to, if the passages hold no answer."""
-REFUSAL = "No passage found answers this."
-"""Our own refusal: passages that were not found may answer."""
 PROMPT_VERSION = 3
 """Version of the prompt's wording and of the postprocessing of answers; part of the cache key."""
 _RULES = (
@@ -65,11 +61,6 @@ REQUEST = "Answer in one sentence, using only the passages."
 PROMPT_DIGEST = digest_json([PROMPT_VERSION, _RULES, REQUEST])
 """Digest of the prompt's version and wording, for the origin of records that were made with it."""
 _MESSAGE_TOKENS = 16
-
-
-def is_declined(text: str) -> bool:
-    """Return whether an answer begins with a refusal, of a model or of ours."""
-    return " ".join(text.split()).startswith((ABSTENTION.rstrip("."), REFUSAL.rstrip(".")))
 
 
 @dataclass(frozen=True, slots=True)

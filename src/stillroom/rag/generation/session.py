@@ -27,6 +27,7 @@ from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
     add_stage_time,
+    add_warning,
     open_span,
     record_generation,
     stage,
@@ -57,6 +58,11 @@ __all__ = [
 ]
 
 
+_UNREAD_TURNS = (
+    "only the last message was read, not the {} before it: ask a whole question; a pipeline that "
+    "begins with last_turn> lets the model write one, which needs a larger model than the packaged "
+    "one"
+)
 _SPARE_HITS = 3
 _MAX_STOPS = 4
 
@@ -180,12 +186,17 @@ class AnswerSession:
         return not bound
 
     def condense_question(self) -> None:
-        """Rewrite the last turn of a conversation as a standalone question, if configured."""
-        transform = self.asking.transform
-        if transform is None or not self.query.history:
+        """Rewrite the last turn of a conversation as a standalone question, if configured.
+
+        Otherwise warn that the turns before it are not read.
+        """
+        if not self.query.history:
             return
-        method = QUERY_TRANSFORMS.build(transform)
-        if method.method_name() != "last_turn":
+        transform = self.asking.transform
+        method = None if transform is None else QUERY_TRANSFORMS.build(transform)
+        if method is None or method.method_name() != "last_turn":
+            if unread := sum(message.role != "system" for message in self.query.history):
+                add_warning(_UNREAD_TURNS.format(unread))
             return
         rewritten = method.rewrite(self.query, self.index, self.model)[0]
         self.note("stand_alone", query=rewritten.text)
@@ -307,7 +318,8 @@ class AnswerSession:
         """Yield what ``find_quotes`` found, with citations; no prompt is made.
 
         ``quotes`` says where each stands in the text and in its source. Parts that a parser
-        rendered from the same bytes, as the cells of a row, have one citation, after the last.
+        rendered from the same bytes, as the cells of a row, and the items of a list (all but the
+        last with ``continues``) have one citation, after the last.
 
         ``hits`` are numbered from 1 in the answer. ``probability`` is that the best quote answers,
         or None if a person chose them; ``fingerprint`` is the reader's, empty without one.
@@ -320,7 +332,7 @@ class AnswerSession:
                 quote["answer_start"] = length + len(separator)
                 mark = f" [{quote['number']}]" if is_cited else ""
                 pieces.append(f"{separator}{quote['text']}{mark}")
-                separator = " " if is_cited else "; "
+                separator = " " if is_cited else "\n- " if quote.get("continues") else "; "
                 length += len(pieces[-1])
             self.quotes += fresh
         if not pieces:  # what was chosen are marks of a parser
@@ -535,11 +547,17 @@ def _normalize_text(text: str) -> str:
 
 
 def _find_citations(quotes: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Return whether a citation follows each quote of a span: not between those of one place."""
+    """Return whether a citation follows each quote of a span: not between those of one place.
+
+    Nor is one between the items of a list.
+    """
     return [
-        following is None
-        or bool(quote["is_exact"])
-        or any(quote[end] != following[end] for end in ("byte_start", "byte_end"))
+        not quote.get("continues")
+        and (
+            following is None
+            or bool(quote["is_exact"])
+            or any(quote[end] != following[end] for end in ("byte_start", "byte_end"))
+        )
         for quote, following in zip_longest(quotes, quotes[1:])
     ]
 

@@ -22,6 +22,7 @@ __all__ = ["describe_quote", "find_verbatim_parts"]
 _ITEM_MARK = re.compile(r"[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+")
 _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
+_FENCED = re.compile(r"^(`{3,})$.*?^\1$", re.DOTALL | re.MULTILINE)
 _CELL_BORDER = re.compile(r"(?<!\\)\||\\(?=\|)")
 Span = tuple[int, int]
 
@@ -106,7 +107,9 @@ def describe_quote(
     """
     location = document.locate(passage.start + start, passage.start + end)
     text = passage.text[start:end]
-    soft_breaks = find_soft_breaks(text)
+    soft_breaks = sorted(
+        {*find_soft_breaks(text), *_find_markup_breaks(document, passage.start + start, text)}
+    )
     return {
         "number": number,
         "passage_id": passage.id,
@@ -121,3 +124,20 @@ def describe_quote(
         "text": text,
         **({"soft_breaks": soft_breaks} if soft_breaks else {}),
     }
+
+
+def _find_markup_breaks(document: Document, start: int, text: str) -> Iterator[int]:
+    """Yield the positions of line feeds that a page's source has and no browser shows.
+
+    That of a ``<br>`` comes from other bytes, and preformatted text is between fences.
+    """
+    if document.media_type != "text/html" or "\n" not in text:
+        return
+    fenced = [match.span() for match in _FENCED.finditer(document.text)]
+    for match in re.finditer("\n", text):
+        place = start + match.start()
+        number = bisect_right(document.anchors, place, key=lambda anchor: anchor.start) - 1
+        anchor = document.anchors[number] if number >= 0 else None
+        is_own = anchor is not None and anchor.is_exact and place < anchor.end
+        if is_own and not any(first <= place < last for first, last in fenced):
+            yield match.start()

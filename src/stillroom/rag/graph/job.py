@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.jobs import Estimate, Job
 from stillroom.provenance import (
     Artifact,
@@ -86,7 +86,7 @@ def estimate_build(recipe: GraphRecipe, *, calls_per_passage: float) -> Estimate
         memory_bytes=600_000_000 + passages * _BYTES_PER_PASSAGE,
         disk_bytes=passages * _BYTES_PER_PASSAGE,
         seconds=passages / 100 + calls * _SECONDS_PER_CALL,
-        basis=f"{passages} passages, about {calls:.0f} calls of a model",
+        basis=f"{count_noun(passages, 'passage')}, about {calls:.0f} calls of a model",
     )
 
 

@@ -8,13 +8,15 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, StillroomError
+from stillroom.errors import DataError, StillroomError, count_noun
 from stillroom.jobs import Estimate
 from stillroom.jobs.replay import ReplayJob
+from stillroom.models.hub import MULTILINGUAL_EMBEDDER
 from stillroom.provenance import digest_text, find_output
 from stillroom.rag.embedding.passages import estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
 from stillroom.rag.index.replay import DrawnContent, commit_document
+from stillroom.rag.index_settings import AUTO_EMBEDDER
 from stillroom.rag.ingestion.embedder_choice import choose_embedder
 from stillroom.rag.ingestion.pipeline import (
     IngestPipeline,
@@ -178,14 +180,20 @@ def estimate_index(recipe: IndexSettings) -> Estimate:
     passages = max(int(size / _BYTES_PER_TOKEN / recipe.chunker.size), len(files))
     texts = size / _BYTES_PER_PASSAGE
     width = 384 * (4 if recipe.vectors == "float32" else 2)
+    rate, encoder = _PASSAGES_PER_SECOND, "MiniLM-L6"
+    if recipe.embedder == MULTILINGUAL_EMBEDDER:
+        rate, encoder = rate // 2, "multilingual-e5-small"
+    elif recipe.embedder == AUTO_EMBEDDER:
+        encoder += ", or multilingual-e5-small at half the rate if most are not in English,"
     embedding = Estimate(
         memory_bytes=600_000_000 + 12 * largest + passages * (width + 400),
         disk_bytes=6 * size + passages * 2 * width,
-        seconds=max(texts, len(files)) / _PASSAGES_PER_SECOND,
+        seconds=max(texts, len(files)) / rate,
         memory_knob="raise chunker.size, or set vectors: float16",
         disk_knob="set vectors: float16",
-        basis=f"{len(files)} files of {size / 1e6:.1f} MB, about {passages} passages at "
-        f"{_PASSAGES_PER_SECOND} of 200 tokens a second (MiniLM-L6 on 2 cores)",
+        basis=f"{count_noun(len(files), 'file')} of {size / 1e6:.1f} MB, about "
+        f"{count_noun(passages, 'passage')} at "
+        f"{rate} of 200 tokens a second ({encoder} on 2 cores)",
     )
     embedding += estimate_encoders(recipe, passages, size / _BYTES_PER_TOKEN)
     if recipe.context is None:

@@ -1,13 +1,18 @@
-"""Cache of one open index per user, for servers; ``rag.index.view`` says what a user sees."""
+"""Cache of one open index per user, for servers; ``rag.index.view`` says what a user sees.
+
+An index that takes the place of an open one, as a run's that is made again, is opened in its stead.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from stillroom.errors import DataError, IntegrityError
 from stillroom.provenance import find_output
 from stillroom.rag.embedding.query_embedder import QueryEmbedder
 from stillroom.rag.index.searcher import Index
@@ -25,23 +30,30 @@ _MAX_OPEN_INDEXES = 64
 class PerUserIndexCache:
     """Open indexes by user; call ``seen_by`` for each question, and ``close``."""
 
-    def __init__(self, path: Path | str, *, default: AccessContext | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        default: AccessContext | None = None,
+        locate: Callable[[], Path] | None = None,
+    ) -> None:
         """Open an index.
+
+        ``locate`` returns the index's present path, if that can change.
 
         Raises:
             DataError: If the path is no index, or the default does not fit the index's access rule.
             IntegrityError: If a file is missing, incomplete or changed.
         """
-        self.folder = find_output(Path(path), "index")
-        with closing(open_store(self.folder).read(None, verify=True)) as opened:
-            description = IndexConfig.from_json(opened.description)
-        self.rule = str(description.settings.get("access", "open"))
         self.default = default
-        if default is not None:
-            build_access_condition(self.rule, default, self.folder)
-        self._vectors = QueryEmbedder(description, self.folder, None)
+        self._locate = locate or (lambda: Path(path))
         self._lock = threading.Lock()
         self._indexes: OrderedDict[AccessContext | None, Index] = OrderedDict()
+        self.folder = find_output(Path(path), "index")
+        self._identity = _identify(self.folder)
+        self.rule, self._vectors = self._describe(self.folder)
+        if default is not None:
+            build_access_condition(self.rule, default, self.folder)
 
     def __enter__(self) -> Self:
         return self
@@ -60,18 +72,74 @@ class PerUserIndexCache:
         Raises:
             DataError: If an index with tenants has no access context, or one without tenants has
                 one.
+            IntegrityError: If it is damaged, or is being built again.
         """
         context = access or self.default
         with self._lock:
-            index = self._indexes.pop(context, None)
-            if index is None:
-                index = Index.open(
-                    self.folder, access=context, embedder=self._vectors.embedder, verify=False
-                )
-            self._indexes[context] = index = index.newest()
+            self._follow()
+            with self.guard():
+                index = self._indexes.pop(context, None)
+                if index is None:
+                    index = Index.open(
+                        self.folder, access=context, embedder=self._vectors.embedder, verify=False
+                    )
+                self._indexes[context] = index = index.newest()
             if len(self._indexes) > _MAX_OPEN_INDEXES:
                 self._indexes.popitem(last=False)  # closed by the last reference to it
             return index
+
+    @property
+    def is_present(self) -> bool:
+        """Whether an index is in its place, rather than being built again."""
+        with suppress(DataError, OSError):
+            return _identify(find_output(self._locate(), "index")) is not None
+        return False
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Say of a failure in the body that the open index was replaced, if it was.
+
+        Raises:
+            IntegrityError: ``rag.index-replaced``; the next ``seen_by`` opens what is there then.
+        """
+        folder, identity = self.folder, self._identity
+        try:
+            yield
+        except (DataError, IntegrityError, OSError) as error:
+            if _identify(folder) == identity:
+                raise
+            raise _make_replaced_error(folder, "it is being built again, or was") from error
+
+    def _follow(self) -> None:
+        """Open the index that took the place of the open one, if it can be opened.
+
+        Raises:
+            IntegrityError: If it is damaged, or has another access rule than the server started
+                with.
+        """
+        try:
+            folder = find_output(self._locate(), "index")
+            identity = _identify(folder)
+            if identity is None or (folder, identity) == (self.folder, self._identity):
+                return
+            rule, vectors = self._describe(folder)
+        except (DataError, OSError):  # unfinished: the open one may still answer
+            return
+        if rule != self.rule:
+            reason = (
+                f"its access rule was {self.rule} and is {rule}, so the server must be restarted"
+            )
+            raise _make_replaced_error(folder, reason)
+        self.folder, self._identity, self._vectors = folder, identity, vectors
+        self._indexes.clear()  # those in use are closed by the last reference to them
+
+    @staticmethod
+    def _describe(folder: Path) -> tuple[str, QueryEmbedder]:
+        """Return the access rule of an index, and the embedder of its queries."""
+        with closing(open_store(folder).read(None, verify=True)) as opened:
+            description = IndexConfig.from_json(opened.description)
+        rule = str(description.settings.get("access", "open"))
+        return rule, QueryEmbedder(description, folder, None)
 
     def close(self) -> None:
         """Close all open indexes."""
@@ -79,3 +147,22 @@ class PerUserIndexCache:
             for index in self._indexes.values():
                 index.close()
             self._indexes.clear()
+
+
+def _identify(folder: Path) -> tuple[int, ...] | None:
+    """Return what differs between two indexes built in one place, and not after an update."""
+    try:
+        started, output = (folder.parent / "recipe.yaml").stat(), folder.stat()
+    except OSError:
+        return None
+    return started.st_mtime_ns, started.st_ino, output.st_ino
+
+
+def _make_replaced_error(folder: Path, reason: str) -> IntegrityError:
+    return IntegrityError(
+        f"another index is taking the place of the one that is open: {reason}",
+        code="rag.index-replaced",
+        where=str(folder),
+        expected="the index that was opened; 'stillroom rag update' changes one in place",
+        next="ask again when it is built",
+    )

@@ -268,18 +268,16 @@ def build_access_condition(rule: str, access: AccessContext | None, where: Path)
 
 
 class AuditLog:
-    """Log of queries, one JSON line each, in a file beside the index; without texts by default."""
+    """Log of queries, one JSON line each, in a file beside the index; without their texts."""
 
-    def __init__(
-        self, folder: Path, access: AccessContext | None, *, with_text: bool = False
-    ) -> None:
-        self.path, self.access, self.with_text = folder / _AUDIT_FILE, access, with_text
+    def __init__(self, folder: Path, access: AccessContext | None) -> None:
+        self.path, self.access = folder / _AUDIT_FILE, access
 
     def note(self, kind: str, text: str, snapshot: int, digest: str, ids: Sequence[str]) -> None:
         """Append one line.
 
         ``kind`` is ``query``, ``read``, or ``cached`` for a cached answer. Of ``text``, a query or
-        an id, only the digest is logged by default; ``ids`` are those of the returned passages, or
+        an id, only the digest is logged; ``ids`` are those of the returned passages, or
         of the document.
 
         Raises:
@@ -293,7 +291,6 @@ class AuditLog:
             "snapshot": snapshot,
             "index": digest,
             "query": digest_text(text),
-            **({"text": text} if self.with_text else {}),
             "given": list(ids),
         }
         data = json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"

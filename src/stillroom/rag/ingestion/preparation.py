@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from stillroom.errors import Cancelled, DataError, StillroomError
+from stillroom.errors import Cancelled, DataError, StillroomError, count_noun
 from stillroom.jobs import Estimate
 from stillroom.jobs.engines import WorkerResources
 from stillroom.models.encoders.text_encoder import get_max_text_tokens
@@ -435,7 +435,8 @@ def estimate_contexts(
         memory_bytes=0 if is_remote else int(1.5 * weights),
         disk_bytes=passages * 6 * settings.max_tokens,
         seconds=read_tokens / _PROMPT_TOKENS_PER_SECOND + written_tokens / _TOKENS_PER_SECOND,
-        basis=f"{passages} contexts by {settings.model}: about {read_tokens:,.0f} tokens read "
+        basis=f"{count_noun(passages, 'context')} by {settings.model}: about {read_tokens:,.0f} "
+        f"tokens read "
         f"and at most {written_tokens:,.0f} written",
     )
 

@@ -173,10 +173,18 @@ def estimate(recipe: AnswerEvaluationRecipe) -> Estimate:
     return estimate_answers(recipe)
 
 
+def _list_readers(recipe: AnswerEvaluationRecipe) -> list[str]:
+    """Return the packaged readers that are installed: the default stands for one of them."""
+    from stillroom.rag.answer_selection.reader import list_installed_readers
+
+    return list_installed_readers()
+
+
 JOB_KIND = JobKind(
     recipe=AnswerEvaluationRecipe,
     run=run,
     estimate=estimate,
+    surroundings=_list_readers,
     replayer=JournalReplayer(
         ("readings", "verdicts", "silence"),
         timed=frozenset({"seconds", "search_seconds", "cpu_seconds"}),

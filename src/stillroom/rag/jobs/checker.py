@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from stillroom.errors import count_noun
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
 from stillroom.models.hub import DEFAULT_EMBEDDER
@@ -97,7 +98,7 @@ def estimate(recipe: CheckerRecipe) -> Estimate:
         seconds=steps * recipe.train.batch_size * _TOKENS_PER_CLAIM * _SECONDS_PER_TOKEN,
         memory_knob="lower train.micro_tokens",
         disk_knob="lower train.states_mb or train.lora.rank",
-        basis=f"{steps} steps of {recipe.train.batch_size} claims",
+        basis=f"{count_noun(steps, 'step')} of {recipe.train.batch_size} claims",
     )
 
 

@@ -12,8 +12,9 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.jobs.segments import ReplayRequest, SegmentOutcome
+from stillroom.models.hub import MULTILINGUAL_EMBEDDER, is_local
 from stillroom.provenance import Artifact
-from stillroom.rag.index_settings import IndexSettings
+from stillroom.rag.index_settings import AUTO_EMBEDDER, IndexSettings
 from stillroom.recipes import ENGINE, EngineChoice, Recipe
 
 if TYPE_CHECKING:
@@ -75,10 +76,17 @@ class _IndexReplayer(JournalReplayer):
         yield compare_catalogs(request.folder / "output", built / "output", request.restore_places)
 
 
+def _list_embedders(recipe: IndexRecipe) -> list[str]:
+    """Return the multilingual embedder if it is installed and may be chosen."""
+    is_here = recipe.embedder == AUTO_EMBEDDER and is_local(MULTILINGUAL_EMBEDDER)
+    return [MULTILINGUAL_EMBEDDER] * is_here
+
+
 JOB_KIND = JobKind(
     recipe=IndexRecipe,
     run=run,
     estimate=estimate,
+    surroundings=_list_embedders,
     replayer=_IndexReplayer(
         course=frozenset({"embedded", "parsed", "reused"}),
         reuses_output=True,

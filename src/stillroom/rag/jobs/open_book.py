@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from stillroom.errors import count_noun
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
 from stillroom.rag.jobs.inputs import IndexInput, is_path
@@ -77,7 +78,7 @@ def estimate(recipe: OpenBookRecipe) -> Estimate:
     return Estimate(
         memory_bytes=600_000_000,
         seconds=count * _SECONDS_PER_QUESTION,
-        basis=f"one search for each of {count} questions",
+        basis=f"one search for each of {count_noun(count, 'question')}",
     )
 
 

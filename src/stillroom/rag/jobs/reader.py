@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from stillroom.errors import count_noun
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
 from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
@@ -166,7 +167,8 @@ def estimate(recipe: ReaderRecipe) -> Estimate:
         seconds=tokens * _SECONDS_PER_TOKEN * (1 + (recipe.base == MULTILINGUAL_EMBEDDER)),
         memory_knob="lower train.micro_tokens",
         disk_knob="lower train.states_mb or train.lora.rank",
-        basis=f"{steps} steps of {recipe.train.batch_size} questions with {recipe.k} passages",
+        basis=f"{count_noun(steps, 'step')} of {count_noun(recipe.train.batch_size, 'question')} "
+        f"with {count_noun(recipe.k, 'passage')}",
     )
 
 
@@ -178,10 +180,18 @@ def _list_start(recipe: ReaderRecipe) -> tuple[str, ...]:
     return () if start is None else (digest_file(find_reader(start) / WEIGHTS_FILE),)
 
 
+def _list_installed(recipe: ReaderRecipe) -> list[str]:
+    """Return the packaged readers that are installed, if the start is to be one of them."""
+    from stillroom.rag.answer_selection.reader import BUILTIN_READER, list_installed_readers
+
+    return list_installed_readers() if recipe.start == BUILTIN_READER else []
+
+
 JOB_KIND = JobKind(
     recipe=ReaderRecipe,
     run=run,
     estimate=estimate,
+    surroundings=_list_installed,
     extras=("train",),
     replayer=TrainingReplayer(list_choices=_list_start),
 )

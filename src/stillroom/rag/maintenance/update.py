@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, IntegrityError, RecipeError
+from stillroom.errors import DataError, IntegrityError, RecipeError, count_noun
 from stillroom.jobs import Job
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.rag.embedding.passages import open_encoders
@@ -98,7 +98,8 @@ class UpdateResult:
             f"{self.added} added, {self.changed} changed, {self.renamed} renamed, "
             f"{self.deleted} deleted, {self.with_new_metadata} with new metadata, "
             f"{self.unchanged} unchanged, {self.failed} failed; "
-            f"{self.parsed} documents parsed, {self.embedded} texts embedded"
+            f"{count_noun(self.parsed, 'document')} parsed, {count_noun(self.embedded, 'text')} "
+            f"embedded"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -361,7 +361,7 @@ class BinaryCodes:
         """Return the Hamming distance of every row to a query, (N,)."""
         distances = np.zeros(len(self), dtype=np.uint16)
         for words, query_word in zip(self.bits, _binarize(query[None])[0], strict=True):
-            distances += _count_bits(words ^ query_word)
+            distances += np.bitwise_count(words ^ query_word)
         return distances
 
 
@@ -406,7 +406,6 @@ class ApproximateEngine:
             oversampling: Number of rows that are scored per requested row; None searches exactly.
         """
         self.oversampling = oversampling
-        self.measured: MeasuredRecall | None = None
         self._exact = exact
         self._sketches: list[BinaryCodes | None] = list(sketches or [None] * len(exact.parts))
         self._lock = threading.Lock()
@@ -433,15 +432,15 @@ class ApproximateEngine:
         required mean recall at depth ``k``, slightly above that which other queries must have; if
         no oversampling reaches it, all further searches are exact.
         """
-        self.measured = calibrate_oversampling(
+        measured = calibrate_oversampling(
             queries,
             lambda query: self._exact.search(query, k)[1],
             lambda query, oversampling: self._search(query, k, oversampling, None),
             k=k,
             least=least,
         )
-        self.oversampling = self.measured.oversampling
-        return self.measured
+        self.oversampling = measured.oversampling
+        return measured
 
     def _search(
         self,
@@ -512,18 +511,3 @@ def _binarize(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
     """Return the signs of rotated vectors (N, D) as words (N, W)."""
     packed = np.packbits(rotate_rows(vectors) > 0, axis=1)
     return np.asarray(packed.view(np.uint64))
-
-
-def _count_bits(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Return the number of set bits of each word; NumPy has a function for it from 2.0 on."""
-    if hasattr(np, "bitwise_count"):
-        return np.asarray(np.bitwise_count(words))
-    quarters = _build_bit_counts()[words.view(np.uint16)].reshape(-1, 4)
-    return np.asarray(quarters.sum(axis=1, dtype=np.uint8))
-
-
-@lru_cache(maxsize=1)
-def _build_bit_counts() -> NDArray[np.uint8]:
-    numbers = np.arange(2**16, dtype=np.uint16)
-    bits = np.unpackbits(numbers.view(np.uint8).reshape(-1, 2), axis=1)
-    return np.asarray(bits.sum(axis=1, dtype=np.uint8))

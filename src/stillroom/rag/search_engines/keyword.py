@@ -72,8 +72,6 @@ class KeywordEngine:
         self,
         postings: Sequence[Postings],
         alive: NDArray[np.bool_] | None = None,
-        *,
-        cache: TermImpactCache | None = None,
     ) -> None:
         """Create an engine; nothing is computed before the first search.
 
@@ -81,16 +79,14 @@ class KeywordEngine:
             postings: Files of postings; the rows of the second follow those of the first.
             alive: Mask of the rows that the user may know of, (N,) bool; None for all. Document
                 frequencies and lengths are counted over these.
-            cache: Cache of term impacts; by default a new one.
         """
         self._postings = tuple(postings)
         self._offsets = np.cumsum([0, *map(len, self._postings)]).tolist()
         self._alive = None if alive is None or alive.all() else np.array(alive, dtype=bool)
-        self._cache = cache if cache is not None else TermImpactCache()
+        self._cache = TermImpactCache()
         self._frequencies: dict[str, int] = {}
-        self._lengths: dict[tuple[float, float], tuple[NDArray[np.float64], float]] = {}
+        self._lengths: dict[float, tuple[NDArray[np.float64], float]] = {}
         self._lock = threading.Lock()
-        self._mark = object()  # unlike id(), never equal to another engine's
 
     def __len__(self) -> int:
         """Return the number of rows, including those that are not allowed."""
@@ -124,7 +120,6 @@ class KeywordEngine:
         k1: float = 1.2,
         b: float = 0.75,
         heading_weight: float = 1.0,
-        field: Field | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the best ``k`` rows and their scores, best first, ties by row.
@@ -137,12 +132,9 @@ class KeywordEngine:
             k1: Saturation of term frequency, 0 or more.
             b: Strength of length normalization, 0 to 1.
             heading_weight: Weight of an occurrence in a heading, relative to one in the text.
-            field: Search one field alone, by its own lengths and frequencies; None for both.
             mask: Mask of the rows to search, (N,) bool; unlike ``alive`` it changes no score.
         """
-        headings = 0.0 if field == "body" else 1.0 if field == "headings" else heading_weight
-        body = 0.0 if field == "headings" else 1.0
-        parameters = BM25Parameters(k1, b, headings, body)
+        parameters = BM25Parameters(k1, b, heading_weight)
         weighted = [
             (term, weight, impacts)
             for term, weight in terms.items()
@@ -183,7 +175,7 @@ class KeywordEngine:
         return rows, headings, body
 
     def _impacts(self, term: str, parameters: BM25Parameters) -> TermImpacts:
-        key = (self._mark, term, parameters)
+        key = (term, parameters)
         known = self._cache.get(key)
         if known is None:
             known = self._weigh(term, parameters)
@@ -192,8 +184,8 @@ class KeywordEngine:
 
     def _weigh(self, term: str, parameters: BM25Parameters) -> TermImpacts:
         rows, headings, body = self._gather(term)
-        frequency = headings * parameters.headings + body * parameters.body
-        if not (parameters.headings > 0 and parameters.body > 0):
+        frequency: NDArray[np.float64] = headings * np.float64(parameters.headings) + body
+        if not parameters.headings > 0:
             rows, frequency = rows[frequency > 0], frequency[frequency > 0]
         lengths, mean = self._relative_lengths(parameters)
         return weigh_term(parameters, rows, frequency, lengths[rows] / mean, self.population)
@@ -204,12 +196,12 @@ class KeywordEngine:
         return np.concatenate([empty, *(part.lengths for part in self._postings)])
 
     def _relative_lengths(self, parameters: BM25Parameters) -> tuple[NDArray[np.float64], float]:
-        key = (parameters.headings, parameters.body)
+        key = parameters.headings
         with self._lock:
             if key not in self._lengths:
                 if len(self._lengths) >= _CACHED_LENGTHS:
                     self._lengths.clear()
-                lengths = self._count_terms() @ np.array(key)
+                lengths = self._count_terms() @ np.array((key, 1.0))
                 counted = lengths if self._alive is None else lengths[self._alive]
                 mean = float(counted.mean()) if len(counted) else 1.0
                 self._lengths[key] = lengths, mean or 1.0
@@ -243,8 +235,8 @@ class _Occurrences:
     positions: NDArray[np.int32]
 
 
-def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
-    """Write the postings of passages in their order; return the number of rows.
+def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> None:
+    """Write the postings of passages in their order.
 
     Equal rows give equal bytes. Memory use is about 100 bytes per occurrence.
 
@@ -281,13 +273,12 @@ def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
         for field in FIELDS
     }
     _write_file(folder, words, occurrences, _to_integers(lengths).reshape(-1, 2))
-    return len(lengths) // 2
 
 
 def merge_postings(
     folder: Path, parts: Sequence[Postings], masks: Sequence[NDArray[np.bool_] | None]
-) -> int:
-    """Write the selected rows of several postings files as one, in order; return their number.
+) -> None:
+    """Write the selected rows of several postings files as one, in order.
 
     The bytes equal those of ``write_postings`` for the same rows.
 
@@ -329,7 +320,6 @@ def merge_postings(
     joined = {field: _concatenate(renumbered[field], ranks) for field in FIELDS}
     lengths = [part.lengths[mask] for part, mask in zip(parts, row_masks, strict=True)]
     _write_file(folder, ordered, joined, np.concatenate([np.zeros((0, 2), np.int64), *lengths]))
-    return offset
 
 
 class Postings:

@@ -255,8 +255,8 @@ class TokenVectors:
 
 def merge_token_vectors(
     folder: Path, pieces: Iterable[tuple[TokenVectors, NDArray[np.bool_] | None]]
-) -> int:
-    """Write the selected passages of several files, in order, as one file; return their number.
+) -> None:
+    """Write the selected passages of several files, in order, as one file.
 
     They pass through a temporary file, so that they are never all in memory.
 
@@ -285,7 +285,6 @@ def merge_token_vectors(
         tokens = _map_raw(file, kind, count)
         starts = np.cumsum(np.concatenate(sizes), dtype=np.int64)
         TokenVectors(tokens, starts, np.concatenate(scales), largest).write(folder)
-    return len(starts) - 1
 
 
 def _map_raw(file: IO[bytes], like: NDArray[Any], count: int) -> NDArray[Any]:

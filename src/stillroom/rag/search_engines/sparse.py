@@ -38,8 +38,8 @@ _ARRAYS = ("terms", "term_starts", "starts", "rows", "weights", "size")
 
 def merge_term_weights(
     folder: Path, pieces: Iterable[tuple[TermWeights, NDArray[np.bool_] | None]]
-) -> int:
-    """Write the selected rows of several files, in order, as one file; return their number.
+) -> None:
+    """Write the selected rows of several files, in order, as one file.
 
     The bytes are the same, however the rows are divided among the files.
 
@@ -73,7 +73,6 @@ def merge_term_weights(
         words, ranks[joined], np.concatenate(rows), np.concatenate(weights), count
     )
     write_arrays(folder / WEIGHTS, arrays)
-    return count
 
 
 def _arrange_arrays(

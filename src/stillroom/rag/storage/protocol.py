@@ -267,7 +267,7 @@ class IndexWriter(Protocol):
             ResourceError: If the disk is full, or the store cannot be reached.
         """
 
-    def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
+    def compact(self) -> Snapshot:
         """Merge the searched structures, and remove older snapshots without readers."""
 
     def get_setting(self, name: str) -> Any:

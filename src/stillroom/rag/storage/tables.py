@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from stillroom.errors import IntegrityError
+from stillroom.errors import IntegrityError, count_noun
 from stillroom.provenance.digests import load_json
 from stillroom.rag.storage.filters import SqlCondition, derive_fields, list_values
 from stillroom.rag.storage.protocol import IntegrityIssue, StoredDocument
@@ -54,6 +55,8 @@ __all__ = [
     "check_documents",
     "check_facts",
     "check_texts",
+    "describe_snapshot",
+    "digest_changed_buckets",
 ]
 
 ALIVE = "{0}.born <= :snapshot AND {0}.died > :snapshot"
@@ -325,6 +328,47 @@ class ReusableTables(ABC):
         ]
 
 
+RowQuery = Callable[[str, Mapping[str, Any]], list[Any]]
+"""Returns the rows of a statement on a writer's own connection."""
+
+
+def digest_changed_buckets(query: RowQuery, number: int) -> dict[int, str]:
+    """Return the new digests of the buckets in which a snapshot differs from the one before."""
+    rows = query(
+        "SELECT c.bucket, d.mark FROM (SELECT DISTINCT bucket FROM documents "
+        "WHERE born = :number OR died = :number) c "
+        "LEFT JOIN documents d ON d.bucket = c.bucket AND d.died = :now ORDER BY c.bucket, d.path",
+        {"number": number, "now": FOREVER},
+    )
+    marks: dict[int, list[str]] = {}
+    for bucket, mark in rows:
+        marks.setdefault(int(bucket), []).extend([] if mark is None else [mark])
+    return {bucket: digest_bucket(bucket_marks) for bucket, bucket_marks in marks.items()}
+
+
+def describe_snapshot(
+    query: RowQuery, number: int, description: Mapping[str, Any], reason: str
+) -> tuple[Any, ...]:
+    """Return the row of a new snapshot, once documents and buckets are those of it."""
+    digest = digest_snapshot(description, dict(query("SELECT number, digest FROM buckets", {})))
+    before = query(
+        "SELECT documents, passages, truncated FROM snapshots WHERE number = :before",
+        {"before": number - 1},
+    )
+    born, died = (
+        query(
+            "SELECT count(*), coalesce(sum(passages), 0), coalesce(sum(truncated), 0) "  # noqa: S608
+            f"FROM documents WHERE {column} = :number",
+            {"number": number},
+        )[0]
+        for column in ("born", "died")
+    )
+    counts = zip(before[0] if before else (0, 0, 0), born, died, strict=True)
+    created = datetime.now(UTC).isoformat(timespec="milliseconds")
+    changed = (int(count + more - less) for count, more, less in counts)
+    return (number, digest, number - 1, reason, *changed, created)
+
+
 def check_texts(tables: IndexTables) -> Iterator[IntegrityIssue]:
     """Cut every passage from its document again, and recompute the digests of the contents."""
     rows = tables.query("SELECT key, path, mark, passages, fields FROM contents ORDER BY key")
@@ -416,6 +460,6 @@ def check_digest(tables: IndexTables, description: Mapping[str, Any]) -> Iterato
     if (latest.documents, latest.passages) != (len(rows), passages):
         yield tables.issue(
             "snapshots",
-            f"snapshot {latest.number} counts {latest.documents} documents and "
-            f"{latest.passages} passages, there are {len(rows)} and {passages}",
+            f"snapshot {latest.number} counts {count_noun(latest.documents, 'document')} and "
+            f"{count_noun(latest.passages, 'passage')}, there are {len(rows)} and {passages}",
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.serve.access import LOOPBACK_NAMES, ApiKey, RequestLimits, parse_host_name
-from stillroom.serve.errors import ApiError, client_disconnected
+from stillroom.serve.errors import ApiError, JsonReply, client_disconnected
 
 if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
@@ -253,7 +252,7 @@ def replay_body(body: bytes, receive: Receive) -> Receive:
 
 
 async def _send_error(refusal: ApiError, send: Send) -> None:
-    body = json.dumps(refusal.to_json()).encode()
+    body = bytes(JsonReply(refusal.to_json()).body)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     headers += [(key.lower().encode(), value.encode()) for key, value in refusal.headers.items()]
     if refusal.status in {408, 413}:

@@ -347,7 +347,7 @@ class _WorkerRun(Generic[ItemT]):
         return lambda: timers[0].cancel()
 
     def _run(self, work: Work[ItemT]) -> None:
-        begun = time.perf_counter()
+        begun, ends = time.perf_counter(), list[object]([_END_OF_ITEMS])
         try:
             items = work(self.stop.is_set)
             try:
@@ -360,12 +360,14 @@ class _WorkerRun(Generic[ItemT]):
                 if close is not None:
                     close()
         except BaseException as error:  # noqa: BLE001  # raised again in the request's task
-            self._put(error)
+            ends.insert(0, error)
         finally:
             self._clock.engine_s += time.perf_counter() - begun
-            # Before the end is told: a loop that ends with its only request would not run it later.
+            # Before the end or error is told: a loop that ends with its only request would not run
+            # it later.
             self._call_in_loop(self._release)
-            self._put(_END_OF_ITEMS)
+            for end in ends:
+                self._put(end)
 
     def _put(self, item: object) -> None:
         self.items.append(item)

@@ -11,12 +11,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote as quote_address
 
 from stillroom.models.interfaces import DenoisingStep
 from stillroom.provenance.evidence import describe_citations
-from stillroom.records import Citation
+from stillroom.records import Citation, list_cited_quotes
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.collectors import (
     OutputItem,
@@ -42,6 +43,7 @@ _DETAIL_FIELDS = (
     "trace",
     "abstained",
     "refusal",
+    "refusal_note",
     "nearest",
     "quotes",
     "judged",
@@ -69,6 +71,8 @@ def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:
     address of an endpoint.
     """
     shown = {key: details[key] for key in _DETAIL_FIELDS if key in details}
+    if "answering" in details:
+        shown.setdefault("quotes", [])
     if str(shown.get("answered_by", "")).startswith("endpoint:"):
         del shown["answered_by"]
     return shown
@@ -93,15 +97,21 @@ def describe_sources(collector: ResponseCollector) -> dict[str, Any]:
 
 
 def locate_citations(
-    text: str, citations: Sequence[Citation], quotes: Sequence[Mapping[str, Any]] = ()
+    text: str, citations: Sequence[Citation], details: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
     """Return the positions of citation marks in a text; marks without a citation are skipped.
 
     The mark after a quote points to the quote's own bytes, and what looks like a mark within a
-    quote is none. Cells of a row share the last one's mark.
+    quote is none. Cells of a row share the last one's mark, and so do the items of a list. A
+    refusal has no source: its marks name the nearest passages.
     """
+    details = details or {}
+    if details.get("abstained"):
+        return []
     known = {citation.number: citation for citation in citations}
-    quoted = {quote["answer_start"] + len(quote["text"]) + 1: quote for quote in quotes}
+    cited = list_cited_quotes(details.get("quotes", ()))
+    titles = {source["number"]: source.get("title", "") for source in details.get("sources", ())}
+    quoted = {quote["answer_start"] + len(quote["text"]) + 1: quote for quote in cited}
     marks = []
     for mark in _CITATION_MARK.finditer(text):
         citation, place = known.get(int(mark[1])), quoted.get(mark.start())
@@ -125,7 +135,7 @@ def locate_citations(
                 "type": "url_citation",
                 "start_index": mark.start(),
                 "end_index": mark.end(),
-                "title": location.path,
+                "title": _choose_title(titles.get(citation.number, ""), location.path),
                 "url": f"{quote_address(location.path)}#{part}",
                 "passage_id": citation.passage_id,
                 "byte_start": location.byte_start,
@@ -211,9 +221,9 @@ class ChatReply:
     def _cite(self, collector: ResponseCollector) -> dict[str, Any]:
         if collector.citations is None:
             return {}
-        quotes = collector.details.get("quotes", ())
+        marks = locate_citations(collector.text, collector.citations, collector.details)
         return {
-            "annotations": _build_annotations(collector.text, collector.citations, quotes),
+            "annotations": _nest_annotations(marks),
             **describe_sources(collector),
         }
 
@@ -267,6 +277,11 @@ class ProxiedReply:
         yield _format_event(refusal.to_json())
 
 
+def _choose_title(title: str, path: str) -> str:
+    """Return a document's title; its path if a parser found none but the file's name."""
+    return path if title in {"", PurePosixPath(path).stem} else title
+
+
 def _describe_step(step: DenoisingStep) -> dict[str, Any]:
     return {
         "step": step.step,
@@ -277,14 +292,12 @@ def _describe_step(step: DenoisingStep) -> dict[str, Any]:
     }
 
 
-def _build_annotations(
-    text: str, citations: Sequence[Citation], quotes: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def _nest_annotations(marks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return annotations in the format of a chat message: the position in a nested object."""
     return [
         {
             "type": mark["type"],
             mark["type"]: {key: value for key, value in mark.items() if key != "type"},
         }
-        for mark in locate_citations(text, citations, quotes)
+        for mark in marks
     ]

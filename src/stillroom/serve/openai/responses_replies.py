@@ -108,9 +108,7 @@ class ResponsesReply:
                 expected="choices, and finish_reason stop",
                 next="check the log of that server, and retry",
             )
-        marks = locate_citations(
-            collector.text, collector.citations or (), collector.details.get("quotes", ())
-        )
+        marks = locate_citations(collector.text, collector.citations or (), collector.details)
         yield from self._output.close(
             _find_outcome(collector)[0], marks, describe_sources(collector)
         )

@@ -68,6 +68,11 @@ class ModelService:
         for slots in self._slots.values():
             slots.end_by(moment)
 
+    def is_ready(self) -> bool:
+        """Return whether any mount can answer; true without mounts."""
+        mounts = self._by_name.values()
+        return not mounts or any(mount.is_ready() for mount in mounts)
+
     @property
     def names(self) -> list[str]:
         """All names that a client may request."""

@@ -22,6 +22,9 @@ from stillroom.serve.openai.collectors import OutputItem, ResponseCollector, sum
 
 __all__ = ["ResponseFormat", "StreamItem", "encode_json", "send_response"]
 
+_COMPACT = (",", ":")
+"""Separators of JSON without spaces, as in whole replies."""
+
 StreamItem = tuple[int, OutputItem | None]
 """Index of the text in the reply, and its item; None marks the end of a text."""
 
@@ -144,6 +147,6 @@ async def _stream_events(
 def encode_json(value: object) -> bytes:
     """Return a value as JSON; lone surrogates, which are invalid in UTF-8, stay escaped."""
     try:
-        return json.dumps(value, ensure_ascii=False).encode()
+        return json.dumps(value, ensure_ascii=False, separators=_COMPACT).encode()
     except UnicodeEncodeError:
-        return json.dumps(value).encode()
+        return json.dumps(value, separators=_COMPACT).encode()

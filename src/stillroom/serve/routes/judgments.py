@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _MAX_CITATIONS = 100
-_MAX_QUOTES = 20
+_MAX_QUOTES = 100  # the items of a list are a quote each
 _PAGE_SIZE = 100
 T = TypeVar("T")
 _ModelName = Annotated[str, Query(max_length=200, description="name that answered from documents")]
@@ -60,16 +60,18 @@ class JudgmentRequest(OpenAIRequest):
 
     question: str = Field(min_length=1, max_length=8000, pattern=r"\S")
     answer: str = Field(max_length=100_000, description="text of the answer, with citation marks")
-    citations: list[_JudgedCitation] = Field(
-        default_factory=list, max_length=_MAX_CITATIONS, description="citations of the answer"
+    citations: list[_JudgedCitation] | None = Field(
+        None, max_length=_MAX_CITATIONS, description="citations of the answer"
     )
-    quotes: list[_JudgedQuote] = Field(
-        default_factory=list, max_length=_MAX_QUOTES, description="quotes of the answer's details"
+    quotes: list[_JudgedQuote] | None = Field(
+        None, max_length=_MAX_QUOTES, description="quotes of the answer's details"
     )
-    index: str = Field(
-        "", max_length=200, description="field of the answer's details: state of the index"
+    index: str | None = Field(
+        None, max_length=200, description="field of the answer's details: state of the index"
     )
-    answered_by: str = Field("", max_length=200, description="field of the answer's details")
+    answered_by: str | None = Field(
+        None, max_length=200, description="field of the answer's details"
+    )
     verdict: Verdict
     quote: str = Field(
         "", max_length=8000, description="words of a document that answer, for the verdict 'quote'"
@@ -136,10 +138,10 @@ def _add_judge_route(table: RouteTable, server: ServerContext) -> None:
         asked = AskedAnswer(
             remove_marks(body.question),
             remove_marks(body.answer),
-            {citation.number: citation.passage_id for citation in body.citations},
-            body.index,
-            body.answered_by,
-            quotes=tuple(quote.model_dump() for quote in body.quotes),
+            {citation.number: citation.passage_id for citation in body.citations or ()},
+            body.index or "",
+            body.answered_by or "",
+            quotes=tuple(quote.model_dump() for quote in body.quotes or ()),
         )
         access = request.scope.get(ACCESS_KEY)
 

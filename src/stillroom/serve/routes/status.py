@@ -26,10 +26,12 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
 
     @table.add("GET", "/readyz", "public", reply=ServerStatus)
     async def readyz() -> Response:
-        """Report whether the server accepts requests: 503 during shutdown."""
+        """Report whether the server accepts requests: 503 during shutdown, or without documents."""
         is_stopping = server.jobs is not None and server.jobs.is_stopping
         if is_stopping or getattr(table.app.state, "is_stopping", False):
             return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
+        if not server.models.is_ready():
+            return JSONResponse({"status": "no documents"}, 503, {"Retry-After": "5"})
         return JSONResponse({"status": "ready"})
 
     @table.add("GET", "/metrics", "metrics", response_class=PlainTextResponse)

@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
+from stillroom.flow.papers.model_card import PACKAGED_LICENSE, PACKAGED_READERS
 from stillroom.provenance import (
     Artifact,
     IntegrityReport,
@@ -31,6 +32,10 @@ from stillroom.serve.workspace import make_path_redactor
 __all__ = ["ProofFolder", "ProofInput", "ProofReplay", "RunProof", "examine_proof"]
 
 _MAX_DOCUMENTS = 200
+_PACKAGED = {
+    **dict.fromkeys(PACKAGED_READERS, PACKAGED_LICENSE),
+    **dict.fromkeys(("builtin:overlap", "builtin:static"), "Apache-2.0"),  # the package's own code
+}
 _NO_FAULT = frozenset({"unsigned", "other-signer"})
 _WORST_FIRST = ("changed", "invalid", "other-signer", "unsigned", "unknown-signer", "trusted")
 
@@ -230,6 +235,8 @@ def _list_inputs(
                 # of documents an index states the origin
                 origin = artifact.origin if parent.role == "documents" else {}
                 kind, license = (str(origin.get(key) or "unknown") for key in ("kind", "license"))
+                if parent.path in _PACKAGED:
+                    kind, license = "packaged with Stillroom", _PACKAGED[parent.path]
                 yield ProofInput(of, parent.role, parent.path, parent.digest, kind, license)
     for folder in artifacts:
         if is_guarded or not has_passages(folder):
@@ -287,7 +294,8 @@ def _describe_replay(folders: Sequence[ProofFolder], summaries: Sequence[ReplayS
     result = f"{wrong} differed" if wrong else "all gave the same bytes"
     skipped = len(folders) - len(closed)
     rest = (
-        f" {skipped} of {len(folders)} folders {'was' if skipped == 1 else 'were'} not replayed."
+        f" {skipped} of {count_noun(len(folders), 'folder')} {'was' if skipped == 1 else 'were'} "
+        f"not replayed."
         if skipped
         else ""
     )

@@ -7,6 +7,7 @@ the client are shown, and a document of another tenant is reported as unknown.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SourceView", "Sources", "has_tenants"]
 
+_QUOTE_PLACE = re.compile("-".join([r"(\d{1,12})"] * 4))
 _MAX_IDS = 50
 _MAX_OPEN_INDEXES = 4
 _OPEN_TIMEOUT_S = 10.0
@@ -39,7 +41,10 @@ _MAX_DOCUMENT_CHARS = 400_000
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """Document with one passage marked: ``before + marked + after`` is its text, or a part.
+    """Document with one passage, or one quote of it, marked.
+
+    ``before + marked + after`` is the document's text, or a part; ``is_quote`` is whether a quote
+    is marked.
 
     ``cut_before`` and ``cut_after`` count the omitted characters; ``notes`` are remarks on the
     current state of the file.
@@ -61,6 +66,7 @@ class SourceView:
     document_id: str
     context: str
     notes: tuple[str, ...]
+    is_quote: bool = False
 
 
 class Sources:
@@ -101,8 +107,11 @@ class Sources:
         with self.seen(name) as index:
             return [_describe_passage(index, id) for id in ids[:_MAX_IDS]]
 
-    def source(self, name: str, passage_id: str) -> SourceView:
-        """Return the document of a passage with the passage marked.
+    def source(self, name: str, passage_id: str, quote: str = "") -> SourceView:
+        """Return the document of a passage with the passage marked, or a quote of it.
+
+        ``quote`` is ``START-END-BYTE_START-BYTE_END`` of a quote in an answer; where these do not
+        agree, as of a quote from a passage shown with its neighbours, the passage is marked.
 
         Raises:
             DataError: If the index has no such passage that is visible to the client.
@@ -111,7 +120,8 @@ class Sources:
         with self.seen(name) as index:
             passage = index.passage(passage_id)
             document = index.document(passage.document_id)
-        return _mark_passage(document, passage, folder, to_name(self.root, folder))
+        span = _find_quote(document, passage, quote)
+        return _mark_passage(document, passage, folder, to_name(self.root, folder), span)
 
     def close(self) -> None:
         """Close all open indexes."""
@@ -141,13 +151,28 @@ def has_tenants(index: Path) -> bool:
     return isinstance(settings, dict) and settings.get("access", "open") != "open"
 
 
-def _mark_passage(document: Document, passage: Passage, folder: Path, name: str) -> SourceView:
-    text, start, end = document.text, passage.start, passage.end
+def _find_quote(document: Document, passage: Passage, quote: str) -> tuple[int, int] | None:
+    """Return the span of a quote in the document's text, or None if it is not in the passage."""
+    place = _QUOTE_PLACE.fullmatch(quote)
+    if place is None:
+        return None
+    start, end, byte_start, byte_end = map(int, place.groups())
+    if not start < end <= len(passage.text):
+        return None
+    span = passage.start + start, passage.start + end
+    location = document.locate(*span)
+    return span if (location.byte_start, location.byte_end) == (byte_start, byte_end) else None
+
+
+def _mark_passage(
+    document: Document, passage: Passage, folder: Path, name: str, quote: tuple[int, int] | None
+) -> SourceView:
+    text, (start, end) = document.text, quote or (passage.start, passage.end)
     first, last = 0, len(text)
     if len(text) > _MAX_DOCUMENT_CHARS:
         first = text.rfind("\n", 0, max(0, start - _CONTEXT_CHARS)) + 1
         last = min(len(text), end + _CONTEXT_CHARS)
-    location = passage.location
+    location = document.locate(*quote) if quote else passage.location
     notes = []
     try:
         file, status = locate_document(folder, location.path, location.digest)
@@ -181,4 +206,5 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
         document_id=passage.document_id,
         context=passage.context,
         notes=tuple(notes),
+        is_quote=quote is not None,
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.jobs import Job, atomic_write
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins, read_records
@@ -83,7 +83,8 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     sizes = np.unique(np.unique(duplicates.kept, return_counts=True)[1], return_counts=True)
     cluster_sizes = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
     (job.warn if unreadable else job.say)(
-        f"{counts['kept']} of {counts['read']} records kept, {counts['fell']} are near duplicates "
+        f"{counts['kept']} of {count_noun(counts['read'], 'record')} kept, {counts['fell']} are "
+        "near duplicates "
         f"of a kept one; {counts['unreadable']} unreadable, {counts['wordless']} wordless"
     )
     if few := int((sets.sizes == 1).sum()):

@@ -1,24 +1,82 @@
 """Search of records for benchmark items by their words; questions apart from their passages.
 
-The match rule, n-gram overlap weighted by information, is ``text.dedup.decontamination``'s.
+The code of items is found by its structure. The match rule, n-gram overlap weighted by information,
+is ``text.dedup.decontamination``'s.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from stillroom.records import Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers
-from stillroom.synth.dedup.code_search import CodeFinder
 from stillroom.synth.prompting.conversation import get_text_field
+from stillroom.text.code import extract_token_trigrams
 from stillroom.text.dedup.decontamination import BenchmarkIndex, ContaminationMatch
 from stillroom.text.dedup.paraphrases import QuestionParts, is_asking, split_question
 from stillroom.text.language import split_sentences
 
-__all__ = ["WordFinder", "get_all_texts"]
+__all__ = ["CodeFinder", "WordFinder", "get_all_texts"]
+
+_MIN_TRIGRAMS, _SHORT_TRIGRAMS = 20, 30
+"""Token trigrams of the shortest code that is searched for, about four lines; and of that which a
+less similar one is taken for: short functions resemble each other."""
+_MIN_COUNTED_TEXTS = 50  # with code, to estimate trigram frequencies
+_NEAR, _NEAR_SHORT, _SHUFFLED = 0.6, 0.8, 0.85
+"""Information share of the trigrams, in order and in any order; chosen on functions of Python's
+standard library, renamed and reordered.
+"""
+
+
+class CodeFinder:
+    """Search for the code of items, or of their answers, by its structure (token trigrams)."""
+
+    def __init__(self, items: Iterable[tuple[str, str]]) -> None:
+        """Index the items with their answers; short code is left out, as it often coincides."""
+        self._items: list[int] = []
+        self._texts: list[str] = []
+        for item, texts in enumerate(items):
+            code = next(
+                (text for text in texts if len(extract_token_trigrams(text)) >= _MIN_TRIGRAMS),
+                "",
+            )
+            if code:
+                self._items.append(item)
+                self._texts.append(code)
+        self._counts: Counter[str] = Counter()
+        self._counted = 0
+        self._index: BenchmarkIndex | None = None
+
+    def count(self, text: str) -> str:
+        """Count the token trigrams of a text's code for frequency weights; return the text."""
+        trigrams = extract_token_trigrams(text) if self._items else ()
+        if trigrams:
+            self._counts.update(set(trigrams))
+            self._counted += 1
+        return text
+
+    def find(self, text: str) -> Iterator[ContaminationMatch]:
+        """Yield the items whose code is in a text, under any identifiers; call ``count`` first."""
+        if not self._items or len(extract_token_trigrams(text)) < _MIN_TRIGRAMS // 2:
+            return
+        if self._index is None:
+            are_enough = self._counted >= _MIN_COUNTED_TEXTS
+            self._index = BenchmarkIndex(
+                self._texts,
+                frequency=self._counts if are_enough else None,
+                texts=self._counted if are_enough else 0,
+                near=_NEAR,
+                shuffled=_SHUFFLED,
+                cut=extract_token_trigrams,
+            )
+        for match in self._index.matches(text):
+            size = len(extract_token_trigrams(self._texts[match.item]))
+            if size >= _SHORT_TRIGRAMS or match.share >= _NEAR_SHORT:
+                yield ContaminationMatch(self._items[match.item], "rephrased", match.share)
+
 
 _QUESTION_NATS, _QUESTION_NATS_RUNNING = 20.0, 22.0
 """Information in nats from which a question identifies an item without its passage: where the

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate import MIN_UNITS, Metric, Plot, Report, Table
 from stillroom.evaluate.metrics.bootstrap import MIN_RUNS, bootstrap_two_way
 from stillroom.jobs import Job
@@ -147,7 +147,7 @@ class _Experiment:
             (len(fitting) - len(sample), "are more than asked for"),
         )
         excluded = "; ".join(f"{count} {why}" for count, why in reasons if count)
-        summary = f"{len(sample)} of {len(human)} human records" + (
+        summary = f"{len(sample)} of {count_noun(len(human), 'human record')}" + (
             f" ({excluded})" if excluded else ""
         )
         if len(sample) < MIN_UNITS:
@@ -443,7 +443,7 @@ def _summarize(measured: DataValueResults, rows: list[DataValueRow]) -> str:
     helps = [row.group for row in first_rows if row.verdict == "helps"]
     harms = [row.group for row in first_rows if row.verdict == "harms"]
     basis = f"measured on {measured.said['measured_on']}"
-    groups = f"{len(first_rows)} group{'s' * (len(first_rows) != 1)}"
+    groups = count_noun(len(first_rows), "group")
     seeds = measured.recipe.num_seeds
     if seeds < MIN_RUNS:
         return (

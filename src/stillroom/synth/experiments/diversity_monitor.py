@@ -135,7 +135,7 @@ def _measure_students(
     from stillroom.models import load_causal_lm, resolve_checkpoint
 
     records = list(read_records(resolve_local(recipe.perplexity.human)))
-    if few := warn_small_sample(len(records), "human records"):
+    if few := warn_small_sample(len(records), "human record"):
         job.warn(f"{few} No alarm is raised for perplexity.")
     alarms: list[DiversityAlarm] = []
     reference_losses: list[tuple[float, int]] = []

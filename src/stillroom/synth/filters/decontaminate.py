@@ -19,8 +19,7 @@ from typing_extensions import override
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, read_benchmark_items
-from stillroom.synth.dedup.code_search import CodeFinder
-from stillroom.synth.dedup.word_search import WordFinder
+from stillroom.synth.dedup.word_search import CodeFinder, WordFinder
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
 from stillroom.synth.prompting.conversation import get_text_field
 from stillroom.text.dedup.decontamination import count_document_frequencies

@@ -13,7 +13,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Passage, Record
-from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.interfaces import BoundFilter, Filter, FilterContext, FilterResult
 from stillroom.synth.lexical_overlap import (
     collapse_whitespace,
     compute_support,
@@ -48,8 +48,10 @@ class Grounded(Filter):
         return self._weigh(record, None)
 
     @override
-    def start(self, context: FilterContext) -> FilterState:
-        return _GroundedState(self, context)
+    def start(self, context: FilterContext) -> BoundFilter:
+        return BoundFilter(
+            lambda record: self._weigh(record, get_evidence_passage(record, context))
+        )
 
     def _weigh(self, record: Record, passage: Passage | None) -> FilterResult:
         answer = get_text_field(record, "answer")
@@ -72,14 +74,6 @@ class Grounded(Filter):
         if support < self.min_support:
             return FilterResult(False, "not supported by the passage", support)
         return FilterResult(True, score=support)
-
-
-class _GroundedState(FilterState):
-    def __init__(self, settings: Grounded, context: FilterContext) -> None:
-        self._settings, self._context = settings, context
-
-    def judge(self, record: Record) -> FilterResult:
-        return self._settings._weigh(record, get_evidence_passage(record, self._context))
 
 
 def _stands_in(record: Record, quote: str, passage: Passage) -> bool:

@@ -23,7 +23,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Passage, Record
-from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.interfaces import BoundFilter, Filter, FilterContext, FilterResult
 from stillroom.synth.prompting.conversation import get_evidence_passage
 
 __all__ = ["License", "allowed_terms", "requires_attribution"]
@@ -67,8 +67,10 @@ class License(Filter):
         return self._judge(record, None)
 
     @override
-    def start(self, context: FilterContext) -> FilterState:
-        return _LicenseState(self, context)
+    def start(self, context: FilterContext) -> BoundFilter:
+        return BoundFilter(
+            lambda record: self._judge(record, get_evidence_passage(record, context))
+        )
 
     def _judge(self, record: Record, passage: Passage | None) -> FilterResult:
         license_id = record.origin.license or (
@@ -88,14 +90,6 @@ class License(Filter):
         return FilterResult(
             True, details={"license": license_id}, changed=replace(record, fields=fields)
         )
-
-
-class _LicenseState(FilterState):
-    def __init__(self, settings: License, context: FilterContext) -> None:
-        self._settings, self._context = settings, context
-
-    def judge(self, record: Record) -> FilterResult:
-        return self._settings._judge(record, get_evidence_passage(record, self._context))
 
 
 def _attribute(record: Record, passage: Passage | None, terms: tuple[str, ...]) -> str:

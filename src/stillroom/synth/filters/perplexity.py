@@ -90,14 +90,9 @@ class PerplexityResult(NamedTuple):
     worst: float
 
     @property
-    def mean(self) -> float:
-        """Nats per token; 0 without tokens."""
-        return self.nats / self.tokens if self.tokens else 0.0
-
-    @property
     def perplexity(self) -> float:
-        """Exponential of the mean."""
-        return math.exp(min(self.mean, 700.0))
+        """Exponential of the nats per token; 1 without tokens."""
+        return math.exp(min(self.nats / max(self.tokens, 1), 700.0))
 
 
 def measure_perplexity(model: TextModel, text: str, *, window: int) -> PerplexityResult:

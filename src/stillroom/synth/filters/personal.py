@@ -22,7 +22,7 @@ from typing_extensions import override
 from stillroom.recipes import DISTINCT
 from stillroom.recipes.settings import Secret
 from stillroom.records import Link, Message, Record
-from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.interfaces import BoundFilter, Filter, FilterContext, FilterResult
 from stillroom.text.safety import PiiKind, Pseudonymizer, find_pii
 
 __all__ = ["Personal", "iter_text_fields", "mask_record"]
@@ -55,9 +55,10 @@ class Personal(Filter):
         return self._judge(record, Pseudonymizer("", self.style))
 
     @override
-    def start(self, context: FilterContext) -> FilterState:
+    def start(self, context: FilterContext) -> BoundFilter:
         secret = self.key.reveal() if self.key is not None else f"seed {context.seed}"
-        return _PersonalState(self, Pseudonymizer(secret, self.style))
+        pseudonyms = Pseudonymizer(secret, self.style)
+        return BoundFilter(lambda record: self._judge(record, pseudonyms))
 
     def _judge(self, record: Record, pseudonyms: Pseudonymizer) -> FilterResult:
         if self.action == "mask":
@@ -73,14 +74,6 @@ class Personal(Filter):
                     False, f"personal data: {matches[0].kind}", float(len(matches)), limit=0.0
                 )
         return FilterResult(True, score=0.0)
-
-
-class _PersonalState(FilterState):
-    def __init__(self, settings: Personal, pseudonyms: Pseudonymizer) -> None:
-        self._settings, self._pseudonyms = settings, pseudonyms
-
-    def judge(self, record: Record) -> FilterResult:
-        return self._settings._judge(record, self._pseudonyms)
 
 
 _UNMASKED_FIELDS = frozenset(

@@ -13,7 +13,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.interfaces import BoundFilter, Filter, FilterContext, FilterResult
 from stillroom.synth.prompting.conversation import get_evidence_passage
 from stillroom.synth.prompting.question_topics import strip_topic
 from stillroom.text.unicode import split_words
@@ -68,8 +68,12 @@ class QuestionForm(Filter):
         return self._weigh(record, "")
 
     @override
-    def start(self, context: FilterContext) -> FilterState:
-        return _QuestionFormState(self, context)
+    def start(self, context: FilterContext) -> BoundFilter:
+        def judge(record: Record) -> FilterResult:
+            passage = get_evidence_passage(record, context)
+            return self._weigh(record, passage.language if passage is not None else "")
+
+        return BoundFilter(judge)
 
     def _weigh(self, record: Record, language: str) -> FilterResult:
         question = record.fields.get("question")
@@ -93,12 +97,3 @@ class QuestionForm(Filter):
         if text.count('"') % 2 or text.count("(") != text.count(")"):
             return FilterResult(False, "unbalanced quotes or brackets", 0.0)
         return FilterResult(True)
-
-
-class _QuestionFormState(FilterState):
-    def __init__(self, settings: QuestionForm, context: FilterContext) -> None:
-        self._settings, self._context = settings, context
-
-    def judge(self, record: Record) -> FilterResult:
-        passage = get_evidence_passage(record, self._context)
-        return self._settings._weigh(record, passage.language if passage is not None else "")

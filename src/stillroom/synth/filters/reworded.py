@@ -16,15 +16,19 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.provenance import digest_json
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, read_benchmark_items
-from stillroom.synth.dedup.contamination import MatchThresholds
-from stillroom.synth.dedup.paraphrase_search import find_paraphrases
+from stillroom.synth.dedup.contamination import MatchThresholds, find_paraphrases
 from stillroom.synth.dedup.word_search import WordFinder
-from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
+from stillroom.synth.interfaces import (
+    EMBEDDER,
+    FilterContext,
+    FilterResult,
+    ModelScoredFilter,
+    ScoringState,
+)
 from stillroom.synth.prompting.conversation import get_final_answer, get_text_field
 from stillroom.text.dedup.decontamination import count_document_frequencies
 from stillroom.text.dedup.paraphrases import ParaphraseIndex, ParaphraseScore
@@ -38,10 +42,7 @@ class Reworded(ModelScoredFilter):
     paper: ClassVar[str] = "arXiv:2311.04850"
     accepts_passages: ClassVar[bool] = True
 
-    embedder: Reference = Field(
-        DEFAULT_EMBEDDER,
-        description="embedder that measures similarity",
-    )
+    embedder: Reference = EMBEDDER
     against: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         (), description="files or artifacts of records whose questions must not occur"
     )

@@ -24,9 +24,10 @@ from stillroom.synth.lexical_overlap import (
     extract_content_stems,
     extract_names_and_numbers,
     stem,
+    word_set,
 )
-from stillroom.synth.prompting.back_references import refers_back
 from stillroom.synth.prompting.conversation import get_evidence_passage, get_text_field
+from stillroom.synth.prompting.general_forms import refers_back
 from stillroom.synth.prompting.question_topics import strip_topic
 from stillroom.text.unicode import split_words
 
@@ -42,9 +43,7 @@ _POINTING = re.compile(
     r"(?:an?|the|what) (?:similar|equivalent|corresponding|respective|resulting|remaining))\b",
     re.IGNORECASE,
 )
-_PRONOUNS = frozenset(
-    str.split("it its they them their he she him her his hers we our you your i my")
-)
+_PRONOUNS = word_set("it its they them their he she him her his hers we our you your i my")
 _MARKED = re.compile(r"[\"“‘`']([^\"”’`']{2,})[\"”’`']|(\w*[_.]\w+|\w+\(\))")
 _ASKS_MEANING = re.compile(r"^what do(?:es)? .+ mean\?$", re.IGNORECASE)
 _AFTER_OPENING = re.compile(
@@ -58,12 +57,10 @@ _DEFINES = re.compile(
 )
 _DEFINITE = re.compile(r"\bthe (?=\w)")
 _CONDITION = re.compile(r"\b(?:if|when|once|whenever|unless) ")
-_ORDINALS = frozenset(
-    str.split("first second third fourth next other last new old original latter former")
-)
+_ORDINALS = word_set("first second third fourth next other last new old original latter former")
 """Words that tell one of several that the passage names."""
 
-_COMPLEMENTS = frozenset(str.split("of for in to from between on with by about"))
+_COMPLEMENTS = word_set("of for in to from between on with by about")
 _MIN_DOCUMENTS, _MIN_PASSAGES = 2, 3
 
 

@@ -20,14 +20,12 @@ from stillroom.records import Message, Prompt
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_enum_schema,
     make_object_schema,
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["BackTranslation"]
 
@@ -38,20 +36,15 @@ class BackTranslation(StepwiseGenerator):
     """Predict the instruction that a document answers, and keep pairs with a high score."""
 
     paper: ClassVar[str] = "arXiv:2308.06259"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "instruction": PromptTemplate(
-            "{text}\n\nThe text above is a good answer of an assistant. Write the user's "
-            "instruction or question that it answers, so that it is understood by itself."
-        ),
-        "score": PromptTemplate(
-            "User: {instruction}\n\nAnswer:\n{text}\n\nHow good an example is this of how an "
-            "assistant should answer? 5: perfect, to the point, complete, well written. 4: clear "
-            "and complete, with room for small improvement. 3: helpful, but not as an assistant "
-            "would write. 2: answers part of it. 1: off the topic, vague or incomplete. Answer "
-            "with the score."
-        ),
+        "instruction": "{text}\n\nThe text above is a good answer of an assistant. Write the "
+        "user's instruction or question that it answers, so that it is understood by itself.",
+        "score": "User: {instruction}\n\nAnswer:\n{text}\n\nHow good an example is this of how an "
+        "assistant should answer? 5: perfect, to the point, complete, well written. 4: clear and "
+        "complete, with room for small improvement. 3: helpful, but not as an assistant would "
+        "write. 2: answers part of it. 1: off the topic, vague or incomplete. Answer with the "
+        "score.",
     }
 
     min_score: float = Field(5, ge=1, le=5, description="minimum score; the default is the paper's")

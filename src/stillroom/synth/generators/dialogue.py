@@ -19,7 +19,6 @@ from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import extract_content_stems, rouge_l
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_enum_schema,
     make_object_schema,
@@ -27,7 +26,6 @@ from stillroom.synth.prompting.requests import (
     to_one_line,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Dialogue"]
 
@@ -61,22 +59,17 @@ class Dialogue(StepwiseGenerator):
     """Generate a conversation of several turns about a text, a topic or a first question."""
 
     paper: ClassVar[str] = "arXiv:2305.14233"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics", "records")
+    seed_kinds: ClassVar = ("passages", "topics", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "open": PromptTemplate(
-            "{subject}\n\nYou play a person who talks to an assistant about the subject above. "
-            "{goal} Write the person's first message alone: a question of one or two sentences."
-        ),
-        "user": PromptTemplate(
-            "{subject}\n\nYou play the user of this conversation about the subject above:\n\n"
-            "{talk}\n\nWrite the user's next message alone, one or two sentences: go deeper, ask "
-            "for an example, or doubt something. Write END if the user has nothing more to ask."
-        ),
-        "assistant": PromptTemplate("You answer questions.{subject}"),
-        "consistent": PromptTemplate(
-            "{talk}\n\nDoes the assistant's last message contradict what the assistant said before?"
-        ),
+        "open": "{subject}\n\nYou play a person who talks to an assistant about the subject above. "
+        "{goal} Write the person's first message alone: a question of one or two sentences.",
+        "user": "{subject}\n\nYou play the user of this conversation about the subject "
+        "above:\n\n{talk}\n\nWrite the user's next message alone, one or two sentences: go deeper, "
+        "ask for an example, or doubt something. Write END if the user has nothing more to ask.",
+        "assistant": "You answer questions.{subject}",
+        "consistent": "{talk}\n\nDoes the assistant's last message contradict what the assistant "
+        "said before?",
     }
 
     goal: str = Field(

@@ -24,14 +24,12 @@ from stillroom.synth.prompting.conversation import (
     make_qa_messages,
 )
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_enum_schema,
     make_object_schema,
     strip_quotes,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["EvolInstruct"]
 
@@ -70,20 +68,17 @@ class EvolInstruct(StepwiseGenerator):
     """Evolve the instruction of a record and answer every step that survives."""
 
     paper: ClassVar[str] = "arXiv:2304.12244"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "depth": PromptTemplate(_DEPTH),
-        "breadth": PromptTemplate(
-            "Take the instruction below as inspiration for a brand new one. It is of the same "
-            "domain but rarer, of like length and difficulty, and can be understood and answered "
-            "by a person.\n\n{instruction}\n\nWrite the new instruction alone."
-        ),
-        "equal": PromptTemplate(
-            "First instruction:\n{first}\n\nSecond instruction:\n{second}\n\nAre the two equal, "
-            "with the same constraints and requirements and the same depth and breadth of inquiry?"
-        ),
-        "answer": PromptTemplate("{instruction}"),
+        "depth": _DEPTH,
+        "breadth": "Take the instruction below as inspiration for a brand new one. It is of the "
+        "same domain but rarer, of like length and difficulty, and can be understood and answered "
+        "by a person.\n\n{instruction}\n\nWrite the new instruction alone.",
+        "equal": "First instruction:\n{first}\n\nSecond instruction:\n{second}\n\nAre the two "
+        "equal, with the same constraints and requirements and the same depth and breadth of "
+        "inquiry?",
+        "answer": "{instruction}",
     }
 
     ways: Annotated[tuple[Evolution, ...], DISTINCT] = Field(

@@ -192,6 +192,12 @@ class GroundedQa(Generator):
 
     @property
     @override
+    def unasked(self) -> str:
+        is_derived = self.form == "statement" and self.openings and not self._asks_answers
+        return "passages in English, German, French, Spanish or Chinese" if is_derived else ""
+
+    @property
+    @override
     def max_tokens(self) -> int:
         if self.form == "schema":
             return self.max_question_tokens + self.max_answer_tokens + 16

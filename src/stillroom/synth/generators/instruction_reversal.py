@@ -17,13 +17,11 @@ from stillroom.recipes import DISTINCT
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import token_f1
 
@@ -42,14 +40,12 @@ class InstructionReversal(StepwiseGenerator):
     """Generate the instruction that a text answers."""
 
     paper: ClassVar[str] = "arXiv:2304.08460"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "instruction": PromptTemplate(
-            "{text}\n\nThe text above is the answer. Write {voice} to which it is the answer."
-        ),
-        "length": PromptTemplate("{instruction}\n\nAnswer in {number} sentences."),
-        "again": PromptTemplate("{instruction}"),
+        "instruction": "{text}\n\nThe text above is the answer. Write {voice} to which it is the "
+        "answer.",
+        "length": "{instruction}\n\nAnswer in {number} sentences.",
+        "again": "{instruction}",
     }
 
     voices: Annotated[tuple[Voice, ...], DISTINCT] = Field(

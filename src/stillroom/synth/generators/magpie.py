@@ -20,14 +20,14 @@ from stillroom.models.interfaces import TemplatedModel
 from stillroom.records import Completion, Message
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import find_best_quote, make_qa_messages
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text, is_truncated
+from stillroom.synth.prompting.requests import fence_text, is_truncated
 from stillroom.synth.prompting.stepwise import (
     CoroutineBatch,
     GenerationUnit,
     RequestCoroutine,
     StepwiseGenerator,
 )
-from stillroom.synth.types import SeedKind, WorkItem
+from stillroom.synth.types import WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -42,11 +42,9 @@ class Magpie(StepwiseGenerator):
     """Sample a user message after the bare template, then answer it."""
 
     paper: ClassVar[str] = "arXiv:2406.08464"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
+    seed_kinds: ClassVar = ("nothing", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
-    templates: ClassVar = {
-        "system": PromptTemplate("You answer questions about this text.\n{text}")
-    }
+    templates: ClassVar = {"system": "You answer questions about this text.\n{text}"}
 
     questions: int = Field(1, ge=1, le=20, description="conversations per unit")
     turns: int = Field(1, ge=1, le=8, description="questions per conversation")

@@ -26,7 +26,6 @@ from stillroom.synth.prompting.conversation import (
     make_qa_messages,
 )
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
@@ -37,7 +36,6 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Metamath"]
 
@@ -51,25 +49,18 @@ class Metamath(StepwiseGenerator):
     """Rewrite math problems and solve the results."""
 
     paper: ClassVar[str] = "arXiv:2309.12284"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "rephrase": PromptTemplate(
-            "{question}\n\nSay this problem in other words, with the same numbers and the same "
-            "answer."
-        ),
-        "state": PromptTemplate(
-            "Problem:\n{question}\n\nIts answer is {answer}.\n\nWrite problem and answer together "
-            "as statements, without a question. Keep the unknown x as it is."
-        ),
-        "backward": PromptTemplate("{statement} What is the value of the unknown variable x?"),
-        "fobar": PromptTemplate(
-            "{question}\nIf we know the answer to the above question is {answer}, what is the "
-            "value of the unknown variable x?"
-        ),
-        "solve": PromptTemplate(
-            "{question}\n\nThink step by step, and end with a line that says: The answer is ..."
-        ),
+        "rephrase": "{question}\n\nSay this problem in other words, with the same numbers and the "
+        "same answer.",
+        "state": "Problem:\n{question}\n\nIts answer is {answer}.\n\nWrite problem and answer "
+        "together as statements, without a question. Keep the unknown x as it is.",
+        "backward": "{statement} What is the value of the unknown variable x?",
+        "fobar": "{question}\nIf we know the answer to the above question is {answer}, what is the "
+        "value of the unknown variable x?",
+        "solve": "{question}\n\nThink step by step, and end with a line that says: The answer is "
+        "...",
     }
 
     ways: Annotated[tuple[Augmentation, ...], DISTINCT] = Field(

@@ -21,7 +21,6 @@ from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import NoveltyPool
 from stillroom.synth.prompting.conversation import echoes_question, get_question, make_qa_messages
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_array_schema,
     make_object_schema,
@@ -39,7 +38,6 @@ from stillroom.synth.types import (
     GenerationFailure,
     GenerationResult,
     GeneratorContext,
-    SeedKind,
     WorkItem,
 )
 from stillroom.text.unicode import split_words
@@ -77,21 +75,15 @@ class Persona(StepwiseGenerator):
     """Infer personas from texts (or take those of records), and write tasks for them."""
 
     paper: ClassVar[str] = "arXiv:2406.20094"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    seed_kinds: ClassVar = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "from_text": PromptTemplate(
-            "{text}\n\nWho is likely to read, write or use this text? Describe that person in one "
-            "sentence: trade, interests, and what is special."
-        ),
-        "related": PromptTemplate(
-            "Persona: {persona}\n\nWho is in close relation with this person, at work, at home or "
-            "elsewhere? Describe {number} of them, each in one sentence."
-        ),
-        "task": PromptTemplate(
-            "Persona: {persona}\n\n{kind} Write it as the person would, and nothing else."
-        ),
-        "answer": PromptTemplate("{task}"),
+        "from_text": "{text}\n\nWho is likely to read, write or use this text? Describe that "
+        "person in one sentence: trade, interests, and what is special.",
+        "related": "Persona: {persona}\n\nWho is in close relation with this person, at work, at "
+        "home or elsewhere? Describe {number} of them, each in one sentence.",
+        "task": "Persona: {persona}\n\n{kind} Write it as the person would, and nothing else.",
+        "answer": "{task}",
     }
 
     relations: int = Field(

@@ -21,9 +21,7 @@ from typing_extensions import override
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.records import Message
 from stillroom.synth.prompting.conversation import get_question, get_reference_answer
-from stillroom.synth.prompting.requests import PromptTemplate
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["PivotalTokens"]
 
@@ -47,9 +45,9 @@ class PivotalTokens(StepwiseGenerator):
     """Find pairs of words that decide whether an answer is right."""
 
     paper: ClassVar[str] = "arXiv:2412.08905"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = ()
-    templates: ClassVar = {"ask": PromptTemplate("{question}")}
+    templates: ClassVar = {"ask": "{question}"}
 
     samples: int = Field(32, ge=4, le=512, description="completions of each prefix")
     threshold: float = Field(

@@ -21,14 +21,13 @@ from stillroom.records import Link
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import rouge_l
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
-from stillroom.synth.prompting.requests import PromptTemplate
 from stillroom.synth.prompting.stepwise import (
     CoroutineBatch,
     GenerationUnit,
     RequestCoroutine,
     StepwiseGenerator,
 )
-from stillroom.synth.types import GeneratorContext, SeedKind, WorkItem
+from stillroom.synth.types import GeneratorContext, WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -40,9 +39,9 @@ class PreferenceDelta(StepwiseGenerator):
     """Pair the teacher's answer with a weaker model's."""
 
     paper: ClassVar[str] = "arXiv:2507.06187"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
-    templates: ClassVar = {"ask": PromptTemplate("{question}")}
+    templates: ClassVar = {"ask": "{question}"}
 
     weaker: Reference = Field(
         DEFAULT_TEACHER,

@@ -16,7 +16,6 @@ from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_enum_schema,
     make_object_schema,
@@ -27,7 +26,6 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind
 
 __all__ = ["PreferenceJudge"]
 
@@ -40,14 +38,12 @@ class PreferenceJudge(StepwiseGenerator):
     """Pair a chosen with a rejected answer by the scores of a judge."""
 
     paper: ClassVar[str] = "arXiv:2310.01377"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "ask": PromptTemplate("{question}"),
-        "judge": PromptTemplate(
-            "Question:\n{question}\n\nFirst answer:\n{first}\n\nSecond answer:\n{second}\n\n"
-            "{rubric} Score each answer from 1 to 10."
-        ),
+        "ask": "{question}",
+        "judge": "Question:\n{question}\n\nFirst answer:\n{first}\n\nSecond "
+        "answer:\n{second}\n\n{rubric} Score each answer from 1 to 10.",
     }
 
     rubric: str = Field(

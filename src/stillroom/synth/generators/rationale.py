@@ -22,9 +22,8 @@ from stillroom.synth.prompting.conversation import (
     get_reference_answer,
     make_qa_messages,
 )
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text, to_one_line
+from stillroom.synth.prompting.requests import fence_text, to_one_line
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Rationale"]
 
@@ -35,16 +34,13 @@ class Rationale(StepwiseGenerator):
     """Generate reasoning for the answer of a record, and keep what reaches it."""
 
     paper: ClassVar[str] = "arXiv:2203.14465"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "reason": PromptTemplate(
-            "{question}\n\nThink step by step, and end with a line that says: The answer is ..."
-        ),
-        "hinted": PromptTemplate(
-            "{question}\n\n(The answer is {answer}.)\n\nThink step by step about why, as if you "
-            "had not been told, and end with a line that says: The answer is ..."
-        ),
+        "reason": "{question}\n\nThink step by step, and end with a line that says: The answer is "
+        "...",
+        "hinted": "{question}\n\n(The answer is {answer}.)\n\nThink step by step about why, as if "
+        "you had not been told, and end with a line that says: The answer is ...",
     }
 
     tries: int = Field(2, ge=1, le=64, description="rationales sampled before a hint is given")

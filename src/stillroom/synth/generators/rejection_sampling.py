@@ -24,9 +24,7 @@ from stillroom.synth.prompting.conversation import (
     get_reference_answer,
     make_qa_messages,
 )
-from stillroom.synth.prompting.requests import PromptTemplate
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["RejectionSampling"]
 
@@ -40,9 +38,9 @@ class RejectionSampling(StepwiseGenerator):
     """Sample answers and keep those that pass a verifier."""
 
     paper: ClassVar[str] = "arXiv:2308.01825"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
-    templates: ClassVar = {"ask": PromptTemplate("{question}")}
+    templates: ClassVar = {"ask": "{question}"}
 
     samples: int = Field(4, ge=1, le=256, description="answers sampled per question")
     keep: Literal["best", "distinct"] = Field(

@@ -25,14 +25,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Passage
-from stillroom.synth.interfaces import GeneratorState
+from stillroom.synth.interfaces import EMBEDDER, GeneratorState
 from stillroom.synth.lexical_overlap import extract_content_stems
 from stillroom.synth.prompting.conversation import make_qa_messages, refers_to_source
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_enum_schema,
     make_object_schema,
@@ -46,7 +44,7 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import GeneratorContext, SeedKind, WorkItem
+from stillroom.synth.types import GeneratorContext, WorkItem
 from stillroom.text.bm25 import BM25Parameters, TermImpacts, rank_rows, weigh_term
 from stillroom.text.unicode import split_words
 
@@ -76,7 +74,6 @@ class RetrievalTriples(StepwiseGenerator):
     """Write queries for passages and mine hard negatives."""
 
     paper: ClassVar[str] = "arXiv:2407.15831"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
     default_filters: ClassVar[tuple[str, ...]] = (
         "shape",
         "refusal",
@@ -85,12 +82,9 @@ class RetrievalTriples(StepwiseGenerator):
         "decontaminate",
     )
     templates: ClassVar = {
-        "query": PromptTemplate(
-            "{text}\n\nWrite {kind}. It must name its subject and be understood without the text."
-        ),
-        "answers": PromptTemplate(
-            "Query: {query}\n\n{text}\n\nDoes this text answer the query, or bear it out?"
-        ),
+        "query": "{text}\n\nWrite {kind}. It must name its subject and be understood without the "
+        "text.",
+        "answers": "Query: {query}\n\n{text}\n\nDoes this text answer the query, or bear it out?",
     }
 
     kinds: Annotated[tuple[QueryKind, ...], DISTINCT] = Field(
@@ -103,10 +97,7 @@ class RetrievalTriples(StepwiseGenerator):
     candidates: Reference | None = Field(
         None, description="a file of passages to take negatives from; by default the recipe's own"
     )
-    embedder: Reference = Field(
-        DEFAULT_EMBEDDER,
-        description="embedder that measures similarity",
-    )
+    embedder: Reference = EMBEDDER
     max_share: float = Field(
         0.95, gt=0, le=1,
         description="share of the positive's score above which a negative is excluded as a "

@@ -16,7 +16,6 @@ from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import get_question, get_solution, make_qa_messages
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_array_schema,
     make_enum_schema,
@@ -24,7 +23,6 @@ from stillroom.synth.prompting.requests import (
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Revision"]
 
@@ -43,19 +41,16 @@ class Revision(StepwiseGenerator):
     """Criticize and rewrite the answer of a record (or the teacher's own first answer)."""
 
     paper: ClassVar[str] = "arXiv:2303.17651"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "draft": PromptTemplate("{question}"),
-        "critique": PromptTemplate(
-            "Question:\n{question}\n\nAnswer:\n{answer}\n\nA good answer keeps to this:\n"
-            "{principles}\n\nName what is wrong with this answer, each problem in a few words, "
-            "and say whether it is good enough as it is."
-        ),
-        "rewrite": PromptTemplate(
-            "Question:\n{question}\n\nAnswer:\n{answer}\n\nProblems of this answer:\n{problems}\n\n"
-            "Write the answer again without these problems. Write the answer alone."
-        ),
+        "draft": "{question}",
+        "critique": "Question:\n{question}\n\nAnswer:\n{answer}\n\nA good answer keeps to "
+        "this:\n{principles}\n\nName what is wrong with this answer, each problem in a few words, "
+        "and say whether it is good enough as it is.",
+        "rewrite": "Question:\n{question}\n\nAnswer:\n{answer}\n\nProblems of this "
+        "answer:\n{problems}\n\nWrite the answer again without these problems. Write the answer "
+        "alone.",
     }
 
     rounds: int = Field(2, ge=1, le=6, description="maximum critiques")

@@ -16,14 +16,13 @@ from typing_extensions import override
 
 from stillroom.records import Message
 from stillroom.synth.prompting.conversation import Quote
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic
+from stillroom.synth.prompting.requests import fence_text, get_topic
 from stillroom.synth.prompting.stepwise import (
     GenerationUnit,
     RequestCoroutine,
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Rewrite"]
 
@@ -62,8 +61,7 @@ class Rewrite(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2401.16380"
     status: ClassVar[str] = "experimental"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
-    templates: ClassVar = {"rewrite": PromptTemplate("{topic}{text}\n\n{style}")}
+    templates: ClassVar = {"rewrite": "{topic}{text}\n\n{style}"}
 
     styles: tuple[Style, ...] = Field(
         ("plain",), min_length=1, description="styles to write each passage in"

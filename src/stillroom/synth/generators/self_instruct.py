@@ -26,7 +26,6 @@ from stillroom.synth.prompting.conversation import (
     parse_numbered_list,
 )
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     make_enum_schema,
     make_object_schema,
     make_string_schema,
@@ -42,7 +41,6 @@ from stillroom.synth.types import (
     GenerationFailure,
     GenerationResult,
     GeneratorContext,
-    SeedKind,
     WorkItem,
 )
 from stillroom.text.unicode import split_words
@@ -70,26 +68,18 @@ class SelfInstruct(StepwiseGenerator):
     """Grow a pool of tasks from seed tasks."""
 
     paper: ClassVar[str] = "arXiv:2212.10560"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    seed_kinds: ClassVar = ("records",)
     samples_seeds: ClassVar[bool] = True
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "tasks": PromptTemplate(
-            "Here is a series of tasks:\n\n{tasks}\n\nCome up with new tasks of many kinds, "
-            "numbered on from there. One task a line, nothing else."
-        ),
-        "kind": PromptTemplate(
-            "Task: {task}\n\nIs this a classification task, one whose output is one of a few "
-            "labels? Answer yes or no."
-        ),
-        "instance": PromptTemplate(
-            "Task: {task}\n\nGive one example of it as JSON: the input that it needs (empty if it "
-            "needs none), then the output."
-        ),
-        "labelled": PromptTemplate(
-            "Classification task: {task}\n\nGive one example of it as JSON: first the label that "
-            "is the output, then an input that has this label."
-        ),
+        "tasks": "Here is a series of tasks:\n\n{tasks}\n\nCome up with new tasks of many kinds, "
+        "numbered on from there. One task a line, nothing else.",
+        "kind": "Task: {task}\n\nIs this a classification task, one whose output is one of a few "
+        "labels? Answer yes or no.",
+        "instance": "Task: {task}\n\nGive one example of it as JSON: the input that it needs "
+        "(empty if it needs none), then the output.",
+        "labelled": "Classification task: {task}\n\nGive one example of it as JSON: first the "
+        "label that is the output, then an input that has this label.",
     }
 
     shown: int = Field(8, ge=1, le=32, description="tasks shown in a request")

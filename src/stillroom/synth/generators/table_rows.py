@@ -37,13 +37,12 @@ from stillroom.records import Message, Record
 from stillroom.records.streams import open_table
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import GeneratorContext, SeedKind
+from stillroom.synth.types import GeneratorContext
 
 __all__ = [
     "Copula",
@@ -405,13 +404,11 @@ class TableRows(StepwiseGenerator):
     """Generate rows of a table; the record is one assistant message, the row as JSON."""
 
     paper: ClassVar[str] = "arXiv:1906.08230"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing",)
+    seed_kinds: ClassVar = ("nothing",)
     default_filters: ClassVar[tuple[str, ...]] = ("injection", "decontaminate")
     templates: ClassVar = {
-        "texts": PromptTemplate(
-            "A row of a table{about}:\n\n{row}\n\nWrite what is missing, so that it fits the rest "
-            "of the row: {missing}"
-        )
+        "texts": "A row of a table{about}:\n\n{row}\n\nWrite what is missing, so that it fits the "
+        "rest of the row: {missing}"
     }
 
     columns: tuple[TableColumn, ...] = Field(

@@ -18,7 +18,6 @@ from typing_extensions import override
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import make_qa_messages
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_array_schema,
     make_object_schema,
@@ -31,7 +30,7 @@ from stillroom.synth.prompting.stepwise import (
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind, Topic
+from stillroom.synth.types import Topic
 
 __all__ = ["Taxonomy"]
 
@@ -42,27 +41,20 @@ class Taxonomy(StepwiseGenerator):
     """Generate questions about every leaf, and answer them."""
 
     paper: ClassVar[str] = "arXiv:2402.13064"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("topics",)
+    seed_kinds: ClassVar = ("topics",)
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "syllabus": PromptTemplate(
-            "You plan a course on {subject}.{about}\n\nWrite its syllabus: the sessions in order, "
-            "and for each the key concepts that students learn."
-        ),
-        "from_concepts": PromptTemplate(
-            "Course: {subject}\nSession: {sessions}\nKey concepts: {concepts}\n\nWrite one "
-            "homework question on these concepts that can be answered without anything else."
-        ),
-        "from_examples": PromptTemplate(
-            "Subject: {subject}.{about}\n\nThese are questions of the kind that is wanted:\n"
-            "{examples}\n\nWrite one new question of this kind that repeats none of them."
-        ),
-        "grounded": PromptTemplate(
-            "Subject: {subject}.\n\n{context}\n\nThese are questions of the kind that is wanted:\n"
-            "{examples}\n\nWrite one new question of this kind that the text answers."
-        ),
-        "answer": PromptTemplate("{question}"),
-        "grounded_answer": PromptTemplate("{context}\n\nAnswer from the text: {question}"),
+        "syllabus": "You plan a course on {subject}.{about}\n\nWrite its syllabus: the sessions in "
+        "order, and for each the key concepts that students learn.",
+        "from_concepts": "Course: {subject}\nSession: {sessions}\nKey concepts: "
+        "{concepts}\n\nWrite one homework question on these concepts that can be answered without "
+        "anything else.",
+        "from_examples": "Subject: {subject}.{about}\n\nThese are questions of the kind that is "
+        "wanted:\n{examples}\n\nWrite one new question of this kind that repeats none of them.",
+        "grounded": "Subject: {subject}.\n\n{context}\n\nThese are questions of the kind that is "
+        "wanted:\n{examples}\n\nWrite one new question of this kind that the text answers.",
+        "answer": "{question}",
+        "grounded_answer": "{context}\n\nAnswer from the text: {question}",
     }
 
     by: Literal["auto", "syllabus", "examples"] = Field(

@@ -16,9 +16,8 @@ from typing_extensions import override
 
 from stillroom.records import Message
 from stillroom.synth.interfaces import RECORD_FILTERS
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic, to_one_line
+from stillroom.synth.prompting.requests import fence_text, get_topic, to_one_line
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import SeedKind
 
 __all__ = ["Textbook"]
 
@@ -52,16 +51,13 @@ class Textbook(StepwiseGenerator):
     """Write educational text; the record is one assistant message."""
 
     paper: ClassVar[str] = "arXiv:2306.11644"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics")
+    seed_kinds: ClassVar = ("passages", "topics")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "after_text": PromptTemplate(
-            "{text}\n\nWrite {style} on the subject of the text above{topic}, for {audience}. Use "
-            "the text for what it is about, but do not copy or mention it. Begin at once."
-        ),
-        "on_topic": PromptTemplate(
-            "Write {style} on this subject: {topic}. It is for {audience}. Begin at once."
-        ),
+        "after_text": "{text}\n\nWrite {style} on the subject of the text above{topic}, for "
+        "{audience}. Use the text for what it is about, but do not copy or mention it. Begin at "
+        "once.",
+        "on_topic": "Write {style} on this subject: {topic}. It is for {audience}. Begin at once.",
     }
 
     styles: tuple[Style, ...] = Field(

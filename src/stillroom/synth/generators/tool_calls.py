@@ -34,13 +34,12 @@ from stillroom.records import Message
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.requests import (
-    PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
-from stillroom.synth.types import GeneratorContext, SeedKind
+from stillroom.synth.types import GeneratorContext
 from stillroom.text.dedup.paraphrases import find_numbers
 
 __all__ = ["ToolCalls", "ToolDefinition", "Toolbox", "read_tools"]
@@ -65,30 +64,20 @@ class ToolCalls(StepwiseGenerator):
     """Generate conversations in which the assistant calls tools."""
 
     paper: ClassVar[str] = "arXiv:2406.18518"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
+    seed_kinds: ClassVar = ("nothing", "topics", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "request": PromptTemplate(
-            "An assistant has this tool:\n\n{tool}\n\nWrite a message of a user who needs it, "
-            "with every value that the call will need{about}. Do not name the tool."
-        ),
-        "call": PromptTemplate(
-            "Tool:\n\n{tool}\n\nThe user says:\n{request}\n\nWrite the arguments of the call as "
-            "JSON, with values that the user gave."
-        ),
-        "result": PromptTemplate(
-            "The tool {name} ({description}) was called with {arguments}. Make up what it gives "
-            "back, as short JSON under the key result."
-        ),
-        "answer": PromptTemplate(
-            "The user says:\n{request}\n\nThe tool {name} gave back:\n{result}\n\nAnswer the user "
-            "from that, in a sentence or two, without speaking of the tool."
-        ),
-        "no_tool": PromptTemplate(
-            "An assistant has these tools alone:\n\n{tool}\n\nWrite a message of a user who needs "
-            "something that none of them can do."
-        ),
-        "decline": PromptTemplate("{request}"),
+        "request": "An assistant has this tool:\n\n{tool}\n\nWrite a message of a user who needs "
+        "it, with every value that the call will need{about}. Do not name the tool.",
+        "call": "Tool:\n\n{tool}\n\nThe user says:\n{request}\n\nWrite the arguments of the call "
+        "as JSON, with values that the user gave.",
+        "result": "The tool {name} ({description}) was called with {arguments}. Make up what it "
+        "gives back, as short JSON under the key result.",
+        "answer": "The user says:\n{request}\n\nThe tool {name} gave back:\n{result}\n\nAnswer the "
+        "user from that, in a sentence or two, without speaking of the tool.",
+        "no_tool": "An assistant has these tools alone:\n\n{tool}\n\nWrite a message of a user who "
+        "needs something that none of them can do.",
+        "decline": "{request}",
     }
 
     tools: Reference = Field(

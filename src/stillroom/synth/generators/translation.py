@@ -17,14 +17,13 @@ from stillroom.records import Message, Record
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import chrf
 from stillroom.synth.prompting.conversation import Quote, get_question, get_solution
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text
+from stillroom.synth.prompting.requests import fence_text
 from stillroom.synth.prompting.stepwise import (
     GenerationUnit,
     RequestCoroutine,
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.types import SeedKind
 from stillroom.text.language import is_other_language
 
 __all__ = ["Translation"]
@@ -43,12 +42,11 @@ class Translation(StepwiseGenerator):
     """Translate passages, or the question and answer of records, and back."""
 
     paper: ClassVar[str] = "arXiv:1511.06709"
-    seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    seed_kinds: ClassVar = ("passages", "records")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "translate": PromptTemplate(
-            "{text}\n\nTranslate the text above into {language}. Write the translation alone."
-        )
+        "translate": "{text}\n\nTranslate the text above into {language}. Write the translation "
+        "alone."
     }
 
     languages: Annotated[tuple[str, ...], DISTINCT] = Field(

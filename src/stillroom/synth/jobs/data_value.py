@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from stillroom.errors import count_noun
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
-from stillroom.objects import resolve_local
-from stillroom.recipes import DISTINCT, Recipe, Reference
-from stillroom.synth.settings import TRAINING_FLOPS_PER_SECOND, FreshStudent, Student
+from stillroom.recipes import DISTINCT, Reference
+from stillroom.synth.settings import (
+    TRAINING_FLOPS_PER_SECOND,
+    FreshStudent,
+    RecordFilesRecipe,
+    Student,
+)
 
 if TYPE_CHECKING:
     from stillroom.jobs import Job
@@ -20,14 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["JOB_KIND", "DataValueRecipe", "estimate", "run"]
 
 
-class DataValueRecipe(Recipe):
+class DataValueRecipe(RecordFilesRecipe):
     """Measure the value of groups of records by training small students on them."""
 
     kind: Literal["synth.data_value"] = Field(
         default="synth.data_value", description="measure the value of groups of records"
-    )
-    records: Annotated[tuple[Reference, ...], DISTINCT] = Field(
-        min_length=1, description="files or artifacts of records"
     )
     human: Reference = Field(
         description="human records to measure on; none may be used for training"
@@ -49,11 +50,6 @@ class DataValueRecipe(Recipe):
     student: Student = Field(
         default_factory=FreshStudent, description="the students, and how they are trained"
     )
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Local paths of the records."""
-        return tuple(map(resolve_local, self.records))
 
 
 def run(recipe: DataValueRecipe, job: Job) -> Artifact:
@@ -91,7 +87,8 @@ def estimate(recipe: DataValueRecipe) -> Estimate:
         seconds=students * (flops / TRAINING_FLOPS_PER_SECOND + 3.0),
         memory_knob="use a smaller student",
         disk_knob="use a smaller student",
-        basis=f"{students} students of {parameters / 1e6:.1f} M parameters, {steps} steps each",
+        basis=f"{students} students of {parameters / 1e6:.1f} M parameters, "
+        f"{count_noun(steps, 'step')} each",
     )
 
 

@@ -11,8 +11,9 @@ from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.objects import resolve_local
-from stillroom.recipes import DISTINCT, Recipe, Reference, Settings
+from stillroom.recipes import DISTINCT, Reference, Settings
 from stillroom.synth.seeds import count_bytes
+from stillroom.synth.settings import RecordFilesRecipe
 
 if TYPE_CHECKING:
     from stillroom.jobs import Job
@@ -49,14 +50,11 @@ class ParaphraseSettings(Settings):
     )
 
 
-class DecontaminationRecipe(Recipe):
+class DecontaminationRecipe(RecordFilesRecipe):
     """Remove records that contain a test question."""
 
     kind: Literal["synth.decontaminate"] = Field(
         default="synth.decontaminate", description="remove records that contain a test question"
-    )
-    records: Annotated[tuple[Reference, ...], DISTINCT] = Field(
-        min_length=1, description="files or artifacts of records"
     )
     against: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         min_length=1,
@@ -73,11 +71,6 @@ class DecontaminationRecipe(Recipe):
     paraphrases: ParaphraseSettings | None = Field(
         None, description="also look for reworded items, with an embedder"
     )
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Local paths of the records."""
-        return tuple(map(resolve_local, self.records))
 
     @property
     def item_paths(self) -> tuple[Path, ...]:

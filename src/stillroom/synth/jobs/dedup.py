@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,23 +9,20 @@ from pydantic import Field
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind, defer
 from stillroom.jobs.replay import JournalReplayer
-from stillroom.objects import resolve_local
-from stillroom.recipes import DISTINCT, ENGINE, EngineChoice, Recipe, Reference
+from stillroom.recipes import DISTINCT, ENGINE, EngineChoice
 from stillroom.synth.seeds import count_bytes
+from stillroom.synth.settings import RecordFilesRecipe
 
 __all__ = ["JOB_KIND", "DedupRecipe", "estimate"]
 
 _BYTES_PER_SECOND = 5e6
 
 
-class DedupRecipe(Recipe):
+class DedupRecipe(RecordFilesRecipe):
     """Remove near duplicates from files of records, by an exact join of word n-grams."""
 
     kind: Literal["synth.dedup"] = Field(
         default="synth.dedup", description="remove near duplicates from files of records"
-    )
-    records: Annotated[tuple[Reference, ...], DISTINCT] = Field(
-        min_length=1, description="files or artifacts of records"
     )
     threshold: float = Field(
         0.8,
@@ -44,11 +40,6 @@ class DedupRecipe(Recipe):
         " is kept",
     )
     engine: EngineChoice = ENGINE
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Local paths of the records."""
-        return tuple(map(resolve_local, self.records))
 
 
 def estimate(recipe: DedupRecipe) -> Estimate:

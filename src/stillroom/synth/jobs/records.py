@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
-from stillroom.errors import RecipeError
+from stillroom.errors import RecipeError, count_noun
 from stillroom.jobs import Estimate
-from stillroom.jobs.kind import JobKind
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.jobs.segments import ReplayRequest
 from stillroom.models.hub import DEFAULT_TEACHER
@@ -32,12 +32,10 @@ from stillroom.synth.selection import MixSettings
 from stillroom.synth.settings import BudgetSettings, EngineSettings, RecordTargets
 
 if TYPE_CHECKING:
-    from stillroom.jobs import Job
-    from stillroom.provenance import Artifact
     from stillroom.synth.interfaces import Filter
     from stillroom.synth.types import Split
 
-__all__ = ["JOB_KIND", "RecordsRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "RecordsRecipe", "estimate"]
 
 _DEFAULT_TARGETS = {"train": 100, "held_out": 25}
 _TOKENS_PER_SECOND = 240.0
@@ -138,18 +136,18 @@ class RecordsRecipe(Recipe):
         return self
 
 
-def run(recipe: RecordsRecipe, job: Job) -> Artifact:
-    """Write the records of a recipe to the job's output; raises as ``write_records``."""
-    from stillroom.synth.output.records import write_records
-
-    return write_records(recipe, job)
-
-
 def estimate(recipe: RecordsRecipe) -> Estimate:
     """Estimate memory, disk and time from the targets and the size of the teacher's file."""
     step_estimates = estimate_steps(recipe)
     num_records = sum(step.outputs for step in step_estimates)
     num_requests = sum(step.requests for step in step_estimates)
+    unasked = {
+        step.generator.unasked for step in recipe.steps.values() if isinstance(step, GenerateStep)
+    }
+    requests = count_noun(f"{num_requests:.0f}", "request")
+    requests = f"at most {requests}" if any(unasked) else f"about {requests}"
+    if unasked and all(unasked):
+        requests += f" (none for {' or '.join(sorted(unasked))})"
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
     seed_bytes = count_bytes(filter(None, (recipe.index, recipe.seeds)))
@@ -159,7 +157,7 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
         seconds=sum(step.tokens for step in step_estimates) / _TOKENS_PER_SECOND,
         memory_knob="use a smaller teacher, or an endpoint",
         disk_knob="lower num_records",
-        basis=f"about {num_requests:.0f} requests, of which half are kept, on two cores",
+        basis=f"{requests}, of which half are kept, on two cores",
     )
 
 
@@ -175,7 +173,7 @@ class _RecordsReplayer(JournalReplayer):
 
 JOB_KIND = JobKind(
     RecordsRecipe,
-    run,
+    defer("stillroom.synth.output.records:write_records"),
     estimate,
     outline=format_steps,
     replayer=_RecordsReplayer(without={"cache": None}, compared=("output/*.html",)),

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Literal
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate.report import open_templates
 from stillroom.jobs import atomic_write
 from stillroom.jobs.files import draft_folder, refuse_existing
@@ -419,10 +419,12 @@ def _collect_facts(title: str, paths: Iterable[Path], result: ExportResult) -> D
                 created = max(created, artifact.created)
                 sources[folder.name, artifact.digest] = None
     total, synthetic = result.rows.total(), result.origins["synthetic"]
-    left_out = [f"{count} rows: {why}" for why, count in result.left_out.most_common(_SHOWN)]
+    left_out = [
+        f"{count_noun(count, 'row')}: {why}" for why, count in result.left_out.most_common(_SHOWN)
+    ]
     return DatasetFacts(
         title,
-        f"{total} records, {synthetic} of them synthetic (by models or rules).",
+        f"{count_noun(total, 'record')}, {synthetic} of them synthetic (by models or rules).",
         licenses=tuple(sorted(name for name in result.licenses if name)),
         created=created[:10],
         digest=digest_json([title, sorted(sources)]) if sources else "",
@@ -461,7 +463,9 @@ def _render_card(title: str, format: str, files: Mapping[str, Path], result: Exp
     templates.filters["json"] = partial(json.dumps, ensure_ascii=False)
     templates.filters["percent"] = "{:.0%}".format
     total = result.rows.total()
-    counts = [(f"{count} rows", license) for license, count in result.licenses.most_common()]
+    counts = [
+        (count_noun(count, "row"), license) for license, count in result.licenses.most_common()
+    ]
     return templates.get_template("dataset_card.md").render(
         vars(result),
         title=title,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from stillroom.errors import count_noun
 from stillroom.evaluate.charts import Plot
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.evaluate.report import Report, Table, render_page
@@ -85,9 +86,10 @@ def _summarize(facts: ReportInput, rejections: RejectionStats) -> str:
     train, held_out = facts.train.count, facts.held_out.count
     rejected, requests = rejections.counts.total(), facts.report["spent"]["asks"]
     summary = (
-        f"{train + held_out} records kept, {held_out} of them held out; {rejected} rows rejected"
+        f"{count_noun(train + held_out, 'record')} kept, {held_out} of them held out; "
+        f"{count_noun(rejected, 'row')} rejected"
     )
-    summary += f" in {requests} requests." if requests else "."
+    summary += f" in {count_noun(requests, 'request')}." if requests else "."
     unknown = facts.train.kinds["unknown"]
     if unknown:
         summary += f" The origin of {unknown} training records is unknown."
@@ -259,9 +261,10 @@ def _add_contamination(report: Report, facts: ReportInput, rejections: Rejection
         )
         return
     text = (
-        f"{facts.held_out.count} held-out records"
+        f"{count_noun(facts.held_out.count, 'held-out record')}"
         + (f" and the items of {', '.join(named)}" if named else "")
-        + f" were searched for in every training record; {rejections.held_out} rows matched."
+        + f" were searched for in every training record; "
+        f"{count_noun(rejections.held_out, 'row')} matched."
         + ("" if "reworded" in checks else " Rewordings were not: use the filter reworded.")
     )
     rows = tuple(
@@ -395,7 +398,8 @@ def _add_forms(report: Report, stats: RecordStats) -> None:
     if openings := stats.openings:
         report.section(
             "Question openings",
-            f"{len(openings)} openings of three words among {openings.total()} questions.",
+            f"{len(openings)} openings of three words among "
+            f"{count_noun(openings.total(), 'question')}.",
             plot=_plot_bars("Most common openings", openings.most_common(_MAX_OPENINGS)),
         )
 

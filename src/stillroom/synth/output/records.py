@@ -7,12 +7,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.jobs import Job, MessageLog, atomic_write, tell_warnings
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
@@ -71,7 +71,8 @@ def write_records(recipe: RecordsRecipe, job: Job) -> Artifact:
         _open_model_pool(recipe, job) as models,
         closing(RunCache.of(job)) as caches,
     ):
-        run = _RecordsRun(recipe, inputs, job, models, caches, files)
+        costs = CostTracker(recipe.budget)
+        run = _RecordsRun(recipe, inputs, job, models, caches, files, costs)
         held_out = run.run_split("held_out", ())
         train = run.run_split("train", list(held_out.records))
         require_records(train, recipe, run.costs.reached())
@@ -88,10 +89,7 @@ class _RecordsRun:
     models: ModelPool
     caches: RunCache
     files: ExitStack
-    costs: CostTracker = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "costs", CostTracker(self.recipe.budget))
+    costs: CostTracker
 
     def run_split(self, split: Split, held_out: Sequence[Record]) -> SplitResult:
         """Generate the records of one side."""
@@ -118,7 +116,8 @@ class _RecordsRun:
                 progress.advance(
                     len(result.records) - progress.done,
                     lambda: (
-                        f"{result.requests} requests, {len(result.rejected)} rejected, "
+                        f"{count_noun(result.requests, 'request')}, {len(result.rejected)} "
+                        "rejected, "
                         f"{self.costs.note()}"
                     ),
                 )
@@ -303,7 +302,7 @@ def _log_inputs(inputs: PipelineInputs, job: Job) -> None:
         kind = get_seed_kind(source.items[0])
         job.say(f"{name}: {train} {kind} to train on, {held_out} held out")
         for reason, count in source.dropped.items():
-            job.warn(f"{count} rows of {source.path} left out: {reason}")
+            job.warn(f"{count_noun(count, 'row')} of {source.path} left out: {reason}")
 
 
 def _list_parents(
@@ -342,7 +341,7 @@ def require_records(result: SplitResult, recipe: RecordsRecipe, stopped_by: str 
     reasons = "; ".join(f"{count} {reason}" for reason, count in result.count_reasons().items())
     raise DataError(
         "no training record is kept"
-        + (f" of {result.requests} requests" if result.requests else "")
+        + (f" of {count_noun(result.requests, 'request')}" if result.requests else "")
         + (f" ({reasons})" if reasons else "")
         + (f"; {stopped_by}" if stopped_by else ""),
         code="synth.nothing-kept",
@@ -372,7 +371,7 @@ def describe_shortfall(result: SplitResult, recipe: RecordsRecipe, stopped_by: s
     cause = stopped_by or "all seeds and attempts are used"
     return (
         f"{num_records}{wanted} {result.split} records kept after "
-        f"{result.requests} requests ({main_reasons}); {cause}"
+        f"{count_noun(result.requests, 'request')} ({main_reasons}); {cause}"
     )
 
 
@@ -455,16 +454,15 @@ def _report_mixture(mixture: MixtureResult, new_records: Sequence[Record], job: 
     new_ids = {record.id for record in new_records}
     new = sum(record.id in new_ids for record in mixture.records)
     (job.say if new else job.warn)(
-        f"mix: {len(mixture.records)} training records, {new} of them generated here; left out: "
+        f"mix: {count_noun(len(mixture.records), 'training record')}, {new} of them generated "
+        "here; left out: "
         f"{dropped or 'none'}"
     )
 
 
 def _describe_mixture(recipe: RecordsRecipe, mixture: MixtureResult) -> dict[str, Any]:
     settings = recipe.mix.model_dump(mode="json") if recipe.mix is not None else {}
-    reasons: dict[str, int] = {}
-    for row in mixture.dropped:
-        reasons[row.reason] = reasons.get(row.reason, 0) + 1
+    reasons = Counter(row.reason for row in mixture.dropped)
     return {
         "rule": settings.get("rule"),
         "human_share": settings.get("human_share"),

@@ -22,6 +22,7 @@ from stillroom.synth.lexical_overlap import (
     extract_content_stems,
     extract_content_words,
     rouge_l,
+    word_set,
 )
 from stillroom.synth.prompting.english_questions import name_subject
 from stillroom.synth.prompting.requests import to_one_line
@@ -61,14 +62,12 @@ _MIN_CHARACTERS, _MAX_CHARACTERS = 10, 120
 
 _MIN_CONTENT = 4
 
-_OPENERS = frozenset(
-    str.split(
-        """this that these those it its they them their he she his her such here there also however
-        thus therefore hence otherwise then similarly likewise conversely finally moreover
-        furthermore additionally instead consequently nevertheless but and or so yet note see
-        both neither either another others one some above below previously next first second
-        third we i"""
-    )
+_OPENERS = word_set(
+    """this that these those it its they them their he she his her such here there also however
+    thus therefore hence otherwise then similarly likewise conversely finally moreover
+    furthermore additionally instead consequently nevertheless but and or so yet note see
+    both neither either another others one some above below previously next first second
+    third we i"""
 )
 
 _ANAPHORA = re.compile(

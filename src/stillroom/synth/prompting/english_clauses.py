@@ -15,6 +15,7 @@ from stillroom.synth.lexical_overlap import (
     FUNCTION_WORDS,
     collapse_whitespace,
     extract_content_stems,
+    word_set,
 )
 from stillroom.synth.prompting.english_questions import DEFINITION, GOVERNING, happens
 from stillroom.synth.prompting.english_verbs import (
@@ -53,17 +54,15 @@ _REFERRING = re.compile(
     r"\b(?:this|that|these|those|it|its|they|them|which|who|he|she|we|you)\b", re.I
 )
 
-_LOWERED = frozenset(
-    str.split(
-        """the a an all any each every some most many few both several two three four five one
-        other another various such major new old modern early late first second third"""
-    )
+_LOWERED = word_set(
+    """the a an all any each every some most many few both several two three four five one
+    other another various such major new old modern early late first second third"""
 )
 
-PREPOSITIONS = frozenset(str.split("to into from for by with as of on in at within through using"))
+PREPOSITIONS = word_set("to into from for by with as of on in at within through using")
 """Prepositions after a verb: the object of the question follows them, not the verb."""
 
-_PARTICLES = frozenset(str.split("back out up down off over away forth together apart"))
+_PARTICLES = word_set("back out up down off over away forth together apart")
 _PRO_VERBS = frozenset({"do", "done", "have", "make", "give", "get", "use", "used"})
 _NEGATION = re.compile(r"(?:\w+ ){0,2}?(?:not|never|no longer|hardly|rarely|seldom)\b")
 _GOVERNED = frozenset({"of", "to", "for", "from", "with"})
@@ -82,31 +81,29 @@ _PLACE_OR_TIME = re.compile(
 )
 """What follows a verb and is asked for by "where" or "when", not by "what ... in"."""
 
-_NO_OBJECTS = frozenset(
-    str.split(
-        """effect place part no because against over under above below toward towards across along
-        until since so like than between among beyond behind beside near better worse well"""
-    )
+_NO_OBJECTS = word_set(
+    """effect place part no because against over under above below toward towards across along
+    until since so like than between among beyond behind beside near better worse well"""
 )
 """Words after a verb that cannot be asked about ("take effect", "make no")."""
 
-_NAMING = frozenset(str.split("named called titled entitled dubbed nicknamed renamed termed"))
-_NEEDED = frozenset(str.split("to from with of for as into"))
+_NAMING = word_set("named called titled entitled dubbed nicknamed renamed termed")
+_NEEDED = word_set("to from with of for as into")
 _NEEDING = frozenset({"result", "consist", "participate", "engage"})
 """Verbs that are incomplete without a complement."""
 
-_REPORTING = frozenset(str.split("said believed thought reported"))
+_REPORTING = word_set("said believed thought reported")
 _NOUN_ENDINGS = ("s", "ing", "tion", "ment", "ity", "ness", "ance", "ence")
-_GOING_ON = frozenset(str.split("and or but which who whose where"))
+_GOING_ON = word_set("and or but which who whose where")
 """Words after a comma that does not end the condition."""
 
-_CAUSING = frozenset(str.split("allow enable let permit cause force require make lead encourage"))
-_LIGHT = frozenset(str.split("have take become say tell turn get go come see"))
+_CAUSING = word_set("allow enable let permit cause force require make lead encourage")
+_LIGHT = word_set("have take become say tell turn get go come see")
 """Verbs that tell nothing without their object: "What does Walter take?" """
 
-_MEASURING = frozenset(str.split("last reach cost weigh measure number span total exceed kill"))
-_BEGINNING = frozenset(str.split("begin start stop continue keep avoid finish"))
-_OBJECTS = frozenset(str.split("you us them him her it me one users people users, someone"))
+_MEASURING = word_set("last reach cost weigh measure number span total exceed kill")
+_BEGINNING = word_set("begin start stop continue keep avoid finish")
+_OBJECTS = word_set("you us them him her it me one users people users, someone")
 """Objects of a verb whose sentence goes on with what they do."""
 
 _PEOPLES = tuple(
@@ -121,7 +118,7 @@ _PEOPLES = tuple(
 _MAX_SUBJECT, _MAX_BETWEEN = 9, 4
 _MIN_REST = 3
 _MIN_WORDS, _MIN_NEW = 4, 2
-_DETERMINED = DETERMINERS | frozenset(str.split("your our one two several certain other"))
+_DETERMINED = DETERMINERS | word_set("your our one two several certain other")
 
 
 def write_clause_questions(statement: str, passage: str = "") -> list[str]:

@@ -17,6 +17,7 @@ from stillroom.synth.lexical_overlap import (
     FUNCTION_WORDS,
     collapse_whitespace,
     extract_content_words,
+    word_set,
 )
 from stillroom.synth.prompting.english_verbs import (
     BE,
@@ -103,7 +104,7 @@ _DOER = re.compile(
     r"(?P<aside>, [^,;]{3,60},)?(?: (?:\w+ly|soon|then|also|still|never|always|now|only))? "
     r"(?P<predicate>(?P<verb>[a-z]+)\b.*)$"
 )
-_AUXILIARY = frozenset(str.split("was had is has could would did might must should will can does"))
+_AUXILIARY = word_set("was had is has could would did might must should will can does")
 _HE, _SHE = re.compile(r"\b(?:he|his|him|himself)\b"), re.compile(r"\b(?:she|hers?|herself)\b")
 _MEN = re.compile(r"^(?:Mr|Sir|Lord|Captain|Colonel|King|Prince|Emperor|Pope|Uncle|Master)\b")
 _WOMEN = re.compile(r"^(?:Mrs|Ms|Miss|Lady|Queen|Princess|Empress|Aunt)\b")
@@ -124,12 +125,10 @@ _CUT = re.compile(
     r"[;:—]|--|, (?:and|but|who|which|for|as|that|though|although|where|when|while|so|because|"
     r"with|including|such)\b|,? (?:but|because|although|though|whereas)\b"
 )
-_DONE_BY_PEOPLE = frozenset(
-    str.split(
-        """admire ask believe born compose cry decide deny die discover dream feel forget hate hear
-        hope invent invite know laugh learn love marry paint persuade propose regret remember
-        resolve say sit smile speak study suspect teach tell think visit walk weep wish write"""
-    )
+_DONE_BY_PEOPLE = word_set(
+    """admire ask believe born compose cry decide deny die discover dream feel forget hate hear
+    hope invent invite know laugh learn love marry paint persuade propose regret remember
+    resolve say sit smile speak study suspect teach tell think visit walk weep wish write"""
 )
 _UNTOLD = re.compile(
     r"^(?:\w+ )?(?:not|never|hardly|scarcely|no longer)\b|\b(?:therefore|thus|hence|"

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from stillroom.synth.lexical_overlap import FUNCTION_WORDS
+from stillroom.synth.lexical_overlap import FUNCTION_WORDS, word_set
 
 __all__ = [
     "ADVERBS",
@@ -35,30 +35,24 @@ __all__ = [
     "is_participle",
 ]
 
-ADVERBS = frozenset(
-    str.split(
-        """then also always often usually only now still first normally typically generally
-        already just even again both all sometimes thus later twice never ever"""
-    )
+ADVERBS = word_set(
+    """then also always often usually only now still first normally typically generally
+    already just even again both all sometimes thus later twice never ever"""
 )
 
-DETERMINERS = frozenset(
-    str.split("a an the any all each every some both no its their his her such this that these")
+DETERMINERS = word_set(
+    "a an the any all each every some both no its their his her such this that these"
 )
 
-NUMBERS = frozenset(
-    str.split(
-        """two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-        sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
-        hundred thousand million billion several many few most"""
-    )
+NUMBERS = word_set(
+    """two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
+    hundred thousand million billion several many few most"""
 )
 
-_BEHIND_PARTICIPLE = frozenset(
-    str.split(
-        """by in to from with on at for as during between under into through of using over within
-        after before without across against among about"""
-    )
+_BEHIND_PARTICIPLE = word_set(
+    """by in to from with on at for as during between under into through of using over within
+    after before without across against among about"""
 )
 
 _PRONOUNS = frozenset({"he", "she", "it", "they", "we"})
@@ -66,22 +60,20 @@ _PASSIVE = frozenset({"use", "dedicate", "base", "locate", "intend", "associate"
 """Verbs that rarely have an agent as their subject."""
 
 _BEHIND_PASSIVE = frozenset({"by", "for"})
-_BEHIND_VERB = frozenset(str.split("the a an all any each every its their his her no both that"))
+_BEHIND_VERB = word_set("the a an all any each every its their his her no both that")
 _ARTICLES = frozenset({"a", "an", "the", "its", "their"})
 
-_STOPS = frozenset(
-    str.split(
-        """that which who whom whose where when while whenever because if unless until although
-        though since so whereas how why what whether as than"""
-    )
+_STOPS = word_set(
+    """that which who whom whose where when while whenever because if unless until although
+    though since so whereas how why what whether as than"""
 )
 
 _JOINING = frozenset({"and", "or", "but", "nor"})
 _KINDS = {"has": "does", "have": "do", "had": "did", "does": "does", "do": "do", "did": "did"}
 _OPENING = frozenset("\"“‘'`«")
 
-_ENDING_LIKE_ADVERBS = frozenset(
-    str.split("family assembly supply reply anomaly italy july monopoly ally rally apply multiply")
+_ENDING_LIKE_ADVERBS = word_set(
+    "family assembly supply reply anomaly italy july monopoly ally rally apply multiply"
 )
 
 _OPEN, _CLOSE = "([“«", ")]”»"
@@ -280,49 +272,45 @@ def get_bracket_depths(line: str) -> list[tuple[int, int]]:
     return depths
 
 
-INDEFINITE = frozenset(
-    str.split(
-        """everybody everyone everything somebody someone something anybody anyone anything nobody
-        nothing none people others each many few several all both neither either some"""
-    )
+INDEFINITE = word_set(
+    """everybody everyone everything somebody someone something anybody anyone anything nobody
+    nothing none people others each many few several all both neither either some"""
 )
 """Subjects that name nothing; no question asks about them."""
 
 BE = frozenset({"is", "are", "was", "were"})
 HAVE = frozenset({"has", "have", "had"})
-MODAL = frozenset(str.split("can may must shall should will cannot could might would"))
+MODAL = word_set("can may must shall should will cannot could might would")
 
-_REGULAR = frozenset(
-    str.split(
-        """accept access accuse achieve acquire act adapt add adopt advance affect allow announce
-        appear apply appoint approve argue arrest arrive ask assert assign associate assume
-        attach attack attempt attend attract avoid behave belong call capture carry cause
-        celebrate change check claim collapse collect combine compare compete complete compute
-        conduct confirm connect conquer consider consist constitute construct contain continue
-        contribute control convert copy correspond count cover create criticize cross decide
-        declare decline decrease dedicate defeat define delay delete deliver demonstrate
-        denounce depend derive describe destroy determine develop die differ disable discover
-        display divide dominate earn eliminate emerge emit employ enable encode encourage end
-        enforce enlist ensure enter escape establish estimate evaluate evolve exceed execute
-        exist expand expect explain explode explore export express extend face fail favor fetch
-        finish flow follow force form format forward found gain generate govern grant group
-        guarantee handle happen help identify implement imply import improve include increase
-        indicate influence inherit initialize insert inspire install intend introduce invade
-        invent invite invoke involve iterate join jump kill last launch limit list live load
-        locate lock look lower maintain manage map mark marry match matter measure mention merge
-        migrate modify move murder need obey observe occupy occur offer open operate oppose
-        order organize originate override own participate pass pay perform permit persuade place
-        plan point possess predict prefer prepare present preserve prevent print process produce
-        prohibit promote propose protect prove provide publish purchase raise reach realize
-        receive recognize recommend record recover reduce refer reflect reform refuse regain
-        regard reject relate release remain remove rename render renounce repeat replace report
-        represent require rescue reserve resign resolve respond restore restrict result retain
-        retire return reveal review rotate save search seem select separate serve settle share
-        skip sort specify sponsor start state stay stop store strengthen struggle succeed suffer
-        suggest supply support suppress surrender survive switch talk terminate test threaten
-        trace train transfer transform translate travel treat trigger turn unify unpack update
-        urge use vary verify visit wait walk want warn work wrap yield"""
-    )
+_REGULAR = word_set(
+    """accept access accuse achieve acquire act adapt add adopt advance affect allow announce
+    appear apply appoint approve argue arrest arrive ask assert assign associate assume
+    attach attack attempt attend attract avoid behave belong call capture carry cause
+    celebrate change check claim collapse collect combine compare compete complete compute
+    conduct confirm connect conquer consider consist constitute construct contain continue
+    contribute control convert copy correspond count cover create criticize cross decide
+    declare decline decrease dedicate defeat define delay delete deliver demonstrate
+    denounce depend derive describe destroy determine develop die differ disable discover
+    display divide dominate earn eliminate emerge emit employ enable encode encourage end
+    enforce enlist ensure enter escape establish estimate evaluate evolve exceed execute
+    exist expand expect explain explode explore export express extend face fail favor fetch
+    finish flow follow force form format forward found gain generate govern grant group
+    guarantee handle happen help identify implement imply import improve include increase
+    indicate influence inherit initialize insert inspire install intend introduce invade
+    invent invite invoke involve iterate join jump kill last launch limit list live load
+    locate lock look lower maintain manage map mark marry match matter measure mention merge
+    migrate modify move murder need obey observe occupy occur offer open operate oppose
+    order organize originate override own participate pass pay perform permit persuade place
+    plan point possess predict prefer prepare present preserve prevent print process produce
+    prohibit promote propose protect prove provide publish purchase raise reach realize
+    receive recognize recommend record recover reduce refer reflect reform refuse regain
+    regard reject relate release remain remove rename render renounce repeat replace report
+    represent require rescue reserve resign resolve respond restore restrict result retain
+    retire return reveal review rotate save search seem select separate serve settle share
+    skip sort specify sponsor start state stay stop store strengthen struggle succeed suffer
+    suggest supply support suppress surrender survive switch talk terminate test threaten
+    trace train transfer transform translate travel treat trigger turn unify unpack update
+    urge use vary verify visit wait walk want warn work wrap yield"""
 )
 
 _TRIPLES = """
@@ -360,12 +348,10 @@ _IRREGULAR = {
 VERBS = _REGULAR | frozenset(_IRREGULAR) | {"do"}
 """Base forms of the known verbs."""
 
-INTRANSITIVE = frozenset(
-    str.split(
-        """appear arise arrive collapse come die emerge evolve exist explode fail fall go happen
-        lie live migrate occur remain resign rise seem sit stand stay struggle succeed surrender
-        survive travel wait walk"""
-    )
+INTRANSITIVE = word_set(
+    """appear arise arrive collapse come die emerge evolve exist explode fail fall go happen
+    lie live migrate occur remain resign rise seem sit stand stay struggle succeed surrender
+    survive travel wait walk"""
 )
 """Verbs without an object: questions never ask what they did."""
 

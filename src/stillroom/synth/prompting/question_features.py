@@ -22,6 +22,7 @@ from stillroom.synth.lexical_overlap import (
     collapse_whitespace,
     extract_content_stems,
     extract_names_and_numbers,
+    word_set,
 )
 from stillroom.synth.prompting.english_clauses import PREPOSITIONS
 from stillroom.synth.prompting.question_topics import find_topic, name_topic, strip_topic
@@ -62,11 +63,9 @@ _POINTING = re.compile(
 _PAST = re.compile(r"\b(?:was|were|did|had|wurden?|waren?|hatten?)\b")
 _CONDITION = re.compile(r"\b(?:if|when|once|unless|wenn|falls|sobald|sofern|solange)\b")
 _ADDRESS = re.compile(r"\b(?:you|your|one|Sie|Ihr\w*|man)\b")
-_LIGHT = frozenset(
-    str.split(
-        """have make use give take get do contain include provide allow become need require want
-        say know see find think feel show lead offer"""
-    )
+_LIGHT = word_set(
+    """have make use give take get do contain include provide allow become need require want
+    say know see find think feel show lead offer"""
 )
 _SPEECH = re.compile(r"\b(?:said|cried|replied|Mr|Mrs|Miss|he|she|her|his|him)\b")
 _CODE = re.compile(r"[_/\\<>{}|=$@#*]|\w\.\w|\w\(\)")

@@ -14,12 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from stillroom.synth.lexical_overlap import are_balanced, collapse_whitespace
-from stillroom.synth.prompting.back_references import refers_back
+from stillroom.synth.lexical_overlap import are_balanced, collapse_whitespace, word_set
 from stillroom.synth.prompting.english_questions import write_english_questions
 from stillroom.synth.prompting.general_forms import (
     Form,
     Subjects,
+    any_of,
+    refers_back,
     strip_asides,
     write_general_forms,
 )
@@ -28,11 +29,9 @@ __all__ = ["TEMPLATE_LANGUAGES", "write_template_questions"]
 
 _MAX_SLOT, _MIN_SLOT = 90, 3
 
-_DE_ENDS = frozenset(
-    str.split(
-        """ab an auf aus bei ein fest her hin mit nach vor weg zu zurück bereit dar um durch teil
-        fort zusammen frei sicher voraus"""
-    )
+_DE_ENDS = word_set(
+    """ab an auf aus bei ein fest her hin mit nach vor weg zu zurück bereit dar um durch teil
+    fort zusammen frei sicher voraus"""
 )
 _DE_LOWER = re.compile(
     r"^(?:Der|Die|Das|Dem|Ein|Eine|Einige|Jede[rs]?|Alle|Mehrere|Viele|Manche|Beim?|Im?|Sie)\b"
@@ -49,19 +48,15 @@ _DE_SUBJECT = (
     r"(?:(?:Der|Die|Das|Ein|Eine|Einige|Jede[rs]?|Alle|Mehrere|Viele) )?"
     rf"(?:[a-zäöüß-]+(?:e|en|er|es) ){{0,2}}{_DE_NOUN}(?: {_DE_PHRASE}){{0,2}})"
 )
-_DE_NO_VERBS = frozenset(
-    str.split(
-        """jetzt nicht selbst oft erst dort seit mit statt samt zumeist fast meist sonst zuerst
-        damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
-        gegen neben zwischen wegen hinsichtlich insbesondere welchen welchem denen deren dessen
-        weit bereits einschließlich nun schon eben aufgrund während"""
-    )
+_DE_NO_VERBS = word_set(
+    """jetzt nicht selbst oft erst dort seit mit statt samt zumeist fast meist sonst zuerst
+    damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
+    gegen neben zwischen wegen hinsichtlich insbesondere welchen welchem denen deren dessen
+    weit bereits einschließlich nun schon eben aufgrund während"""
 )
-_DE_NO_ORDERS = frozenset(
-    str.split(
-        """haben sind werden finden sehen erhalten bekommen wissen kennen brauchen möchten würden
-        hätten wären wollen"""
-    )
+_DE_NO_ORDERS = word_set(
+    """haben sind werden finden sehen erhalten bekommen wissen kennen brauchen möchten würden
+    hätten wären wollen"""
 )
 """Verbs before "Sie" that state something, and ask nobody to do anything."""
 _DE_TOLD = re.compile(
@@ -69,11 +64,9 @@ _DE_TOLD = re.compile(
 )
 """Participles of a cross-reference: where something is described, not where it is."""
 
-_DE_STATES = frozenset(
-    str.split(
-        """ist sind war waren hat haben gibt gilt muss müssen kann können sollte sollten soll
-        sollen darf         dürfen könnte könnten hatte hatten bedeutet heißt möchten wäre wären"""
-    )
+_DE_STATES = word_set(
+    """ist sind war waren hat haben gibt gilt muss müssen kann können sollte sollten soll
+    sollen darf         dürfen könnte könnten hatte hatten bedeutet heißt möchten wäre wären"""
 )
 """Verbs that begin a consequence which is no event."""
 
@@ -339,176 +332,148 @@ def _about(table: Mapping[str, str], lower: Callable[[str], str], form: str) -> 
     return lambda match: form.format(f"{table[match['v']]} {lower(match['s'])}")
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"^{pattern}$")
-
-
-def _join(table: Mapping[str, str]) -> str:
-    return "|".join(sorted(table, key=len, reverse=True))
-
-
 _LOWER = {"de": _DE_LOWER, "fr": _FR_LOWER, "es": _ES_LOWER}
 
 _FORMS: dict[str, tuple[Form, ...]] = {
     "de": (
         Form(
-            _compile(
-                r"(?P<w>Wenn|Falls|Sobald|Sofern|Solange) (?P<c>[^,;:]+(?:t|"
-                r"n)(?<!versucht)(?<!versuchen)), (?P<m>.+)"
-            ),
+            r"(?P<w>Wenn|Falls|Sobald|Sofern|Solange) (?P<c>[^,;:]+(?:t|"
+            r"n)(?<!versucht)(?<!versuchen)), (?P<m>.+)",
             _german_condition,
         ),
         Form(
-            _compile(r"Sie (?P<v>können|müssen|sollten|dürfen) (?P<c>[^,;:]+), indem (?P<m>.+)"),
+            r"Sie (?P<v>können|müssen|sollten|dürfen) (?P<c>[^,;:]+), indem (?P<m>.+)",
             lambda match: f"Wie {match['v']} Sie {match['c']}?",
         ),
         Form(
-            _compile(r"(?:Weil|Da) (?P<n>[^,;:]+), (?P<c>[a-zäöüß]+(?:t|en|te|ten) [^,;:]+)"),
+            r"(?:Weil|Da) (?P<n>[^,;:]+), (?P<c>[a-zäöüß]+(?:t|en|te|ten) [^,;:]+)",
             lambda match: f"Warum {match['c']}?",
         ),
         Form(
-            _compile(r"Indem (?P<n>[^,;:]+), (?P<c>[a-zäöüß]+(?:t|en|te|ten) [^,;:]+)"),
+            r"Indem (?P<n>[^,;:]+), (?P<c>[a-zäöüß]+(?:t|en|te|ten) [^,;:]+)",
             lambda match: f"Wodurch {match['c']}?",
         ),
         Form(
-            _compile(
-                r"Mit (?P<n>[^,;:]+?) (?P<v>können Sie|kann man|können|kann|lässt sich|lassen sich|"
-                r"wird|werden) (?P<c>[^,;:]+)(?:, .+)?"
-            ),
+            r"Mit (?P<n>[^,;:]+?) (?P<v>können Sie|kann man|können|kann|lässt sich|lassen sich|"
+            r"wird|werden) (?P<c>[^,;:]+)(?:, .+)?",
             lambda match: f"Womit {match['v']} {match['c']}?",
         ),
         Form(
-            _compile(
-                r"(?:Im|In|Unter|Auf) (?P<n>[^,;:]+?) (?P<v>wird|werden|befindet sich|"
-                r"befinden sich|"
-                r"steht|stehen|liegt|liegen) (?P<c>[^,;:]+)"
-            ),
+            r"(?:Im|In|Unter|Auf) (?P<n>[^,;:]+?) (?P<v>wird|werden|befindet sich|"
+            r"befinden sich|"
+            r"steht|stehen|liegt|liegen) (?P<c>[^,;:]+)",
             lambda match: f"Wo {match['v']} {match['c']}?",
         ),
         Form(
-            _compile(r"Um (?P<c>[^,;:]+(?: zu \w+n|\w+zu\w+n)), (?P<m>.+)"),
+            r"Um (?P<c>[^,;:]+(?: zu \w+n|\w+zu\w+n)), (?P<m>.+)",
             _german_purpose,
         ),
         Form(
-            _compile(
-                rf"{_DE_SUBJECT} (?P<v>ist|war) eine? "
-                r"(?P<r>(?!(?:\w+e[rs]? )?(?:Faktor|Ausnahme|Schritt|Teil|Grund|"
-                r"Problem|Frage|Sache|Fehler|Vorteil|Nachteil|Möglichkeit|Weg|Beispiel|Ergebnis|Muss)\b).+)"
-            ),
+            rf"{_DE_SUBJECT} (?P<v>ist|war) eine? "
+            r"(?P<r>(?!(?:\w+e[rs]? )?(?:Faktor|Ausnahme|Schritt|Teil|Grund|"
+            r"Problem|Frage|Sache|Fehler|Vorteil|Nachteil|Möglichkeit|Weg|Beispiel|Ergebnis|Muss)\b).+)",
             lambda match: f"Was {match['v']} {_german(match['s'])}?",
         ),
         Form(
-            _compile(rf"{_DE_SUBJECT} (?P<v>{_join(_DE_ABOUT)}) (?P<r>.+)"),
+            rf"{_DE_SUBJECT} (?P<v>{any_of(_DE_ABOUT)}) (?P<r>.+)",
             _about(_DE_ABOUT, _german, "{}?"),
         ),
         Form(
-            _compile(
-                rf"{_DE_SUBJECT} (?P<v>wird|werden|wurde|wurden|kann|können|muss|müssen|darf|"
-                rf"dürfen|"
-                r"sollte|sollten) (?P<p>[^,;:]+?) (?P<e>(?:\w*(?:ge\w+(?:t|en)|iert|"
-                r"(?:be|er|ver|ent|zer|unter|über)\w+(?:t|en)))(?: werden)?|\w+en)(?: ?[,(;].*)?"
-            ),
+            rf"{_DE_SUBJECT} (?P<v>wird|werden|wurde|wurden|kann|können|muss|müssen|darf|"
+            rf"dürfen|"
+            r"sollte|sollten) (?P<p>[^,;:]+?) (?P<e>(?:\w*(?:ge\w+(?:t|en)|iert|"
+            r"(?:be|er|ver|ent|zer|unter|über)\w+(?:t|en)))(?: werden)?|\w+en)(?: ?[,(;].*)?",
             _german_passive,
         ),
         Form(
-            _compile(rf"{_DE_SUBJECT} (?P<v>{_DE_VERBS}) (?P<r>[^,;:]+)(?:[,;:].*)?"),
+            rf"{_DE_SUBJECT} (?P<v>{_DE_VERBS}) (?P<r>[^,;:]+)(?:[,;:].*)?",
             _german_object,
         ),
         Form(
-            _compile(
-                rf"{_DE_SUBJECT} (?!(?:sind|werden|wurden|können|müssen|sollen|dürfen|haben|waren|"
-                r"wird|ist|hat|kann|muss|soll|darf|nicht) )(?P<v>[a-zäöüß]+ier(?:t|en)) "
-                r"(?P<r>(?:eine?n?|die|das|den|alle|keine?n?|mehrere|[a-zäöüß]+e[nrs]? [A-ZÄÖÜ])"
-                r"[^,;:]*)(?:[,;:].*)?"
-            ),
+            rf"{_DE_SUBJECT} (?!(?:sind|werden|wurden|können|müssen|sollen|dürfen|haben|waren|"
+            r"wird|ist|hat|kann|muss|soll|darf|nicht) )(?P<v>[a-zäöüß]+ier(?:t|en)) "
+            r"(?P<r>(?:eine?n?|die|das|den|alle|keine?n?|mehrere|[a-zäöüß]+e[nrs]? [A-ZÄÖÜ])"
+            r"[^,;:]*)(?:[,;:].*)?",
             _german_object,
         ),
     ),
     "fr": (
         Form(
-            _compile(r"(?P<w>Si |Lorsque |Quand |Lorsqu['’](?=une?\b))(?P<c>[^,;:]+), (?P<m>.+)"),
+            r"(?P<w>Si |Lorsque |Quand |Lorsqu['’](?=une?\b))(?P<c>[^,;:]+), (?P<m>.+)",
             _french_condition,
         ),
         Form(
-            _compile(r"(?:Pour|Afin de|Afin d['’]) ?(?P<c>\w+(?:er|ir|re) [^,;:]+), (?P<m>.+)"),
+            r"(?:Pour|Afin de|Afin d['’]) ?(?P<c>\w+(?:er|ir|re) [^,;:]+), (?P<m>.+)",
             lambda match: f"Comment {match['c']} ?" if _FR_TO_DO.match(match["m"]) else "",
         ),
         Form(
-            _compile(
-                rf"{_FR_SUBJECT} (?P<v>est|sont|était|étaient) "
-                r"(?:une?|des|l['’]une?) (?P<r>.+)"
-            ),
+            rf"{_FR_SUBJECT} (?P<v>est|sont|était|étaient) "
+            r"(?:une?|des|l['’]une?) (?P<r>.+)",
             _french_definition,
         ),
         Form(
-            _compile(rf"{_FR_SUBJECT} (?P<v>{_join(_FR_ABOUT)}) (?P<r>.+)"),
+            rf"{_FR_SUBJECT} (?P<v>{any_of(_FR_ABOUT)}) (?P<r>.+)",
             _about(_FR_ABOUT, _french, "{} ?"),
         ),
         Form(
-            _compile(rf"{_FR_SUBJECT} (?P<v>(?:[nv]ous )?(?:{_FR_VERBS})) (?P<r>.+)"),
+            rf"{_FR_SUBJECT} (?P<v>(?:[nv]ous )?(?:{_FR_VERBS})) (?P<r>.+)",
             _french_object,
         ),
     ),
     "es": (
         Form(
-            _compile(
-                r"(?P<w>Si|Cuando) "
-                r"(?P<c>(?!bien\b|(?:no )?(?:son|es|está|están|ha|han|tienen?|era|fue)\b)"
-                r"[^,;:]+), (?P<m>.+)"
-            ),
+            r"(?P<w>Si|Cuando) "
+            r"(?P<c>(?!bien\b|(?:no )?(?:son|es|está|están|ha|han|tienen?|era|fue)\b)"
+            r"[^,;:]+), (?P<m>.+)",
             _spanish_condition,
         ),
         Form(
-            _compile(r"Para (?P<c>\w+(?:ar|er|ir) [^,;:]+), (?P<m>.+)"),
+            r"Para (?P<c>\w+(?:ar|er|ir) [^,;:]+), (?P<m>.+)",
             lambda match: (
                 f"¿Qué hay que hacer para {match['c']}?" if _ES_TO_DO.match(match["m"]) else ""
             ),
         ),
         Form(
-            _compile(rf"{_ES_SUBJECT} (?P<v>es|son|era|fue) (?:un|una|unos|unas) (?P<r>.+)"),
+            rf"{_ES_SUBJECT} (?P<v>es|son|era|fue) (?:un|una|unos|unas) (?P<r>.+)",
             lambda match: f"¿Qué {match['v']} {_spanish(match['s'])}?",
         ),
         Form(
-            _compile(rf"{_ES_SUBJECT} (?P<v>{_join(_ES_ABOUT)}) (?P<r>.+)"),
+            rf"{_ES_SUBJECT} (?P<v>{any_of(_ES_ABOUT)}) (?P<r>.+)",
             _about(_ES_ABOUT, _spanish, "¿{}?"),
         ),
         Form(
-            _compile(rf"{_ES_SUBJECT} (?P<v>(?:(?:te|nos|os|les?) )?(?:{_ES_VERBS})) (?P<r>.+)"),
+            rf"{_ES_SUBJECT} (?P<v>(?:(?:te|nos|os|les?) )?(?:{_ES_VERBS})) (?P<r>.+)",
             lambda match: f"¿Qué {match['v']} {_spanish(match['s'])}?",
         ),
     ),
     "zh": (
         Form(
-            _compile(
-                "(?P<w>如果|若|假如)(?P<c>(?!由于|需要的话|没有的话|不是|是这样)[^，；：]{4,40}?)(?:的话)?，(?P<m>.+)"
-            ),
+            "(?P<w>如果|若|假如)(?P<c>(?!由于|需要的话|没有的话|不是|是这样)[^，；：]{4,40}?)(?:的话)?，(?P<m>.+)",
             _chinese_condition,
         ),
         Form(
-            _compile("(?P<w>当)(?P<c>[^，；：]{4,40}?)(?P<e>时|的时候)，(?P<m>.+)"),
+            "(?P<w>当)(?P<c>[^，；：]{4,40}?)(?P<e>时|的时候)，(?P<m>.+)",
             _chinese_condition,
         ),
         Form(
-            _compile("(?:若要|如要|如需|想要|要想|要)(?P<c>(?!求)[^，；：]{4,40})，(?P<m>.+)"),
+            "(?:若要|如要|如需|想要|要想|要)(?P<c>(?!求)[^，；：]{4,40})，(?P<m>.+)",
             lambda match: f"如何{match['c']}？" if _ZH_ORDERS.match(match["m"]) else "",
         ),
         Form(
-            _compile(f"{_ZH_SUBJECT}由(?P<r>.{{2,}})(?P<e>组成|构成)"),
+            f"{_ZH_SUBJECT}由(?P<r>.{{2,}})(?P<e>组成|构成)",
             lambda match: f"{match['s']}由什么{match['e']}？",
         ),
         Form(
-            _compile("为了(?P<c>[^，；：起]{4,40})，(?P<m>.+)"),
+            "为了(?P<c>[^，；：起]{4,40})，(?P<m>.+)",
             lambda match: f"为了{match['c']}，做了什么或需要做什么？",
         ),
         Form(
-            _compile(
-                f"{_ZH_SUBJECT}(?P<v>是)(?P<r>一[个种款项套类份组](?!.*(?:决定|问题|例子|选择|步骤|原因|办法)$).+)"
-            ),
+            f"{_ZH_SUBJECT}(?P<v>是)(?P<r>一[个种款项套类份组](?!.*(?:决定|问题|例子|选择|步骤|原因|办法)$).+)",
             lambda match: f"{match['s']}是什么？",
         ),
-        Form(_compile(f"{_ZH_SUBJECT}位于(?P<r>.+)"), lambda match: f"{match['s']}位于哪里？"),
+        Form(f"{_ZH_SUBJECT}位于(?P<r>.+)", lambda match: f"{match['s']}位于哪里？"),
         Form(
-            _compile(f"{_ZH_SUBJECT}(?P<v>{_ZH_VERBS}){_ZH_OBJECT}"),
+            f"{_ZH_SUBJECT}(?P<v>{_ZH_VERBS}){_ZH_OBJECT}",
             lambda match: f"{match['s']}{match['v']}什么？",
         ),
     ),
@@ -589,8 +554,6 @@ _BARE = re.compile(
 )
 """Subjects without a trait: "a method", of which only a definition can be asked."""
 
-_BEING = frozenset(str.split("ist sind war waren est sont était étaient es son era fue 是"))
+_BEING = word_set("ist sind war waren est sont était étaient es son era fue 是")
 
-_UNFINISHED = frozenset(
-    str.split("de del las los la el y ya no des du les le et à ne der die das und")
-)
+_UNFINISHED = word_set("de del las los la el y ya no des du les le et à ne der die das und")

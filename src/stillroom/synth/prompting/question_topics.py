@@ -20,33 +20,30 @@ from stillroom.synth.lexical_overlap import (
     collapse_whitespace,
     extract_content_stems,
     extract_names_and_numbers,
+    word_set,
 )
 from stillroom.text.unicode import split_words
 
 __all__ = ["DocumentTopic", "find_topic", "head_question", "name_topic", "strip_topic"]
 
-_GENRES = frozenset(
-    str.split(
-        """manual manuals guide guides handbook reference documentation docs tutorial tutorials faq
-        help introduction primer cookbook book concepts howto handbuch benutzerhandbuch referenz
-        referenzkarte anleitung dokumentation leitfaden einführung hilfe manuel notice aide manuel
-        manual guía tutorial ayuda introducción documentación référence références referencia
-        développeur développeurs desarrollador desarrolladores 手册 指南 文档 教程 user user's users
-        users' developer's developers developer administrator's administrators' administration
-        beginner's beginners quick start getting started installation installing complete official
-        programmer's programming reference owner's utilisateur utilisateurs utilisation usuario
-        usuarios uso"""
-    )
+_GENRES = word_set(
+    """manual manuals guide guides handbook reference documentation docs tutorial tutorials faq
+    help introduction primer cookbook book concepts howto handbuch benutzerhandbuch referenz
+    referenzkarte anleitung dokumentation leitfaden einführung hilfe manuel notice aide manuel
+    manual guía tutorial ayuda introducción documentación référence références referencia
+    développeur développeurs desarrollador desarrolladores 手册 指南 文档 教程 user user's users
+    users' developer's developers developer administrator's administrators' administration
+    beginner's beginners quick start getting started installation installing complete official
+    programmer's programming reference owner's utilisateur utilisateurs utilisation usuario
+    usuarios uso"""
 )
 """Words of a manual's title that do not name its product."""
 
 _GENRE_ENDING = re.compile(
     r"-?\w*(?:handbuch|referenz|anleitung|dokumentation|leitfaden|faq)$", re.I
 )
-_ARTICLES = frozenset(str.split("the a an das die der le la les el los las l' ein eine"))
-_JOINING = frozenset(
-    str.split("and & to for of with zu zum zur für von und de du et pour y para in")
-)
+_ARTICLES = word_set("the a an das die der le la les el los las l' ein eine")
+_JOINING = word_set("and & to for of with zu zum zur für von und de du et pour y para in")
 _PARTS = re.compile(r" [–—-] |: | / | \(| \| |\)")
 _SITE = re.compile(r" [–—|-] ")
 """Between the title of a page and what it is a page of."""
@@ -57,11 +54,9 @@ _SECTION = re.compile(
     re.IGNORECASE,
 )
 _MAX_NAME = 4
-_TYPES = frozenset(
-    str.split(
-        """Program System Library Project Editor Server Language Compiler Framework Suite Toolkit
-        Protocol Collection Environment"""
-    )
+_TYPES = word_set(
+    """Program System Library Project Editor Server Language Compiler Framework Suite Toolkit
+    Protocol Collection Environment"""
 )
 """Last words of a product's name that ask for an article before it."""
 
@@ -98,17 +93,15 @@ _NUMBERED = re.compile(
 )
 """The number before a heading: "Chapter 3. ", "4.2 "."""
 
-_STRUCTURAL = frozenset(
-    str.split(
-        """overview objectives contents index glossary note notes tip tips hint warning caution
-        example examples summary conclusion preface foreword abstract about home untitled document
-        readme welcome miscellaneous other einleitung überblick übersicht inhalt glossar anmerkung
-        anmerkungen hinweis hinweise tipp tipps warnung achtung beispiel beispiele zusammenfassung
-        vorwort sonstiges aperçu présentation sommaire glossaire remarque remarques astuce
-        avertissement attention exemple exemples résumé préface divers resumen descripción índice
-        glosario nota notas consejo consejos sugerencia advertencia aviso ejemplo ejemplos prefacio
-        概述 简介 介绍 目录 索引 术语表 注意 提示 警告 示例 总结 前言"""
-    )
+_STRUCTURAL = word_set(
+    """overview objectives contents index glossary note notes tip tips hint warning caution
+    example examples summary conclusion preface foreword abstract about home untitled document
+    readme welcome miscellaneous other einleitung überblick übersicht inhalt glossar anmerkung
+    anmerkungen hinweis hinweise tipp tipps warnung achtung beispiel beispiele zusammenfassung
+    vorwort sonstiges aperçu présentation sommaire glossaire remarque remarques astuce
+    avertissement attention exemple exemples résumé préface divers resumen descripción índice
+    glosario nota notas consejo consejos sugerencia advertencia aviso ejemplo ejemplos prefacio
+    概述 简介 介绍 目录 索引 术语表 注意 提示 警告 示例 总结 前言"""
 )
 """Words of a heading that tells only which part of a page it heads."""
 

@@ -244,21 +244,20 @@ def _break_control_tokens(text: str) -> str:
 _FIELD = re.compile(r"\{([a-z][a-z_]*)\}")
 
 
-@dataclass(frozen=True, slots=True)
-class PromptTemplate:
-    """A prompt template with named fields."""
+class PromptTemplate(str):
+    """A prompt template: a text with named fields."""
 
-    text: str
+    __slots__ = ()
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields, each once, in order."""
-        return tuple(dict.fromkeys(_FIELD.findall(self.text)))
+        return tuple(dict.fromkeys(_FIELD.findall(self)))
 
     @property
     def digest(self) -> str:
         """The sha256 of the text."""
-        return digest_text(self.text)
+        return digest_text(self)
 
     def fill(self, /, **values: str) -> str:
         """Return the text with every field filled.
@@ -266,10 +265,10 @@ class PromptTemplate:
         Raises:
             KeyError: If a field has no value.
         """
-        return _FIELD.sub(lambda match: values[match[1]], self.text)
+        return _FIELD.sub(lambda match: values[match[1]], self)
 
 
-def check_prompts(overrides: Mapping[str, str], known: Mapping[str, PromptTemplate]) -> None:
+def check_prompts(overrides: Mapping[str, str], known: Mapping[str, str]) -> None:
     """Validate the prompt overrides of a recipe against the generator's templates.
 
     Raises:
@@ -282,14 +281,14 @@ def check_prompts(overrides: Mapping[str, str], known: Mapping[str, PromptTempla
         raise ValueError("; ".join(problems))
 
 
-def _find_problems(name: str, text: str, known: Mapping[str, PromptTemplate]) -> Iterable[str]:
+def _find_problems(name: str, text: str, known: Mapping[str, str]) -> Iterable[str]:
     if name not in known:
         suggestion = suggest(name, list(known))
         yield (
             f"unknown prompt {name!r} (known: {', '.join(known)}){suggestion and f'; {suggestion}'}"
         )
         return
-    fields, expected = PromptTemplate(text).fields, known[name].fields
+    fields, expected = PromptTemplate(text).fields, PromptTemplate(known[name]).fields
     for unknown in fields:
         if unknown not in expected:
             yield f"prompt {name!r} has an unknown field {{{unknown}}}"

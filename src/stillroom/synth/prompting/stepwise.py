@@ -67,8 +67,8 @@ _MAX_QUOTED = 2000
 class StepwiseGenerator(Generator):
     """Base class of generators that write the records of a unit step by step."""
 
-    templates: ClassVar[Mapping[str, PromptTemplate]] = {}
-    """Prompt templates by name."""
+    templates: ClassVar[Mapping[str, str]] = {}
+    """Prompt templates by name, with fields as in ``PromptTemplate``."""
 
     prompts: dict[str, str] = Field(
         default_factory=dict,
@@ -93,7 +93,7 @@ class StepwiseGenerator(Generator):
 
     def template(self, name: str) -> PromptTemplate:
         """Return a prompt template: the recipe's override, or the method's."""
-        return PromptTemplate(self.prompts[name]) if name in self.prompts else self.templates[name]
+        return PromptTemplate(self.prompts.get(name, self.templates[name]))
 
     @property
     @override
@@ -197,7 +197,6 @@ class GenerationUnit:
         prefix: str = "",
         stop: tuple[str, ...] = (),
         temperature: float | None = None,
-        is_optional: bool = False,
         model: TextModel | None = None,
     ) -> RequestCoroutine[str | None]:
         """Request one text; return None (and record a failure) if there is none.
@@ -210,7 +209,6 @@ class GenerationUnit:
             prefix: Start of the assistant message; not part of the result.
             stop: Stop strings.
             temperature: Overrides the method's temperature.
-            is_optional: Whether a missing text is not a failure.
             model: Model to use instead of the teacher.
         """
         prompt = Prompt(_make_messages(words, system), prefix=prefix)
@@ -220,8 +218,7 @@ class GenerationUnit:
         reason, text = _read_completion(answer, label, tokens)
         if not reason:
             return text
-        if not is_optional:
-            self.fail(reason, text)
+        self.fail(reason, text)
         return None
 
     def sample_many(

@@ -14,9 +14,8 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
-from stillroom.synth.interfaces import CandidateSet, Selection, Selector
+from stillroom.synth.interfaces import EMBEDDER, CandidateSet, Selection, Selector
 from stillroom.synth.selection import assign_clusters, make_selection, rank_records
 
 __all__ = ["ClusterBalance"]
@@ -33,10 +32,7 @@ class ClusterBalance(Selector):
         ge=1,
         description="number of clusters; by default the square root of the number of records",
     )
-    embedder: Reference = Field(
-        DEFAULT_EMBEDDER,
-        description="embedder that measures similarity",
-    )
+    embedder: Reference = EMBEDDER
     score: str = Field(
         "",
         description="filter whose score orders a cluster; by default the similarity to its center",

@@ -11,9 +11,8 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
-from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection, Selector
+from stillroom.synth.interfaces import EMBEDDER, CandidateSet, FilterResult, Selection, Selector
 from stillroom.synth.selection import (
     BEYOND_BUDGET,
     cover_greedily,
@@ -33,10 +32,7 @@ class DiverseBest(Selector):
     budget: int = Field(1000, ge=1, description="number of records to keep")
     score: str = Field("deita", description="filter whose score ranks the records")
     threshold: float = Field(0.9, gt=-1, le=1, description="maximum cosine to a selected record")
-    embedder: Reference = Field(
-        DEFAULT_EMBEDDER,
-        description="embedder that measures similarity",
-    )
+    embedder: Reference = EMBEDDER
 
     @override
     def select(self, pool: CandidateSet) -> Selection:

@@ -11,9 +11,8 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
-from stillroom.synth.interfaces import CandidateSet, Selection, Selector
+from stillroom.synth.interfaces import EMBEDDER, CandidateSet, Selection, Selector
 from stillroom.synth.selection import BEYOND_BUDGET, choose_facilities, make_selection, rank_records
 
 __all__ = ["FacilityLocation"]
@@ -25,10 +24,7 @@ class FacilityLocation(Selector):
     paper: ClassVar[str] = "Wei et al. 2015"
 
     budget: int = Field(1000, ge=1, description="number of records to keep")
-    embedder: Reference = Field(
-        DEFAULT_EMBEDDER,
-        description="embedder that measures similarity",
-    )
+    embedder: Reference = EMBEDDER
     score: str = Field("", description="filter whose score breaks ties")
 
     @override

@@ -12,9 +12,8 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
-from stillroom.synth.interfaces import CandidateSet, Selection, Selector
+from stillroom.synth.interfaces import EMBEDDER, CandidateSet, Selection, Selector
 from stillroom.synth.selection import BEYOND_BUDGET, choose_farthest, make_selection, rank_records
 
 __all__ = ["KCenter"]
@@ -26,10 +25,7 @@ class KCenter(Selector):
     paper: ClassVar[str] = "arXiv:1708.00489"
 
     budget: int = Field(1000, ge=1, description="number of records to keep")
-    embedder: Reference = Field(
-        DEFAULT_EMBEDDER,
-        description="embedder that measures similarity",
-    )
+    embedder: Reference = EMBEDDER
     score: str = Field("", description="filter whose score determines the first record")
 
     @override

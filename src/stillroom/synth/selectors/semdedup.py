@@ -16,9 +16,8 @@ import numpy as np
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
-from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection, Selector
+from stillroom.synth.interfaces import EMBEDDER, CandidateSet, FilterResult, Selection, Selector
 from stillroom.synth.selection import assign_clusters, cover_greedily, format_record, rank_records
 
 __all__ = ["Semdedup"]
@@ -29,10 +28,7 @@ class Semdedup(Selector):
 
     paper: ClassVar[str] = "arXiv:2303.09540"
 
-    embedder: Reference = Field(
-        DEFAULT_EMBEDDER,
-        description="embedder that measures similarity",
-    )
+    embedder: Reference = EMBEDDER
     threshold: float = Field(
         0.9, gt=-1, lt=1, description="cosine above which two records are duplicates"
     )

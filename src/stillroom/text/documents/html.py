@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from stillroom.text.documents.builder import render_table
+from stillroom.text.documents.entities import EntityExpander
 from stillroom.text.documents.markup import (
     RAW_TEXT_ELEMENTS,
     VOID_ELEMENTS,
@@ -158,8 +159,15 @@ class _Table:
 class HtmlBlockReader:
     """Reads the blocks, title and language of a page, and counts hidden characters."""
 
-    def __init__(self, text: str, is_xml: bool, tokens: Iterable[MarkupToken]) -> None:
+    def __init__(
+        self,
+        text: str,
+        is_xml: bool,
+        tokens: Iterable[MarkupToken],
+        entities: EntityExpander | None = None,
+    ) -> None:
         self.text = text
+        self._entities = entities
         self._tokens = tokens
         self.is_xml = is_xml
         self.blocks: list[HtmlBlock] = []
@@ -200,7 +208,9 @@ class HtmlBlockReader:
         if is_sign or (self._block is None and text.isspace()):
             return
         block = self._block or self._begin()
-        for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
+        for piece in iter_text_pieces(
+            self.text, token.start, token.end, keep_space=top.pre, entities=self._entities
+        ):
             block.pieces.append((raise_number(piece[0]), *piece[1:]) if top.raised else piece)
             size = len(piece[0]) if not piece[0].isspace() else 0
             block.size += size

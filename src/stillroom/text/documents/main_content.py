@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.documents.entities import EntityExpander
 from stillroom.text.documents.html import HtmlBlock, HtmlBlockReader
 from stillroom.text.documents.markup import MarkupToken, tokenize
 from stillroom.text.encoding import ByteMap, DecodedText
@@ -37,19 +38,21 @@ def extract_main_content(
     keep_all: bool = False,
     is_xml: bool = False,
     read_tokens: Callable[[str], Iterator[MarkupToken]] | None = None,
+    entities: EntityExpander | None = None,
 ) -> PageMetadata:
     """Add the main text of a page to a document.
 
     ``span`` is one byte range for the whole page (a member of an archive, a part of a mail); by
     default each piece of text has its own. ``keep_all`` keeps content like navigation, which books
     and mail do not have; in XHTML (``is_xml``) ``<p/>`` is an empty paragraph. ``read_tokens``
-    yields the tokens of other markup with HTML's names.
+    yields the tokens of other markup with HTML's names; ``entities`` expands those of XML.
 
     Returns:
         The page's title and language, and the number of characters left out: boilerplate, and
         hidden elements (formulas, forms; scripts do not count).
     """
-    reader = HtmlBlockReader(decoded.text, is_xml, (read_tokens or tokenize)(decoded.text))
+    tokens = (read_tokens or tokenize)(decoded.text)
+    reader = HtmlBlockReader(decoded.text, is_xml, tokens, entities)
     reader.read()
     visible = [block for block in reader.blocks if block.size]
     selected = visible if keep_all else _select_main_blocks(visible)

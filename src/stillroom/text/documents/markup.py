@@ -11,7 +11,10 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from stillroom.text.documents.entities import EntityExpander
 
 __all__ = [
     "RAW_TEXT_ELEMENTS",
@@ -99,13 +102,27 @@ def read_attributes(attributes: str) -> dict[str, str]:
 
 
 def iter_text_pieces(
-    text: str, start: int, end: int, *, keep_space: bool
+    text: str, start: int, end: int, *, keep_space: bool, entities: EntityExpander | None = None
 ) -> Iterator[tuple[str, int, int]]:
     """Yield (text, start, end) of the visible pieces of a run of markup text.
 
-    A piece is unchanged source text or one decoded character reference. Runs of white space are
-    reduced to their first character (of CR LF to the line feed) unless ``keep_space``.
+    A piece is unchanged source text, one decoded character reference, or one expanded entity of
+    ``entities``. Runs of white space are reduced to their first character (of CR LF to the line
+    feed) unless ``keep_space``.
     """
+    position = start
+    found = entities.iter_references(text, start, end) if entities else ()
+    for first, last, expanded in found:
+        yield from _iter_decoded(text, position, first, keep_space)
+        if expanded:
+            yield expanded.replace("\xa0", " "), first, last
+        position = last
+    yield from _iter_decoded(text, position, end, keep_space)
+
+
+def _iter_decoded(
+    text: str, start: int, end: int, keep_space: bool
+) -> Iterator[tuple[str, int, int]]:
     position = start
     for match in _ENTITY.finditer(text, start, end):
         decoded = html.unescape(match.group())

@@ -1,8 +1,8 @@
 """DocBook and Mallard: manuals in XML, as of GNOME and KDE, each block with its byte range.
 
 Elements are renamed to those of HTML that look like them, and read as a page whose every block
-counts. An element that has no such name is part of the text. Entities that the file does not
-declare itself, as those of KDE, stay as they are written.
+counts. An element that has no such name is part of the text. Entities are expanded as the file, or
+another one of its folder, declares them; of others the name stays. Authors of a manual are no text.
 
 Sources: DocBook 5.1 (OASIS 2016); Mallard 1.1 (projectmallard.org).
 """
@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 from typing_extensions import override
 
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.documents.entities import (
+    EntityExpander,
+    find_subset,
+    read_entity_declarations,
+)
 from stillroom.text.documents.main_content import extract_main_content
 from stillroom.text.documents.markup import MarkupToken, tokenize
 from stillroom.text.encoding import decode_text
@@ -27,7 +33,8 @@ from stillroom.text.interfaces import Parser, SourceFile
 __all__ = ["Docbook"]
 
 _ENCODING = re.compile(rb"""<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""")
-_SUBSET = re.compile(r"<!DOCTYPE[^\[>]{0,1000}\[.*?\]\s*>", re.DOTALL)
+_ENTITY = re.compile(rb"&(?!(?:amp|lt|gt|apos|quot);)[\x00A-Za-z_:]")  # in UTF-16, too
+_MAX_SUBSET_BYTES = 64 * 1024
 _SECTIONS = frozenset(
     "book part reference chapter appendix preface article section simplesect sect1 sect2 sect3"  # noqa: SIM905
     " sect4 sect5 refentry refsection refsect1 refsect2 refsect3 glossary bibliography page".split()
@@ -57,6 +64,9 @@ _NAMES = {
     )
     for name in names.split()
 }
+_PEOPLE = frozenset(
+    "affiliation author authorgroup authorinitials collab corpauthor editor".split()  # noqa: SIM905
+)
 
 
 class Docbook(Parser):
@@ -67,19 +77,33 @@ class Docbook(Parser):
     is_risky: ClassVar[bool] = True
 
     @override
+    def read_declared(self, data: bytes, file: Path, root: Path) -> Mapping[str, str]:
+        if not _ENTITY.search(data):
+            return {}
+        start = data[:_MAX_SUBSET_BYTES].decode("utf-8", "replace")
+        return read_entity_declarations(start, file, root)
+
+    @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
         declared = _ENCODING.match(data)
         decoded = decode_text(
             data, source.path, declared=declared.group(1).decode() if declared else ""
         )
         assembly = DocumentBuilder(source)
-        extract_main_content(decoded, assembly, keep_all=True, is_xml=True, read_tokens=_rename)
+        extract_main_content(
+            decoded,
+            assembly,
+            keep_all=True,
+            is_xml=True,
+            read_tokens=_rename,
+            entities=EntityExpander(decoded.text, source.declared),
+        )
         return assembly.finish(metadata=decoded.metadata)
 
 
 def _rename(text: str) -> Iterator[MarkupToken]:
     """Yield the tokens of a document with HTML's names."""
-    subset = _SUBSET.match(text, max(text.find("<!DOCTYPE"), 0))
+    subset = find_subset(text)
     first = subset.end() if subset else 0
     opened: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
@@ -113,6 +137,8 @@ def _choose_name(token: MarkupToken, opened: list[tuple[str, str]]) -> str:
         if not _SECTIONS.isdisjoint(near[-2:-1] if parent.endswith("info") else near[-1:]):
             return f"h{min(sum(element in _SECTIONS for element, _ in opened), 6)}"
         return "dt" if "terms" in near[-2:] else "p"
+    if name in _PEOPLE and parent.endswith("info"):
+        return "template"
     if name == "code" and (parent in _SECTIONS or _NAMES.get(parent) in {"div", "li"}):
         return "pre"
     if name == "item" and parent == "terms":

@@ -141,7 +141,8 @@ def test_a_direction_is_concluded_from_enough_units_alone():
     assert shown[-1].side(0.7) == 0
     assert Metric("gain", -1.0, -1.5, -0.5, 40).side() == -1
     assert Metric("gain", 1.0, n=40).side() == 0  # no interval
-    assert warn_small_sample(3, "records") == (
+    assert warn_small_sample(3, "record") == (
         f"3 records are too few to conclude from ({MIN_UNITS} or more are required)."
     )
-    assert warn_small_sample(MIN_UNITS, "records") == ""
+    assert warn_small_sample(1, "query", "queries").startswith("1 query is too few to conclude")
+    assert warn_small_sample(MIN_UNITS, "record") == ""

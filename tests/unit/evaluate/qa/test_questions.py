@@ -173,5 +173,5 @@ def test_a_question_asked_twice_with_different_answers_is_told(tmp_path):
     lines = []
     read_question_set(file, warn=lines.append)
     (line,) = lines
-    assert "1 questions are asked more than once, 1 of them with different answers" in line
+    assert "1 question is asked more than once, 1 of them with different answers" in line
     assert "1 and 2" in line

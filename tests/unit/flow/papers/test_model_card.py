@@ -272,6 +272,35 @@ def test_card_of_a_reader_says_base_data_licenses_and_what_was_not_kept(reader):
     assert "**The result was not kept:** the weights are those of builtin:reader" in card
     assert "Use the owned reader." in card
     assert "| documents of index-1 | 0 (0%) | 0 (0%) | 0 (0%) | unknown |" in card
+    assert "base_model_relation" not in front
+    assert "not kept: these are the weights of builtin:reader, unchanged. For documents in" in card
+
+
+def test_card_of_a_kept_start_gives_no_figures_of_the_reader_in_its_place(reader):
+    rows = [{"name": "reader/owned/holds", "value": 0.5, "low": 0.4, "high": 0.6, "n": 30}]
+    (reader / "report.json").write_text(json.dumps({"metrics": [{**rows[0], "unit": ""}]}))
+    artifact(
+        reader / "steps" / "report-1",
+        "report",
+        parents=[("reader", "../reader-1"), ("reader", "builtin:reader-large")],
+    )
+    told = json.loads((reader / "artifact.json").read_text(encoding="utf-8"))
+    told["details"]["steps"]["report"] = "steps/report-1"
+    told["parents"] = [{"role": "report", "path": "steps/report-1", "digest": ""}]
+    (reader / "artifact.json").write_text(json.dumps(told), encoding="utf-8")
+    card = render_card(read_graph(reader, name="Bee"))
+    assert "model-index" not in front_of(card)
+    assert "evaluation below is of builtin:reader-large" in card
+
+
+def test_license_of_the_small_start_is_in_the_card(reader):
+    path = reader / "steps" / "reader-1" / "artifact.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    told["parents"].append({"role": "start", "path": "builtin:reader-small", "digest": ""})
+    path.write_text(json.dumps(told), encoding="utf-8")
+    card = render_card(read_graph(path.parent))
+    assert front_of(card)["license_name"] == "CC-BY-SA-4.0 AND unknown"
+    assert "large" not in card
 
 
 @pytest.mark.parametrize(

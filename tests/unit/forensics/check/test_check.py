@@ -128,7 +128,13 @@ def test_command_prints_json_and_a_page(media, tmp_path):
 
 def test_a_map_is_drawn_where_its_places_are():
     finding = DetectorFinding(
-        "npr", "f", (0, 0, 9, 9), 2.0, 0.9, 0.5, (), ((0.0, 0.25), (1.0, 0.0))
+        detector="npr",
+        fingerprint="f",
+        box=(0, 0, 9, 9),
+        logit=2.0,
+        chance=0.9,
+        prevalence=0.5,
+        map=((0.0, 0.25), (1.0, 0.0)),
     )
     page = render_check_page([FileCheckResult(Path("a.png"), findings=(finding,))])
     cells = re.findall(r'x="(\d)" y="(\d)" width="1" height="1" fill-opacity="([\d.]+)"', page)

@@ -128,7 +128,18 @@ def test_a_clip_without_faces_says_that_nothing_was_judged(shown, tmp_path):
 
 
 def test_a_course_is_the_calibrations_word_on_the_mean_and_no_surer():
-    course = TrackFinding("d", "f", 1, (0.0, 1.0), (1.0, 3.0), (0.7, 0.95), 2.0, 3.0, 0.9, 0.5)
+    course = TrackFinding(
+        detector="d",
+        fingerprint="f",
+        face=1,
+        times=(0.0, 1.0),
+        logits=(1.0, 3.0),
+        chances=(0.7, 0.95),
+        logit=2.0,
+        top=3.0,
+        chance=0.9,
+        prevalence=0.5,
+    )
     assert "[▆█]" in course.line()
     assert "indicates a forgery (chance 0.90" in course.line()
 

@@ -59,7 +59,7 @@ def test_rows_are_the_base_plus_the_scaled_product(base, tmp_path):
     start = base.tensor(f"{Q}.weight").double().numpy()
     found = AdaptedCheckpoint(base, adapter).rows(f"{Q}.weight", 0, 64, dtype=np.float64)
     np.testing.assert_allclose(found, start + left @ right)
-    assert adapter.scale(f"{Q}.weight") == 2
+    assert adapter.changes[f"{Q}.weight"].scale == 2
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -101,7 +101,7 @@ def test_dora_gives_rows_the_lengths_that_were_learned(base, tmp_path):
     adapter = Adapter.open(write_adapter(tmp_path / "a", tensors, use_dora=True))
     found = AdaptedCheckpoint(base, adapter).rows(f"{Q}.weight", 0, 64, dtype=np.float64)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), lengths.double(), rtol=1e-12)
-    assert adapter.has_lengths(f"{Q}.weight")
+    assert adapter.changes[f"{Q}.weight"].magnitude
 
 
 def test_the_fingerprint_names_what_the_adapter_means(tmp_path):
@@ -139,7 +139,7 @@ def test_settings_that_cannot_be_honored_are_refused_by_name(tmp_path, setting, 
 def test_settings_of_the_future_that_are_off_do_no_harm(tmp_path):
     settings = {"use_qalora": False, "new": None, "newer": [], "peft_version": "9"}
     adapter = Adapter.open(write_adapter(tmp_path / "a", **settings))
-    assert (adapter.names(), adapter.scale(f"{Q}.weight")) == ([f"{Q}.weight"], 2)
+    assert (adapter.names(), adapter.changes[f"{Q}.weight"].scale) == ([f"{Q}.weight"], 2)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_ranks_and_scales_that_are_no_numbers_are_refused(tmp_path, config):
 
 def test_patterns_that_are_no_patterns_match_nothing(tmp_path):
     adapter = Adapter.open(write_adapter(tmp_path / "a", alpha_pattern={"(": 9, "q_proj|": 12}))
-    assert adapter.scale(f"{Q}.weight") == 4
+    assert adapter.changes[f"{Q}.weight"].scale == 4
     plain = Adapter.open(write_adapter(tmp_path / "b", alpha_pattern={"(": 9, "x" * 999: 12}))
-    assert plain.scale(f"{Q}.weight") == 2
+    assert plain.changes[f"{Q}.weight"].scale == 2
 
 
 @pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])
@@ -209,7 +209,7 @@ def test_the_first_of_names_and_patterns_counts(tmp_path):
         ]
     ):
         folder = write_adapter(tmp_path / str(number), alpha_pattern=patterns)
-        assert Adapter.open(folder).scale(f"{Q}.weight") == scale
+        assert Adapter.open(folder).changes[f"{Q}.weight"].scale == scale
 
 
 def test_broken_folders_are_refused(tmp_path):

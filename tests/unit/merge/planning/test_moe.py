@@ -1,6 +1,7 @@
 """A mixture of experts loads, routes by its prompts, and gives a dense model back."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, RecipeError, ShapeError
 from stillroom.merge.engine.gates import find_similar_gates
 from stillroom.merge.engine.merge import Merge
+from stillroom.merge.jobs.moe import MoeRecipe
 from stillroom.merge.planning.inputs import GatePrompts, MergeSource
-from stillroom.merge.planning.moe import MoePlanSettings
+from stillroom.merge.planning.moe import plan_moe
 from stillroom.testing import tiny_checkpoint
 
 PROMPTS = (["the mill ground corn"], ["def add(a, b): return a + b"])
@@ -57,8 +59,14 @@ def experts_of(*folders, negative=()):
 
 
 def build_moe(base, experts, out, *, gate_mode="hidden", experts_per_token=2, seed=0):
-    settings = MoePlanSettings(gate_mode, experts_per_token)
-    return Merge(settings, MergeSource(base.folder.name, base), experts, seed=seed).write(out)
+    recipe = MoeRecipe(
+        base_model="base",
+        experts=[{"model": name} for name in "ab"],
+        gate_mode=gate_mode,
+        experts_per_token=experts_per_token,
+    )
+    plan = partial(plan_moe, recipe)
+    return Merge(plan, MergeSource(base.folder.name, base), experts, seed=seed).write(out)
 
 
 def logits(folder, text="The still house"):

@@ -1,6 +1,7 @@
 """Another tokenizer without training: what is shared is copied, the rest is written in it."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
 from stillroom.merge.engine.computation import orthogonal_matching_pursuit
 from stillroom.merge.engine.merge import Merge
+from stillroom.merge.jobs.transplant import TransplantRecipe
 from stillroom.merge.planning.inputs import MergeSource
-from stillroom.merge.planning.transplant import TransplantPlanner, TransplantPlanSettings
+from stillroom.merge.planning.transplant import TransplantPlanner, plan_transplant
 from stillroom.testing import tiny_checkpoint
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -53,10 +55,10 @@ def refill(folder, **tables):
 
 
 def transplant(donor, target, out, k=64):
-    settings = TransplantPlanSettings(k)
+    recipe = TransplantRecipe(target="target", donor="donor", k=k)
     base, parent = (MergeSource(one.folder.name, one) for one in (target, donor))
-    done = Merge(settings, base, [parent]).write(out)
-    return done, TransplantPlanner(base, parent, settings)
+    done = Merge(partial(plan_transplant, recipe), base, [parent]).write(out)
+    return done, TransplantPlanner(base, parent, recipe)
 
 
 @pytest.fixture

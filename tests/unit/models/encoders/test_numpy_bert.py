@@ -136,7 +136,9 @@ def test_layers_of_8_bit_integers_give_nearly_the_same_states(folder, kind):
     if kind == "mpnet":
         make_mpnet(folder)
     bert = open_bert(folder)
-    quantized = bert.quantize()
+    quantized = bert.adapt({}, 1.0, to_int8=True)
+    assert quantized.is_quantized
+    assert not bert.is_quantized
     for text in TEXTS:
         ids = bert.tokenizer(text, truncation=True, max_length=100)["input_ids"]
         exact, rounded = bert.states(ids), quantized.states(ids)
@@ -371,7 +373,9 @@ def test_word_embeddings_in_half_precision_are_not_widened_as_a_whole(folder):
     name = "embeddings.word_embeddings.weight"
     assert bert._weights[name].dtype == np.float16
     added = np.full((4, 48), 0.1, np.float32)
-    adapted = bert.adapt({name: np.zeros_like(bert._weights[name], np.float32)})
+    rows, width = bert._weights[name].shape
+    zeros = np.zeros((2, width), np.float16), np.zeros((rows, 2), np.float16)
+    adapted = bert.adapt({name: zeros}, 1.0)
     save_file({key: one.float() for key, one in tensors.items()}, path, metadata={"format": "pt"})
     wide = open_bert(folder)
     assert wide._weights[name].dtype == np.float32

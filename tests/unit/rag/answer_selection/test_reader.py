@@ -24,9 +24,9 @@ from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
-from stillroom.provenance import verify_artifact
+from stillroom.provenance import Parent, verify_artifact
 from stillroom.rag import Index, ask
-from stillroom.rag.answer_selection import reader, training_run
+from stillroom.rag.answer_selection import adapted_bert, reader, training_run
 from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
 from stillroom.rag.answer_selection.encoding import encode_passages, find_rows, find_sentences
 from stillroom.rag.answer_selection.examples import (
@@ -38,6 +38,7 @@ from stillroom.rag.answer_selection.judging import HeldOutScores
 from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
+    _find_whole_words,
     _open_cached,
     choose_reader,
     find_reader,
@@ -442,6 +443,34 @@ def test_neither_a_whole_sentence_nor_a_full_stop_is_shown_as_a_short_answer():
     assert [one.short for one in reading.sentences] == [None]
 
 
+@pytest.mark.parametrize(
+    ("text", "found", "shown"),
+    [
+        ("The limit is 4096 bytes.", "4096 bytes", "4096 bytes"),
+        ("The limit is 4096 bytes.", "409", None),
+        ("It holds 2e+13 rows.", "13 rows", None),
+        ("It holds 2e+13 rows.", "2e+13 rows", "2e+13 rows"),
+        ("It came in version 3.45.0, then.", "3.45", None),
+        ("It came in version 3.45.0, then.", "3.45.0", "3.45.0"),
+        ("The size is -2000 pages.", "2000 pages", None),
+        ("Take pages 3-5 of it.", "5", "5"),
+        ("The mill burns oak.", "mil", None),
+        ("SQLITE_DEFAULT_PAGE_SIZE=<bytes> sets it.", "<bytes", None),
+        ("The list (of pages) is free.", "list (of", None),
+        ('An internal "free-list" is used.', 'free-list"', "free-list"),
+        ("Type B is an integer.", "B", None),
+        ("Pin 5 is ground.", "5", "5"),
+        ("首都は東京です。", "東京", "東京"),
+        ("Er heizt mit Holz.", "Er heizt mit Holz", None),
+        ("It is if a < b or c.", "a < b", "a < b"),
+    ],
+)
+def test_a_short_answer_is_of_whole_words(text, found, shown):
+    start = text.index(found)
+    span = _find_whole_words(text, (start, start + len(found)), (0, len(text)))
+    assert (None if span is None else text[slice(*span)]) == shown
+
+
 def test_a_job_trains_calibrates_and_can_be_verified(trained):
     config = json.loads((trained / "output" / "reader.json").read_bytes())
     assert 0 < config["threshold"] < 1
@@ -697,6 +726,26 @@ def test_the_large_reader_reads_english_where_its_base_and_onnxruntime_are(train
     reader._has_large_reader.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("start", "answers"),
+    [("builtin:reader", "builtin:reader-large"), ("builtin:reader-small", "")],
+)
+def test_a_start_that_training_kept_answers_as_that_start(start, answers, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_prefer_large", lambda name: ("builtin:reader-large", ""))
+
+    def keep(name, taken):
+        job = Job.start(tmp_path / name, "recipe\n")
+        for file in ("reader.json", "reader.safetensors"):
+            shutil.copy(find_reader("builtin:reader") / file, job.output)
+        job.finish("checkpoint", parents=[Parent("start", taken, "")], details={"kept": "start"})
+        return str(tmp_path / name)
+
+    first = keep("first", start)
+    again = keep("again", "../first")
+    for folder in (first, f"{first}/output", again):
+        assert choose_reader(folder, ["en"]) == (answers or folder, "")
+
+
 @pytest.mark.parametrize("why", ["base", "onnxruntime"])
 def test_a_large_reader_that_cannot_be_opened_gives_way_to_the_small_one(
     trained, monkeypatch, tmp_path, why
@@ -704,9 +753,9 @@ def test_a_large_reader_that_cannot_be_opened_gives_way_to_the_small_one(
     folders = {"builtin:reader": trained / "output", "builtin:reader-large": tmp_path}
     if why == "onnxruntime":  # found, and broken
         folders["builtin:reader-large"] = shutil.copytree(trained / "output", tmp_path / "wide")
-        monkeypatch.setattr(reader, "_MAX_FLOAT_WIDTH", 0)
+        monkeypatch.setattr(adapted_bert, "_MAX_FLOAT_WIDTH", 0)
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        monkeypatch.setattr(reader, "can_quantize", lambda: True)
+        monkeypatch.setattr(adapted_bert, "can_quantize", lambda: True)
     monkeypatch.setattr(reader, "_BUILTIN_FOLDERS", folders)
     monkeypatch.setattr(reader, "_has_large_reader", lambda: True)
     _open_cached.cache_clear()
@@ -725,7 +774,7 @@ def test_a_large_reader_that_cannot_be_opened_gives_way_to_the_small_one(
 
 def test_a_wide_reader_is_read_in_8_bits_and_says_so(trained, monkeypatch):
     exact = SentenceReader(trained / "output")
-    monkeypatch.setattr(reader, "_MAX_FLOAT_WIDTH", 0)
+    monkeypatch.setattr(adapted_bert, "_MAX_FLOAT_WIDTH", 0)
     rounded = SentenceReader(trained / "output")
     assert (exact.precision, rounded.precision) == ("float32", "int8")
     assert exact.fingerprint != rounded.fingerprint
@@ -863,7 +912,7 @@ def test_questions_that_judge_are_not_learned_from(place, encoder, tmp_path):
     recipe = make_recipe(place, encoder, without=f"[{tmp_path / 'judge.jsonl'}]")
     run_recipe(recipe, tmp_path / "reader")
     told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
-    assert "1 questions are left out, since they judge the reader" in told
+    assert "1 question is left out, since they judge the reader" in told
     assert f"of {len(QUESTIONS)} examples" not in told
 
 
@@ -885,7 +934,7 @@ def test_a_judgment_of_the_sentence_that_judges_is_not_learned_from(place, encod
     )
     run_recipe(recipe, tmp_path / "reader")
     told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
-    assert "1 questions are left out" in told  # the other record of the sentence is learned from
+    assert "1 question is left out" in told  # the other record of the sentence is learned from
 
 
 def test_a_base_that_is_no_bert_is_refused(place, tmp_path):

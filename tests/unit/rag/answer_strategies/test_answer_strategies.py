@@ -7,7 +7,8 @@ import pytest
 
 from stillroom.errors import RecipeError
 from stillroom.rag.generation import answer as answers
-from stillroom.rag.generation.prompt import ABSTENTION, REFUSAL
+from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.generation.refusals import REFUSAL
 from stillroom.rag.interfaces import ANSWER_STRATEGIES, GRADERS, Query, RelevanceGrader
 from stillroom.rag.retrieval.pipeline import parse_method, parse_pipeline, parse_rag_pipeline
 from stillroom.records import Answer, Message, Prompt, Sampling

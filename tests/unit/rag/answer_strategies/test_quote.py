@@ -18,6 +18,7 @@ from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.serve.openai.replies import locate_citations
 from stillroom.testing import scripted_model
 
 OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
@@ -181,8 +182,11 @@ def test_silence_on_a_question_in_another_language_says_so(tmp_path, question, w
     with Index.open(tmp_path / "index") as opened:
         found = ask(opened, Untouched(), question, answering={**OVERLAP, "min_probability": 1.0})
     assert found.details["abstained"]
-    said = ["the question is in another language (es) than the passages found (en): ask in theirs"]
-    assert found.details["notices"] == said * warned
+    said = (
+        "la pregunta está en otro idioma (es) que los pasajes encontrados (en): "
+        "pregunte en el de ellos"
+    )
+    assert found.details["notices"] == [said] * warned
 
 
 def test_a_kept_answer_opens_no_model_and_ends_with_its_reader(index, monkeypatch):
@@ -497,6 +501,21 @@ def test_rows_of_csv_are_quoted_one_by_one():
     assert _join_runs(rows, rows, [text]) == [(0, (10, 19), None), (0, (20, 28), None)]
 
 
+def test_the_passage_of_the_best_sentence_is_quoted_first_and_each_in_reading_order():
+    texts = ["Cats sleep.", "Dogs bark. They are loud. Cows moo."]
+    best = ScoredSentence(1, 26, 35, 3.0, 1.0, 3.0, short=None)
+    others = [
+        ScoredSentence(0, 0, 11, 2.0, 1.0, 2.0, short=None),
+        ScoredSentence(1, 0, 10, 1.0, 1.0, 1.0, short=None),
+    ]
+    runs = _join_runs([best, *others], [best, *others], texts)
+    assert [(passage, span) for passage, span, _ in runs] == [
+        (1, (0, 10)),
+        (1, (26, 35)),
+        (0, (0, 11)),
+    ]
+
+
 def test_the_short_answer_of_joined_sentences_is_that_of_the_best():
     text = "The club sits in Ploen. Its year begins on 1 April."
     best = ScoredSentence(0, 24, 51, 2.0, 2.0, 4.0, short=(43, 50))
@@ -520,6 +539,171 @@ def test_what_a_colon_announces_is_quoted_with_it(tmp_path, most, quotes):
         asked = {**OVERLAP, "max_quotes": most, "margin": 0.5}
         found = ask(opened, Untouched(), "Which ports has the tunnel?", answering=asked)
     assert [quote["text"] for quote in found.details["quotes"]] == quotes
+
+
+TYPES = (
+    "<html><body><h1>Strict tables</h1><p>The keyword has these effects on a table:</p><ol>"
+    "<li>Columns need a type.</li><li>The datatype must be one of the following:<ul><li>INT</li>"
+    "<li>TEXT</li><li>BLOB</li></ul></li></ol><p>No other names are accepted.</p></body></html>"
+)
+
+
+def ask_about(place, name, text, question, **settings):
+    """Return the answer to a question about one document."""
+    if not place.exists():
+        (place / "documents").mkdir(parents=True)
+        (place / "documents" / name).write_text(text, encoding="utf-8")
+        build_index(place)
+    with Index.open(place / "index") as opened:
+        return ask(opened, Untouched(), question, answering={**OVERLAP, **settings})
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_list_that_is_asked_for_is_one_quote(tmp_path, most):
+    question = "Which datatype must it be, one of?"
+    found = ask_about(tmp_path / "x", "types.html", TYPES, question, max_quotes=most, margin=0.5)
+    intro, *items = found.details["quotes"]
+    assert [one["text"] for one in items] == ["INT", "TEXT", "BLOB"]
+    shown = "The datatype must be one of the following:\n- INT\n- TEXT\n- BLOB [1]"
+    assert found.completion.text == shown
+    assert [one.get("continues") for one in (intro, *items)] == [True, True, True, None]
+    for one in (intro, *items):
+        assert TYPES[one["byte_start"] : one["byte_end"]] == one["text"]
+        at = one["answer_start"]
+        assert shown[at : at + len(one["text"])] == one["text"]
+    assert len(found.details["statements"]) == 4
+    assert [
+        mark["byte_start"] for mark in locate_citations(shown, found.citations, {"quotes": items})
+    ] == [items[0]["byte_start"]]
+
+
+OPTIONS = """# Options
+
+The options of the mill are:
+
+- `-a` shows all sacks
+- `-b` grinds barley
+- `-o` grinds oats
+{}
+The mill is red.
+"""
+
+
+@pytest.mark.parametrize(
+    ("question", "quote"),
+    [
+        ("What grinds barley?", "- `-b` grinds barley"),
+        ("Which options are of the mill?", OPTIONS[11:].split("{")[0].strip()),
+    ],
+)
+def test_an_item_that_alone_has_words_of_the_question_is_quoted_alone(tmp_path, question, quote):
+    found = ask_about(tmp_path / "x", "mill.md", OPTIONS.format(""), question, max_quotes=1)
+    assert [one["text"] for one in found.details["quotes"]] == [quote]
+
+
+@pytest.mark.parametrize(("item", "shown"), [("rye", 12), ("rye" * 40, 9)])
+def test_of_a_long_list_the_first_items_are_quoted_and_a_notice_says_so(tmp_path, item, shown):
+    items = "".join(f"- {item}\n" for _ in range(17))
+    found = ask_about(
+        tmp_path / "x", "mill.md", OPTIONS.format(items), "Which options are of the mill?"
+    )
+    (quote, *_) = found.details["quotes"]
+    assert quote["text"].count("\n- ") == shown
+    assert found.details["notices"] == [f"a list of 20 items is quoted in part: the first {shown}"]
+
+
+def test_a_list_that_goes_on_in_another_passage_is_said_to(tmp_path):
+    (tmp_path / "documents").mkdir()
+    items = "".join(f"- oats and barley of year {year}\n" for year in range(1900, 1920))
+    text = f"# Mill\n\nThe mill grinds:\n\n{items}"
+    (tmp_path / "documents/mill.md").write_text(text)
+    recipe = IndexRecipe(
+        documents=str(tmp_path / "documents"),
+        embedder="static",
+        chunker={"name": "recursive", "size": 40, "overlap": 0},
+    )
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), "What does the mill grind?", answering=OVERLAP)
+    (notice,) = found.details["notices"]
+    assert notice.startswith("a list goes on after its passage, of which ")
+
+
+@pytest.mark.parametrize(
+    "second",
+    ["In this mode it holds rye.", "Thus the weir holds rye.", "But the weir holds rye.",
+     "Or, the weir holds rye.", "Otherwise the weir holds rye.", "If this is so, rye is held.",
+     "These weirs hold rye."],
+)  # fmt: skip
+def test_a_sentence_that_depends_on_the_one_before_is_quoted_with_it(tmp_path, second):
+    text = f"Boats come at noon. The gate is shut. {second}\n"
+    found = ask_about(tmp_path / "x", "weir.txt", text, "What of rye is held?", max_quotes=1)
+    assert [one["text"] for one in found.details["quotes"]] == [f"The gate is shut. {second}"]
+
+
+@pytest.mark.parametrize("second", ["Button weirs hold rye.", "In thistle weirs rye is held."])
+def test_a_word_that_begins_like_a_connective_is_none(tmp_path, second):
+    text = f"The gate is shut. {second}\n"
+    found = ask_about(tmp_path / "x", "weir.txt", text, "What of rye is held?", max_quotes=1)
+    assert [one["text"] for one in found.details["quotes"]] == [second]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "lock.md",
+            "Locks\n=====\n\nThey lift boats.\n\nFilling the lock\n----------------\n\n{}\n",
+        ),
+        ("lock.md", "# Locks\n\nThey lift boats.\n\n### Filling the lock ###\n{}\n"),
+        ("lock.html", "<h1>Locks</h1><p>They lift boats.</p><h2>Filling the lock</h2><p>{}</p>"),
+    ],
+)
+def test_a_heading_within_a_passage_is_not_quoted(tmp_path, name, text):
+    (tmp_path / "documents").mkdir()
+    answer = "The keeper opens the sluice, and waits."
+    (tmp_path / "documents" / name).write_text(text.format(answer), encoding="utf-8")
+    build_index(tmp_path)
+    asked = {**OVERLAP, "max_quotes": 1}
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), "And filling the sluice of a lock?", answering=asked)
+    assert [quote["text"] for quote in found.details["quotes"]] == [answer]
+
+
+def test_a_line_that_only_reads_like_a_heading_is_quoted(tmp_path):
+    (tmp_path / "documents").mkdir()
+    text = "# Locks\n\nParts:\n\n- Sluice of it\n- Quay\n\n## Sluice of it\n\nIt leaks.\n"
+    (tmp_path / "documents/lock.md").write_text(text, encoding="utf-8")
+    build_index(tmp_path)
+    asked = {**OVERLAP, "max_quotes": 1}
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), "Which sluice has it?", answering=asked)
+    assert [quote["text"] for quote in found.details["quotes"]] == ["- Sluice of it"]
+
+
+@pytest.mark.parametrize("title", ["Filling the lock", "**Filling the lock**"])
+def test_a_title_that_no_markup_shows_is_quoted_with_what_is_below_it(tmp_path, title):
+    (tmp_path / "documents").mkdir()
+    answer = "The keeper opens the sluice, and waits."
+    text = f"Locks lift boats.\n\n{title}\n\n{answer}\n\nThey are old.\n"
+    (tmp_path / "documents/lock.md").write_text(text, encoding="utf-8")
+    build_index(tmp_path)
+    asked = {**OVERLAP, "max_quotes": 1}
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), "And filling the lock?", answering=asked)
+    assert [quote["text"] for quote in found.details["quotes"]] == [f"{title}\n\n{answer}"]
+
+
+def test_a_short_answer_is_not_quoted_with_that_to_the_next_question(tmp_path):
+    (tmp_path / "documents").mkdir()
+    text = "Ask us.\n\nWhat lifts boats?\n\nLocks lift boats\n\nWho opens it?\n\nThe keeper.\n"
+    (tmp_path / "documents/lock.txt").write_text(text, encoding="utf-8")
+    build_index(tmp_path)
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(
+            opened, Untouched(), "Do locks lift boats?", answering={**OVERLAP, "margin": 0.1}
+        )
+    assert [quote["text"] for quote in found.details["quotes"]] == ["Locks lift boats"]
 
 
 def test_the_contents_of_a_book_of_numbered_chapters_are_not_quoted(tmp_path):

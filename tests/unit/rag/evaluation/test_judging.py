@@ -76,7 +76,7 @@ def test_the_sentence_with_the_short_answer_is_learned_from_and_no_other(index):
     joined = "A dog barks at strangers. Dogs guard the house at night."
     asked = with_quotes("When do they guard it?", SLEEP, joined, short="at night")
     judgment = judge_answer(index, asked, "right")
-    assert judgment.answers == ("Dogs guard the house at night.", "at night")
+    assert judgment.answers == ("Dogs guard the house at night.",)  # nobody judged "at night"
     assert [part["quote"] for part in judgment.evidence] == ["Dogs guard the house at night."]
     check_stands(index, judgment)
     more = judge_answer(index, with_quotes("Do dogs guard a house?", joined, short="dog"), "right")

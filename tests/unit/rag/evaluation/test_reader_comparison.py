@@ -99,6 +99,7 @@ def test_nothing_is_called_better_where_the_interval_holds_0():
     _, decision = compare(owned=ask([True] * 30), sentence=ask([True] * 29 + [False]))
     assert decision.line.startswith("Not decided: no significant difference between the owned")
     assert "better" not in decision.line
+    assert decision.answers == "the owned reader"
 
 
 def test_too_few_questions_decide_nothing():
@@ -136,6 +137,39 @@ def test_others_are_silent_as_often_as_the_first_where_they_are_least_sure():
     for arm in ("owned", "sentence"):
         parts = ("holds", "wrong", "silent_answerable")
         assert sum(figures[f"reader/{arm}/{part}"] for part in parts) == pytest.approx(1)
+
+
+def test_a_headline_says_how_often_the_reader_is_silent_without_an_answer():
+    probes = {("owned", f"{at}"): SilenceProbe(at < 3, 0.1) for at in range(4)}
+    report, _ = compare(probes, owned=ask([True] * 4), sentence=ask([True] * 4))
+    names = [name for name in report.headlines if "silent" in name]
+    assert names == ["reader/owned/served_silent_unanswerable"]
+    assert report.metrics[names[0]].value == 0.75
+
+
+@pytest.mark.parametrize(
+    ("evidence", "said"),
+    [
+        (["animals/dogs.md"] * 3, "All 3 questions whose evidence was found are about one file"),
+        (["animals/dogs.md"] * 9 + ["animals/cats.md"], "9 of 10 questions whose evidence was"),
+        (["animals/dogs.md"] * 8 + ["animals/cats.md"] * 2, ""),
+        (["animals/dogs.md", "nowhere.md"], ""),
+        ([], ""),
+    ],
+)
+def test_questions_about_one_file_are_said_with_the_decision(index, evidence, said):
+    every = EvidenceMap(index)
+    questions = [
+        JudgedQuestion(f"{at}", "Who?", ("it",), (EvidenceSpan("", name, 0, 0),))
+        for at, name in enumerate(evidence)
+    ]
+    line = every.describe_concentration([every.locate(question) for question in questions])
+    assert line.startswith(said)
+    assert bool(line) is bool(said)
+    assert not said or "animals/dogs.md" in line
+    arms = {"owned": ask([True] * 4), "sentence": ask([True] * 4)}
+    decision = add_comparison(Report("Answers"), RECIPE, arms, {}, is_synthetic=False, caveat=line)
+    assert decision.line.endswith(line)
 
 
 def test_a_reader_with_the_weights_of_the_first_answers_alike():
@@ -224,6 +258,7 @@ compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 0}}
     assert metrics["reader/first/holds"]["n"] == 2
     assert metrics["reader/first/silent_unanswerable"]["n"] >= 2
     assert details["decision"]["arm"] == "first"
+    assert "from 3 passages, or as many more as a reader is calibrated for." in str(details)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +305,7 @@ def test_a_start_that_was_kept_is_compared_as_the_packaged_reader_that_reads_in_
     assert decision.line.endswith(
         "the reader's initial weights are kept. In their place the packaged large reader answers."
     )
+    assert decision.answers == "the packaged large reader"
 
 
 def test_a_reader_that_hardly_answers_is_not_to_be_used():

@@ -5,9 +5,11 @@ import pytest
 
 from stillroom.errors import DataError
 from stillroom.rag.generation import answer as answers
-from stillroom.rag.generation.prompt import ABSTENTION, REFUSAL, is_declined
+from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.generation.refusals import REFUSAL, is_declined
 from stillroom.records import Answer, Sampling
 from stillroom.testing import scripted_model
+from stillroom.text import language
 
 # These tests script what the model writes.
 ask = partial(answers.ask, answering="generate")
@@ -107,6 +109,76 @@ def test_without_any_hit_the_model_is_not_asked(index):
 def test_a_refusal_is_known_in_a_stored_answer_of_either_wording(opening):
     assert is_declined(f"{opening} The nearest passage, [1], does not support an answer.")
     assert not is_declined(f"Paris [1]. {opening}")
+
+
+@pytest.mark.parametrize(
+    ("question", "refusal", "abstention", "reason"),
+    [
+        (
+            "Wie hoch ist der Eiffelturm in Paris?",
+            "Keine gefundene Textstelle beantwortet das. Die nächstliegende Textstelle, [1],",
+            "Die Dokumente beantworten das nicht. Die nächstliegende Textstelle, [1],",
+            "das Modell hat in den Textstellen keine Antwort gefunden",
+        ),
+        (
+            "Quelle est la hauteur de la tour Eiffel à Paris ?",
+            "Aucun passage trouvé ne répond à cette question. Le passage le plus proche, [1],",
+            "Les documents ne répondent pas à cette question. Le passage le plus proche, [1],",
+            "le modèle n'a pas trouvé de réponse dans les passages",
+        ),
+        (
+            "¿Cuál es la altura de la torre Eiffel de París?",
+            "Ningún pasaje encontrado responde a esta pregunta. El pasaje más cercano, [1],",
+            "Los documentos no responden a esta pregunta. El pasaje más cercano, [1],",
+            "el modelo no encontró una respuesta en los pasajes",
+        ),
+        (
+            "What is the height of the Eiffel tower in Paris?",
+            "No passage found answers this. The nearest passage, [1],",
+            "The documents do not answer this. The nearest passage, [1],",
+            "the model found no answer in the passages",
+        ),
+        (
+            "Quanto è alta la torre Eiffel di Parigi?",
+            "No passage found answers this. The nearest passage, [1],",
+            "The documents do not answer this. The nearest passage, [1],",
+            "the model found no answer in the passages",
+        ),
+    ],
+)
+def test_a_refusal_is_in_the_language_of_the_question(index, question, refusal, abstention, reason):
+    empty = ask(index, scripted_model(lambda prompt: ""), question, k=1)
+    assert empty.completion.text.startswith(refusal)
+    for unsupported in ("mark", "drop", "refuse"):
+        model = scripted_model(lambda prompt: ABSTENTION)
+        pieces = list(ask_stream(index, model, question, k=1, unsupported=unsupported))
+        found = pieces.pop()
+        assert "".join(pieces) == found.completion.text
+        assert found.completion.text.startswith(
+            abstention if unsupported == "mark" else (abstention, refusal)
+        )
+        assert is_declined(found.completion.text)
+        assert found.details["abstained"]
+    found = ask(index, scripted_model(lambda prompt: ABSTENTION), question, k=1)
+    assert (found.details["refusal"], found.details["refusal_note"]) == ("model", reason)
+
+
+def test_an_answer_does_not_load_the_language_identifier(index, monkeypatch):
+    monkeypatch.setattr(language, "_load_identifier", None)
+    text = "The capital of France is Paris [1]."
+    for answering in (
+        "generate",
+        {"name": "quote", "reader": "builtin:overlap", "min_probability": 0},
+    ):
+        question = "What is the capital of France?"
+        found = ask(index, scripted_model(lambda prompt: text), question, answering=answering)
+        assert not found.details["abstained"]
+
+
+def test_an_answer_that_begins_as_an_abstention_is_not_translated(index):
+    text = f"{ABSTENTION} The capital of France is Paris [1]."
+    found = ask(index, scripted_model(lambda prompt: text), "Wie heißt die Hauptstadt?")
+    assert found.completion.text == text
 
 
 def test_an_abstention_of_the_model_is_recognized(index):

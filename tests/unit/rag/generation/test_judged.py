@@ -126,6 +126,41 @@ def test_an_answer_called_wrong_is_not_shown_first_again(index, store):
     assert FIRST not in str(answer.details["judged"])  # nor told to whom may not see it any more
 
 
+LIMITS = (
+    "<h1>Limits</h1><ol><li><p>Tables in a join</p><p>A join contains 64 tables at most.</p></li>"
+    "<li><p>Depth of a tree</p><p>A tree is 1000 deep at most.</p></li></ol><table>"
+    "<tr><td>tables in a weir</td><td>3</td></tr><tr><td>weirs</td><td>3</td></tr></table>"
+    "<p>The mill has these tables of rye:</p><ul><li>tall</li><li>small</li></ul>"
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "shown"),
+    [
+        ("Which tables are in a join?", "Tables in a join"),
+        ("Which tables are in a weir?", "tables in a weir; 3 [1]"),
+        ("Which of these tables has the mill?", "of rye:\n- tall\n- small [1]"),
+    ],
+)
+def test_a_label_a_row_or_a_list_called_wrong_is_not_shown_first_again(tmp_path, question, shown):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/limits.html").write_text(LIMITS)
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    store = JudgmentStore(tmp_path / "index.judgments")
+    with Index.open(tmp_path / "index") as index:
+        before = put(index, store, question)
+        assert shown in before.completion.text
+        record_judgment(store, index, describe_asked(question, before, None), "wrong")
+        after = put(index, store, question)
+        assert shown not in after.completion.text
+        assert after.details["judged"]["verdict"] == "wrong"
+        record_judgment(store, index, describe_asked(question, before, None), "right")
+        again = put(index, store, question)
+        assert again.completion.text == before.completion.text
+        assert again.details["judged"]["verdict"] == "right"
+
+
 def test_a_later_verdict_replaces_an_earlier_one(index, store):
     judge(index, store, "quote", OTHER)
     judge(index, store, "wrong")

@@ -88,7 +88,7 @@ def test_windows_add_up_to_the_text_and_each_sees_the_one_before():
         piece for _, piece in dict.fromkeys(seen)
     ][:-1]
     assert found.tokens == 50
-    assert found.mean == pytest.approx(1.0)
+    assert found.nats == pytest.approx(50.0)
 
 
 class Spelled(Scorer):

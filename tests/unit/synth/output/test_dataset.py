@@ -149,7 +149,7 @@ def test_differing_licenses_are_other_and_said(records, tmp_path):
     assert "different licenses (CC-BY-4.0, MIT)" in card
     write_records(tmp_path / "more.jsonl", [pair("What?", "That.", Origin("human"))])
     export_records([records, tmp_path / "more.jsonl"], tmp_path / "unsaid")
-    assert "nobody says the license of 1 rows\n" in (tmp_path / "unsaid/README.md").read_text()
+    assert "nobody says the license of 1 row\n" in (tmp_path / "unsaid/README.md").read_text()
 
 
 def test_an_old_folder_stays_where_nothing_fits(records, tmp_path):

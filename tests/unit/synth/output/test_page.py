@@ -63,7 +63,7 @@ def test_every_part_is_there():
         "Examples of kept records",
         "distinct_<wbr>1/<wbr>generated",
         "5 of 7 documents",
-        "1 rows matched",
+        "1 row matched",
         "What &lt;b&gt;?",
         "outputs may not train models that compete",
         "Of the training records: 60 synthetic.",

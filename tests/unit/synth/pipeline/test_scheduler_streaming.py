@@ -17,7 +17,7 @@ from stillroom.errors import BackendError
 from stillroom.jobs import Job
 from stillroom.provenance import digest_file
 from stillroom.records import read_records
-from stillroom.synth.jobs.records import RecordsRecipe, run
+from stillroom.synth.jobs.records import JOB_KIND, RecordsRecipe
 from stillroom.synth.pipeline.scheduler import _wait_for_unit, generate_units
 from stillroom.synth.types import WorkItem
 
@@ -75,7 +75,7 @@ def make_recipe(tmp_path, server, count=60, **more):
 def run_into(recipe, out):
     job = Job.start(out, recipe.model_dump_json(), overwrite=True)
     try:
-        run(recipe, job)
+        JOB_KIND.run(recipe, job)
     finally:
         job.close()
     return digest_file(out / "output/records.jsonl")

@@ -17,7 +17,7 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.recipes import dump_recipe, parse_recipe
 from stillroom.records import Message, Origin, Record, read_records, write_records
-from stillroom.synth.jobs.records import estimate, run
+from stillroom.synth.jobs.records import JOB_KIND, estimate
 from stillroom.synth.output.records import preview_records
 from stillroom.synth.pipeline.steps import estimate_steps, format_steps
 from stillroom.synth.selection import MixSettings, mix_records
@@ -98,7 +98,7 @@ pipeline:
 def do(recipe, out, **more):
     job = Job.start(out, dump_recipe(recipe), seed=recipe.seed, **more)
     try:
-        return run(recipe, job)
+        return JOB_KIND.run(recipe, job)
     finally:
         job.close()
 
@@ -245,10 +245,10 @@ import sys
 from pathlib import Path
 from stillroom.jobs import Job
 from stillroom.recipes import dump_recipe, load_recipe
-from stillroom.synth.jobs.records import run
+from stillroom.synth.jobs.records import JOB_KIND
 recipe = load_recipe(Path(sys.argv[1]))
 job = Job.start(Path(sys.argv[2]), dump_recipe(recipe), seed=recipe.seed, resume=True)
-run(recipe, job)
+JOB_KIND.run(recipe, job)
 """
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stillroom.synth.prompting.back_references import refers_back
 from stillroom.synth.prompting.english_questions import name_subject, write_english_questions
+from stillroom.synth.prompting.general_forms import refers_back
 from stillroom.synth.prompting.question_templates import write_template_questions
 
 

@@ -1,9 +1,14 @@
 """DocBook and Mallard manuals."""
 
+import time
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.text.reader import detect_parser
+from stillroom.text.parsers import docbook
+from stillroom.text.reader import detect_parser, parse_file
 
 BOOK = """<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE book PUBLIC "-//OASIS//DTD DocBook XML V4.5//EN" "docbookx.dtd" [
@@ -44,7 +49,7 @@ PAGE = """<page xmlns="http://projectmallard.org/1.0/" type="topic" id="power">
 def test_a_book_becomes_markdown_with_the_levels_of_its_sections(parse, bytes_of):
     document = parse("docbook", BOOK)
     assert document.text == (
-        "# Manual of the Pump\n\nAnn Lee\n\n## Use\n\nPress Start; see the valve and\n--fast.\n\n"
+        "# Manual of the Pump\n\n## Use\n\nPress Start; see the valve and\n--fast.\n\n"
         "### Steps\n\n1. Fill it.\n2. Wait.\n\nLamp\n\nGreen is good.\n\n"
         "```\npump --fast\npump --stop\n```\n\nLimits\n\n"
         "| Part | Bar |\n| --- | --- |\n| Valve | 7 |\n\nHeat\n\nNever run it dry."
@@ -87,3 +92,122 @@ def test_markup_that_never_closes_is_read_to_its_end(parse):
     assert parse("docbook", "<chapter><title>A</title><para>One.<para>Two").text.endswith("Two")
     with pytest.raises(DataError, match="no text"):
         parse("docbook", "<chapter></chapter></book>")
+
+
+HEAD = """<?xml version="1.0"?>
+<!DOCTYPE book PUBLIC "-//OASIS//DTD DocBook XML V4.5//EN" "docbookx.dtd" [
+<!-- <!ENTITY own "a comment"> -->
+<!ENTITY % ents SYSTEM "shared/names.txt">
+%ents;
+"""
+
+
+def read_book(folder, declared, text, name="book.docbook"):
+    (folder / name).write_text(
+        f"{HEAD}{declared}]>\n<book><title>Pumps</title><para>{text}</para></book>",
+        encoding="utf-8",
+    )
+    return parse_file(folder / name, root=folder).text.removeprefix("# Pumps\n\n")
+
+
+def test_entities_are_expanded_as_the_files_of_the_folder_declare_them(tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared/names.txt").write_text('<!ENTITY prog "the <i>Pump</i>">\n')
+    (tmp_path / "more.ent").write_text("<!ENTITY maker 'Ann&nbsp;&amp; &prog;'>")
+    (tmp_path / "other.xml").write_text('<!DOCTYPE book [<!ENTITY far "distant">]><book/>')
+    declared = '<!ENTITY own "here">\n<!ENTITY chap SYSTEM "chap.xml">\n<!ENTITY far "near">\n'
+    text = "&prog; of &maker; is &own; &far; &mdash; &no-such.one; &chap;&#65; &lt;x&gt;"
+    read = read_book(tmp_path, declared, text)
+    assert read == "the Pump of Ann & the Pump is here near \u2014 no-such.one A <x>"
+    (tmp_path / "chap.xml").write_text(
+        "<chapter id='x'><title>Far</title><p>&far; &own;</p></chapter>"
+    )
+    assert parse_file(tmp_path / "chap.xml", root=tmp_path).text == "# Far\n\nnear here"
+
+
+def test_an_expansion_keeps_the_place_of_its_entity(tmp_path, bytes_of):
+    read_book(tmp_path, '<!ENTITY own "our pump">', "Start &own; now.")
+    document = parse_file(tmp_path / "book.docbook", root=tmp_path)
+    found, place = bytes_of(document, (tmp_path / "book.docbook").read_bytes(), "our pump")
+    assert (found, place.is_exact) == (b"&own;", False)
+
+
+def test_code_that_is_marked_as_characters_is_not_expanded(tmp_path):
+    read = read_book(tmp_path, '<!ENTITY x "y">', "<![CDATA[f = &x;]]> &x;")
+    assert "f = &x;" in read
+    assert read.endswith("y")
+
+
+@pytest.mark.parametrize("where", ["file:///etc/hostname", "../secret.txt", "http://a.example/x"])
+def test_no_file_outside_the_folder_is_opened(tmp_path, where):
+    (tmp_path / "secret.txt").write_text('<!ENTITY told "secret">')
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/link.ent").symlink_to(tmp_path / "secret.txt")
+    declared = f'<!ENTITY % out SYSTEM "{where}">\n<!ENTITY file SYSTEM "{where}">\n'
+    assert read_book(tmp_path / "book", declared, "&told;&file;") == "told"
+
+
+@pytest.mark.parametrize("leaf", ["lol", ""])
+def test_entities_of_entities_are_bounded(tmp_path, leaf):
+    names = "abcdefgh"
+    laughs = "".join(f'<!ENTITY {one} "{f"&{two};" * 2000}">\n' for one, two in pairwise(names))
+    declared = f'{laughs}<!ENTITY h "{leaf}">\n<!ENTITY me "&you;">\n<!ENTITY you "&me;&me;">\n'
+    started = time.monotonic()
+    read = read_book(tmp_path, declared, "Text: &a; &me; &h;.")
+    assert time.monotonic() - started < 30
+    assert read in {"Text: a me lol.", "Text: me ."}
+
+
+def test_many_expansions_are_bounded(tmp_path):
+    declared = f'<!ENTITY long "{"x" * 1900}">\n'
+    read = read_book(tmp_path, declared, "&long; " * 2000)
+    assert 900_000 < len(read) < 1_100_000
+
+
+def test_authors_are_no_text(tmp_path):
+    people = (
+        "<bookinfo><authorgroup><author><firstname>Ann</firstname><surname>Lee</surname></author>"
+        "<editor>Bo</editor></authorgroup></bookinfo>"
+    )
+    text = f"It runs.</para>{people}<para>It stops."
+    assert read_book(tmp_path, "", text) == "It runs.\n\nIt stops."
+
+
+def test_authors_of_other_works_are_text(tmp_path):
+    work = "<biblioentry><author>Ann Lee</author><title>On pumps</title></biblioentry>"
+    text = f"See:</para><bibliography>{work}</bibliography><para>End."
+    assert read_book(tmp_path, "", text) == "See:\n\nAnn Lee\n\nOn pumps\n\nEnd."
+
+
+def test_unclosed_comments_of_another_file_take_no_time(tmp_path):
+    (tmp_path / "hostile.ent").write_text("<!--" * 60_000)
+    started = time.monotonic()
+    assert read_book(tmp_path, "", "&own;") == "own"
+    assert time.monotonic() - started < 5
+
+
+def test_no_file_is_read_for_a_document_without_entities(tmp_path, monkeypatch):
+    monkeypatch.setattr(docbook, "read_entity_declarations", None)
+    assert read_book(tmp_path, "", "x &lt; y &amp;&#65; & &quot;") == 'x < y &A & "'
+
+
+@pytest.mark.parametrize("name", ["x\0y.ent", "x" * 300, "loop.ent"])
+def test_names_that_lead_to_no_file_are_left_out(tmp_path, name):
+    (tmp_path / "loop.ent").symlink_to("loop.ent")
+    (tmp_path / "z.ent").write_text('<!ENTITY prog "Pump">')
+    assert read_book(tmp_path, f'<!ENTITY % x SYSTEM "{name}">', "&prog;") == "Pump"
+
+
+def test_the_files_that_are_looked_for_are_bounded(tmp_path, monkeypatch):
+    (tmp_path / "a.ent").write_text(
+        "".join(f'<!ENTITY % x{n} SYSTEM "../{n}.ent">' for n in range(2000))
+    )
+    looked, resolve = [], Path.resolve
+
+    def count(path, strict=False):
+        looked.append(path)
+        return resolve(path, strict)
+
+    monkeypatch.setattr(Path, "resolve", count)
+    read_book(tmp_path, "", "&own;")
+    assert len(looked) < 300

@@ -14,7 +14,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint
 from stillroom.diffusion.model.metadata import (
     DiffusionMetadata,
-    find_special_token,
+    find_mask_token,
     unsupported_config_error,
 )
 
@@ -38,7 +38,7 @@ class A2D(CheckpointFormat):
     def translate(self, stored: Checkpoint) -> ConvertedCheckpoint:
         config = stored.config
         kind, architecture = _STOCK[str(config["model_type"])]
-        mask = find_special_token(stored, "mask_token_id", ("<|mask|>", "[MASK]"))
+        mask = find_mask_token(stored, ("<|mask|>", "[MASK]"))
         if mask is None:
             raise unsupported_config_error(
                 stored, "neither config.json nor tokenizer.json names a mask token"

@@ -14,7 +14,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint
 from stillroom.diffusion.model.metadata import (
     DiffusionMetadata,
-    find_special_token,
+    find_mask_token,
     unsupported_config_error,
 )
 
@@ -32,7 +32,7 @@ class Dream(CheckpointFormat):
     @override
     def translate(self, stored: Checkpoint) -> ConvertedCheckpoint:
         config = stored.config
-        mask = find_special_token(stored, "mask_token_id", ("<|mask|>",))
+        mask = find_mask_token(stored, ("<|mask|>",))
         if mask is None:
             raise unsupported_config_error(stored, "it names no mask token")
         settings = {key: value for key, value in config.items() if key not in _DROPPED}

@@ -16,7 +16,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint
 from stillroom.diffusion.model.metadata import (
     DiffusionMetadata,
-    find_special_token,
+    find_mask_token,
     unsupported_config_error,
 )
 
@@ -112,7 +112,7 @@ def _llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _metadata(stored: Checkpoint) -> DiffusionMetadata:
     config = stored.config
-    mask = find_special_token(stored, "mask_token_id", ("<|mdm_mask|>", "<|mask|>", "[MASK]"))
+    mask = find_mask_token(stored, ("<|mdm_mask|>", "<|mask|>", "[MASK]"))
     is_published = config.get("embedding_size") == _PUBLISHED_VOCABULARY
     if mask is None and is_published:
         mask = _PUBLISHED_MASK

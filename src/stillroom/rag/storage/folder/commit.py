@@ -22,7 +22,6 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +34,11 @@ from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import (
     FOREVER,
     PASSAGE_BITS,
-    digest_bucket,
     digest_document,
-    digest_snapshot,
     get_bucket,
     make_damage_error,
 )
+from stillroom.rag.storage.tables import describe_snapshot, digest_changed_buckets
 from stillroom.rag.types import DocumentMetadata, StagedDocument, digest_content
 
 if TYPE_CHECKING:
@@ -93,13 +91,12 @@ class SnapshotCommit:
         return self._finish(description, reason)
 
     def _list_replaced(self) -> set[int]:
-        return {key for part in self.change.parts for key in self._keys_at(part.entry.path)}
-
-    def _keys_at(self, path: str) -> list[int]:
-        rows = self.connection.execute(
-            "SELECT key FROM documents WHERE path = ? AND died = ?", (path, FOREVER)
-        )
-        return [int(key) for (key,) in rows]
+        current = "SELECT key FROM documents WHERE path = ? AND died = ?"
+        return {
+            int(key)
+            for part in self.change.parts
+            for (key,) in self.connection.execute(current, (part.entry.path, FOREVER))
+        }
 
     def _replace(self) -> None:
         """End the versions that the change replaces or removes."""
@@ -218,45 +215,15 @@ class SnapshotCommit:
 
     def _finish(self, description: Mapping[str, Any], reason: str) -> str:
         """Update the digests of the changed buckets, and insert the snapshot."""
-        changed = self.connection.execute(
-            "SELECT DISTINCT bucket FROM documents WHERE born = ? OR died = ?",
-            (self.number, self.number),
-        ).fetchall()
-        for (bucket,) in changed:
-            marks = self.connection.execute(
-                "SELECT mark FROM documents WHERE bucket = ? AND died = ? ORDER BY path",
-                (bucket, FOREVER),
-            ).fetchall()
-            self.connection.execute(
-                "INSERT OR REPLACE INTO buckets VALUES (?, ?)",
-                (bucket, digest_bucket([mark for (mark,) in marks])),
-            )
-        buckets = dict(self.connection.execute("SELECT number, digest FROM buckets"))
-        digest = digest_snapshot(description, buckets)
-        created = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.connection.execute(
-            "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self.number, digest, self.number - 1, reason, *self._count(), created),
-        )
+        digests = digest_changed_buckets(self._query, self.number)
+        self.connection.executemany("INSERT OR REPLACE INTO buckets VALUES (?, ?)", digests.items())
+        row = describe_snapshot(self._query, self.number, description, reason)
+        self.connection.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         self.connection.execute("DELETE FROM settings WHERE name = 'staged'")
-        return digest
+        return str(row[1])
 
-    def _count(self) -> list[int]:
-        """Return the numbers of documents, passages and truncated passages after the change."""
-        before = self.connection.execute(
-            "SELECT documents, passages, truncated FROM snapshots WHERE number = ?",
-            (self.number - 1,),
-        ).fetchone() or (0, 0, 0)
-        changes = [
-            self.connection.execute(
-                "SELECT count(*), coalesce(sum(passages), 0), "  # noqa: S608
-                "coalesce(sum(truncated), 0) "
-                f"FROM documents WHERE {column} = ?",
-                (self.number,),
-            ).fetchone()
-            for column in ("born", "died")
-        ]
-        return [int(n + more - less) for n, more, less in zip(before, *changes, strict=True)]
+    def _query(self, sql: str, values: Mapping[str, Any]) -> list[Any]:
+        return self.connection.execute(sql, values).fetchall()
 
 
 _STAGED_BYTES = 8_000_000

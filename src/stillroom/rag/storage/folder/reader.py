@@ -47,7 +47,13 @@ from stillroom.rag.types import AuxiliaryVectors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FolderReusableContent", "FolderSnapshot", "SegmentDenseSearch", "open_folder_snapshot"]
+__all__ = [
+    "FolderReusableContent",
+    "FolderSnapshot",
+    "SegmentDenseSearch",
+    "check_catalog_bytes",
+    "open_folder_snapshot",
+]
 
 
 _ATTEMPTS = 5
@@ -229,7 +235,7 @@ def open_folder_snapshot(
     try:
         lease, snapshot = _lease_snapshot(folder, catalog, selector)
         if verify:
-            _check_catalog(folder, catalog.find_snapshot())
+            check_catalog_bytes(folder, catalog.find_snapshot())
         segments = tuple(
             open_segment(folder, entry, verify=verify)
             for entry in catalog.segments(snapshot.number)
@@ -271,11 +277,14 @@ def _look_up_starts(segments: NDArray[np.int64], opened: FolderSnapshot) -> NDAr
     return starts
 
 
-def _check_catalog(folder: Path, snapshot: Snapshot) -> None:
+def check_catalog_bytes(folder: Path, snapshot: Snapshot) -> None:
     """Check the catalog's bytes against artifact.json, if that describes the same snapshot.
 
     The check is skipped where a writer is active or was interrupted, and for a folder without
     artifact.json: then only SQLite's own checks apply.
+
+    Raises:
+        IntegrityError: If they are not those recorded.
     """
     path = folder / LEDGER
     for _ in range(_ATTEMPTS):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from stillroom.errors import count_noun
 from stillroom.jobs import atomic_write
 from stillroom.jobs.files import sync_folder
 from stillroom.objects.disk import full_disk_as_error, sync_path
@@ -171,7 +172,9 @@ def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
     parts += [part for part in optional if part is not None]
     if {len(part) for part in parts} != {entry.rows} or vectors.ndim != 2:
         raise make_damage_error(
-            segment_folder, f"it has {len(vectors)} vectors and {len(postings)} rows of postings"
+            segment_folder,
+            f"it has {count_noun(len(vectors), 'vector')} and {count_noun(len(postings), 'row')} "
+            f"of postings",
         )
     return Segment(entry.number, vectors, codes, postings, sketches, extras)
 

@@ -39,6 +39,7 @@ from stillroom.rag.storage.folder.catalog import (
 from stillroom.rag.storage.folder.reader import (
     FolderReusableContent,
     FolderSnapshot,
+    check_catalog_bytes,
     open_folder_snapshot,
 )
 from stillroom.rag.storage.folder.segments import (
@@ -104,6 +105,8 @@ class FolderStore(IndexStorage):
 
     @override
     def repair(self, issues: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
+        if not all(issue.is_derived for issue in issues):
+            return  # a manifest written anew would let a damaged catalog be opened
         with FolderIndexWriter.open(self.folder) as writer:  # removes what was interrupted
             for snapshot in writer.catalog.snapshots():
                 write_snapshot_file(self.folder, snapshot.number, snapshot.digest)
@@ -136,7 +139,10 @@ def check_folder(folder: Path) -> list[IntegrityIssue]:
         issues += [*check_texts(catalog), *check_documents(catalog), *_check_placements(catalog)]
         issues += [*check_facts(catalog), *check_digest(catalog, catalog.description)]
         issues += [*_check_segments(folder, catalog), *_check_orphans(folder, catalog)]
-        return [*issues, *check_manifest(folder, catalog.find_snapshot())]
+        issues += check_manifest(folder, catalog.find_snapshot())
+        if all(issue.is_derived for issue in issues):
+            issues += _check_bytes(folder, catalog)
+        return issues
 
 
 def _check_pages(catalog: Catalog) -> Iterator[IntegrityIssue]:
@@ -149,6 +155,17 @@ def _check_pages(catalog: Catalog) -> Iterator[IntegrityIssue]:
     for (message,) in rows:
         if message != "ok":
             yield catalog.issue("pages", str(message))
+
+
+def _check_bytes(folder: Path, catalog: Catalog) -> Iterator[IntegrityIssue]:
+    """Compare a catalog whose content agrees with the digest that opening compares it with.
+
+    What has changed is none of its content, so that a repair records the digest anew.
+    """
+    try:
+        check_catalog_bytes(folder, catalog.find_snapshot())
+    except IntegrityError:
+        yield IntegrityIssue(catalog.path.name, "its bytes have changed, its content agrees", True)
 
 
 def _check_placements(catalog: Catalog) -> Iterator[IntegrityIssue]:

@@ -187,7 +187,7 @@ class FolderIndexWriter(CatalogTables):
             _remove_unneeded(self.folder, self.connection, number, keep)
         return self.catalog.find_snapshot(number)
 
-    def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
+    def compact(self) -> Snapshot:
         """Merge all segments into one, and remove older snapshots without readers.
 
         Raises:
@@ -197,8 +197,7 @@ class FolderIndexWriter(CatalogTables):
         publication = SnapshotCommit(self.connection, IndexUpdate(), number)
         with full_disk_as_error(self.folder):
             merged = choose_merged_segments(self.folder, self.catalog, set(), 0, most=1)
-            entry = self._write_rows(number, merged, [], check) if merged else None
-            check()
+            entry = self._write_rows(number, merged, [], lambda: None) if merged else None
             with open_transaction(self.connection):
                 digest = publication.publish([], entry, merged, self.description, "compacted")
                 write_snapshot_file(self.folder, number, digest, is_synced=False)
@@ -241,7 +240,7 @@ class FolderIndexWriter(CatalogTables):
         number: int,
         merged: Sequence[MergedSegment],
         parts: Sequence[StagedDocument],
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None],
     ) -> SegmentEntry:
         """Write a segment that no snapshot refers to yet."""
         return write_segment(
@@ -280,8 +279,8 @@ def _remove_staged(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM settings WHERE name = 'staged'")
 
 
-def _remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
-    """Remove and return segments and snapshot files that are not in the catalog."""
+def _remove_orphans(folder: Path, connection: sqlite3.Connection) -> None:
+    """Remove segments and snapshot files that are not in the catalog."""
     known_paths = {
         get_segment_folder(folder, number)
         for (number,) in connection.execute("SELECT number FROM segments")
@@ -292,10 +291,9 @@ def _remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
     }
     snapshot_folder = folder / SNAPSHOTS
     files = sorted(snapshot_folder.iterdir()) if snapshot_folder.is_dir() else []
-    orphans = [path for path in [*list_segment_folders(folder), *files] if path not in known_paths]
-    for path in orphans:
-        _remove(path)
-    return orphans
+    for path in [*list_segment_folders(folder), *files]:
+        if path not in known_paths:
+            _remove(path)
 
 
 def _restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None:

@@ -11,8 +11,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +31,11 @@ from stillroom.rag.storage.snapshots import (
     FOREVER,
     PASSAGE_BITS,
     IndexConfig,
-    digest_bucket,
     digest_document,
-    digest_snapshot,
     get_bucket,
     open_analyzer,
 )
+from stillroom.rag.storage.tables import describe_snapshot, digest_changed_buckets
 from stillroom.rag.types import DocumentMetadata, StagedDocument, digest_content, iter_postings_rows
 
 if TYPE_CHECKING:
@@ -342,21 +340,22 @@ def publish_update(
     number: int,
     description: Mapping[str, Any],
     reason: str,
-) -> str:
-    """Apply a change within the writer's transaction; return the new snapshot's digest."""
+) -> None:
+    """Apply a change within the writer's transaction."""
     versions = _list_versions(connection, change, contents)
     _end_versions(connection, change, number)
     _insert_versions(connection, versions, number)
     if change.failures is not None:
         _record_failures(connection, change.failures, number)
-    digest = _renew_digest(connection, number, description)
-    created = datetime.now(UTC).isoformat(timespec="milliseconds")
-    counts = _count_documents(connection, number)
-    connection.execute(
-        "INSERT INTO snapshots VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-        (number, digest, number - 1, sanitize_column_text(reason), *counts, created),
-    )
-    return digest
+    query = partial(fetch_rows, connection)
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO buckets VALUES (%s, %s) "
+            "ON CONFLICT (number) DO UPDATE SET digest = excluded.digest",
+            list(digest_changed_buckets(query, number).items()),
+        )
+    row = describe_snapshot(query, number, description, sanitize_column_text(reason))
+    connection.execute("INSERT INTO snapshots VALUES (%s, %s, %s, %s, %s, %s, %s, %s)", row)
 
 
 def _list_versions(
@@ -446,56 +445,3 @@ def _record_failures(
         for failure in failures
     )
     _copy_rows(connection, "failures(path, code, reason, born)", rows)
-
-
-def _renew_digest(
-    connection: psycopg.Connection[Any], number: int, description: Mapping[str, Any]
-) -> str:
-    """Update the digests of the changed buckets; return the snapshot's digest."""
-    changed = [
-        int(bucket)
-        for (bucket,) in fetch_rows(
-            connection,
-            "SELECT DISTINCT bucket FROM documents WHERE born = :number OR died = :number",
-            {"number": number},
-        )
-    ]
-    rows = fetch_rows(
-        connection,
-        "SELECT bucket, mark FROM documents WHERE bucket = ANY(:buckets) AND died = :now "
-        "ORDER BY bucket, path",
-        {"buckets": changed, "now": FOREVER},
-    )
-    marks = {
-        int(bucket): [str(mark) for _, mark in bucket_rows]
-        for bucket, bucket_rows in groupby(rows, key=lambda row: row[0])
-    }
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO buckets VALUES (%s, %s) "
-            "ON CONFLICT (number) DO UPDATE SET digest = excluded.digest",
-            [(bucket, digest_bucket(marks.get(bucket, []))) for bucket in changed],
-        )
-    buckets = dict(fetch_rows(connection, "SELECT number, digest FROM buckets"))
-    return digest_snapshot(description, buckets)
-
-
-def _count_documents(connection: psycopg.Connection[Any], number: int) -> list[int]:
-    """Return the numbers of documents, passages and truncated passages after the change."""
-    before = fetch_rows(
-        connection,
-        "SELECT documents, passages, truncated FROM snapshots WHERE number = :before",
-        {"before": number - 1},
-    )
-    counts = [int(count) for count in (before[0] if before else (0, 0, 0))]
-    for column, sign in (("born", 1), ("died", -1)):
-        difference = fetch_rows(
-            connection,
-            "SELECT count(*), coalesce(sum(passages), 0), coalesce(sum(truncated), 0) "  # noqa: S608
-            f"FROM documents WHERE {column} = :number",
-            {"number": number},
-        )
-        counts = [
-            count + sign * int(more) for count, more in zip(counts, difference[0], strict=True)
-        ]
-    return counts

@@ -180,7 +180,7 @@ class PostgresIndexWriter(PostgresTables):
             self._remove_unneeded(number, keep)
         return self.find_snapshot(number)
 
-    def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
+    def compact(self) -> Snapshot:
         """Merge all postings into one batch, and remove older snapshots without readers.
 
         Raises:
@@ -191,7 +191,6 @@ class PostgresIndexWriter(PostgresTables):
             publish_update(
                 self.connection, IndexUpdate(), [], number, self.description, "compacted"
             )
-            check()
         with self.server.errors():
             self._remove_unneeded(number, 1)
         with self._transaction():

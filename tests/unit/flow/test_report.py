@@ -1,0 +1,36 @@
+"""The report of a run."""
+
+import json
+
+import pytest
+
+from stillroom.flow.pipeline import write_run_report
+from stillroom.jobs import Job
+
+
+@pytest.mark.parametrize(("asks", "said"), [(0, "no model was asked"), (3, "Its settings.")])
+def test_settings_of_a_generator_are_not_counted_among_records(tmp_path, asks, said):
+    job = Job.start(tmp_path / "records", "recipe\n")
+    counts = {
+        "generator": {"name": "grounded_qa", "max_answer_tokens": 80, "top_p": 0.95},
+        "spent": {"asks": asks},
+        "splits": {"train": {"kept": 7, "dropped": {"quality: poor": 2}}},
+    }
+    (job.output / "report.json").write_text(json.dumps(counts))
+    job.finish("records")
+    out = tmp_path / "run"
+    out.mkdir()
+    write_run_report(out, {"records": tmp_path / "records"}, {"records": 1.0}, {})
+    sections = {
+        section["title"]: section
+        for section in json.loads((out / "report.json").read_text())["sections"]
+    }
+    rows = sections["Records (records)"]["table"]["rows"]
+    assert [row for row in rows if row[0].startswith("splits")] == [
+        ["splits / train / kept", "7"],
+        ["splits / train / dropped / quality: poor", "2"],
+    ]
+    assert not [row for row in rows if "generator /" in row[0]]
+    settings = sections["Generator of records (records)"]
+    assert ["top_p", "0.95"] in settings["table"]["rows"]
+    assert said in settings["text"]

@@ -1,0 +1,20 @@
+"""Words that messages share."""
+
+import pytest
+
+from stillroom.errors import count_noun
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "shown"),
+    [
+        (0, ("step",), "0 steps"),
+        (1, ("step",), "1 step"),
+        (2, ("step",), "2 steps"),
+        ("1,000", ("held-out question",), "1,000 held-out questions"),
+        (1, ("query", "queries"), "1 query"),
+        (3, ("query", "queries"), "3 queries"),
+    ],
+)
+def test_a_count_takes_the_form_of_its_noun(count, noun, shown):
+    assert count_noun(count, *noun) == shown
