@@ -74,17 +74,24 @@ class SafetensorsStore:
         dtype = torch_dtype(entry.dtype)
         if entry.size_bytes == 0:
             return torch.empty(entry.shape, dtype=dtype)
+        flat = torch.frombuffer(self.view(name), dtype=torch.uint8)
+        if entry.start % dtype.itemsize:  # old writers did not align, as a view requires
+            flat = flat.clone()
+        return flat.view(dtype).view(entry.shape)
+
+    def view(self, name: str) -> memoryview:
+        """Return the bytes of a tensor, copy-on-write over its file's pages."""
+        entry = self.entries[name]
+        if entry.size_bytes == 0:
+            return memoryview(b"")
         skip = entry.start % mmap.ALLOCATIONGRANULARITY
-        view = mmap.mmap(
+        mapped = mmap.mmap(
             self._descriptor(name),
             entry.size_bytes + skip,
             access=mmap.ACCESS_COPY,
             offset=entry.start - skip,
         )
-        flat = torch.frombuffer(view, dtype=torch.uint8, offset=skip)
-        if entry.start % dtype.itemsize:  # old writers did not align, as a view requires
-            flat = flat.clone()
-        return flat.view(dtype).view(entry.shape)
+        return memoryview(mapped)[skip:]
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
         """Return the bytes of rows, read instead of mapped, to keep resident memory small."""

@@ -61,35 +61,32 @@ def quantize_layers(
 
 
 class _Graph:
-    """Nodes and constants of an ONNX graph, which is extended by each method."""
+    """An ONNX graph, which is extended by each method."""
 
     def __init__(
         self, onnx: Any, read: Callable[[str], Vectors], heads: int, epsilon: float
     ) -> None:
         self._onnx, self._read, self._heads, self._epsilon = onnx, read, heads, epsilon
-        self._nodes: list[Any] = []
-        self._constants: list[Any] = []
+        opsets = [onnx.helper.make_opsetid("", _OPSET)]
+        empty = onnx.helper.make_graph([], "layers", [], [])
+        self._model = onnx.helper.make_model(empty, opset_imports=opsets, ir_version=_IR_VERSION)
+        self._graph = self._model.graph  # filled in place: a copy would hold all constants twice
 
     def build(self, layers: Sequence[str]) -> Any:
         """Return the model of the layers."""
-        onnx, floats = self._onnx, self._onnx.TensorProto.FLOAT
+        value, floats = self._onnx.helper.make_tensor_value_info, self._onnx.TensorProto.FLOAT
         width = len(self._read(f"{layers[0]}output.dense.bias"))
         states = "states"
         for layer in layers:
             states = self._add_layer(states, layer, width)
-        value = onnx.helper.make_tensor_value_info
-        graph = onnx.helper.make_graph(
-            self._nodes,
-            "layers",
+        self._graph.input.extend(
             [
                 value("states", floats, ["tokens", width]),
                 value("bias", floats, ["heads", "rows", "columns"]),
-            ],
-            [value(states, floats, ["tokens", width])],
-            self._constants,
+            ]
         )
-        opsets = [onnx.helper.make_opsetid("", _OPSET)]
-        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+        self._graph.output.append(value(states, floats, ["tokens", width]))
+        return self._model
 
     def _add_layer(self, states: str, layer: str, width: int) -> str:
         names = [f"{layer}attention.self.{part}." for part in ("query", "key", "value")]
@@ -132,9 +129,9 @@ class _Graph:
 
     def _hold(self, values: Any) -> str:
         """Add a constant."""
-        name = f"c{len(self._constants)}"
+        name = f"c{len(self._graph.initializer)}"
         array = np.ascontiguousarray(values).reshape(np.shape(values))  # a number stays one
-        self._constants.append(self._onnx.numpy_helper.from_array(array, name))
+        self._graph.initializer.append(self._onnx.numpy_helper.from_array(array, name))
         return name
 
     def _add(self, kind: str, *inputs: str, **settings: Any) -> str:
@@ -142,6 +139,6 @@ class _Graph:
         return self._add_several(1, kind, *inputs, **settings)[0]
 
     def _add_several(self, outputs: int, kind: str, *inputs: str, **settings: Any) -> list[str]:
-        names = [f"n{len(self._nodes)}_{number}" for number in range(outputs)]
-        self._nodes.append(self._onnx.helper.make_node(kind, list(inputs), names, **settings))
+        names = [f"n{len(self._graph.node)}_{number}" for number in range(outputs)]
+        self._graph.node.append(self._onnx.helper.make_node(kind, list(inputs), names, **settings))
         return names

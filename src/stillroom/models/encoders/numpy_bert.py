@@ -485,7 +485,9 @@ def _set_xlm_steps(tokenizer: Tokenizer, normalizer: Mapping[str, Any]) -> None:
 
 
 def _read_weights(held: Checkpoint, name: str) -> Vectors:
-    """Return a tensor in float32; word embeddings as stored: a lookup widens the few rows it needs.
+    """Return a tensor in float32, mapped from its file if it is stored so.
+
+    Word embeddings stay as stored: a lookup reads and widens the few rows it needs.
 
     Raises:
         ValueError: If it is neither float32 nor float16.
@@ -493,7 +495,8 @@ def _read_weights(held: Checkpoint, name: str) -> Vectors:
     entry = held.entry(name)
     if entry.dtype not in _DTYPES:
         raise ValueError(entry.dtype)
-    data = np.frombuffer(held.read(name, 0, entry.rows), dtype=_DTYPES[entry.dtype])
+    data = np.frombuffer(held.view(name), dtype=_DTYPES[entry.dtype])
+    data = data if data.flags.aligned else data.copy()  # old writers did not align
     weights: Vectors = data.reshape(entry.shape)
     is_looked_up = name.endswith("word_embeddings.weight")
     return weights if is_looked_up else weights.astype(np.float32, copy=False)

@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import mmap
 import os
 import struct
 import subprocess
@@ -363,6 +364,22 @@ def test_an_encoder_that_is_open_is_read_once_and_shared(folder):
     del first, second
     gc.collect()
     assert held() is None
+
+
+def test_weights_are_mapped_from_their_file_unless_they_lie_at_odd_offsets(folder):
+    name, path = "encoder.layer.1.output.dense.weight", folder / "model.safetensors"
+    bert = open_bert(folder)
+    assert isinstance(bert._weights[name].base.base.obj, mmap.mmap)
+    states = bert.states([2, 5, 3])
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    moved = path.with_name("moved")
+    moved.write_bytes((end - 7).to_bytes(8, "little") + data[8:end] + b" " + data[end:])
+    moved.replace(path)  # mapped files are replaced, not written over
+    unaligned = open_bert(folder)
+    assert unaligned._weights[name].flags.aligned
+    assert unaligned._weights[name].base is not bert._weights[name].base
+    assert unaligned.states([2, 5, 3]).tobytes() == states.tobytes()
 
 
 def test_word_embeddings_in_half_precision_are_not_widened_as_a_whole(folder):

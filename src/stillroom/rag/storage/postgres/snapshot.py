@@ -115,7 +115,7 @@ class PostgresSession(PostgresTables):
             IntegrityError: If it does not have the index.
         """
         self.server = server
-        self._connections = ThreadConnections(self._connect_reader)
+        self._connections = ThreadConnections["psycopg.Connection[Any]"]()
         self.released: deque[int] = deque()
         """Snapshots to release: held, but not read any more."""
         self._held = Counter[int]()
@@ -132,7 +132,7 @@ class PostgresSession(PostgresTables):
     @property
     def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """Connection of the current thread, which stays open until the body ends."""
-        return self._connections.use()
+        return self._connections.use(self._connect_reader)
 
     def _connect(self) -> psycopg.Connection[Any]:
         connection = self.server.connect("reader")
