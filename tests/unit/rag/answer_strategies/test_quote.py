@@ -16,6 +16,7 @@ from stillroom.rag.answer_selection.reader import _open_cached, find_reader, ope
 from stillroom.rag.answer_strategies.quote import Quote, _join_runs
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
+from stillroom.rag.generation.session import JudgedAnswer
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.serve.openai.replies import locate_citations
@@ -575,6 +576,41 @@ def test_a_list_that_is_asked_for_is_one_quote(tmp_path, most):
     assert [
         mark["byte_start"] for mark in locate_citations(shown, found.citations, {"quotes": items})
     ] == [items[0]["byte_start"]]
+
+
+def test_a_list_keeps_its_numbers_and_its_levels(tmp_path):
+    text = (
+        "<html><body><h1>Mill</h1><p>The mill has these rules:</p><ol><li>Grind:<ul><li>barley</li>"
+        "<li>oats</li></ul></li><li>Rest at noon.</li></ol></body></html>"
+    )
+    found = ask_about(tmp_path / "x", "mill.html", text, "Which rules has the mill?")
+    assert found.completion.text == (
+        "The mill has these rules:\n1. Grind:\n  - barley\n  - oats\n2. Rest at noon. [1]"
+    )
+
+
+def test_a_mark_in_a_quote_that_reads_as_a_citation_is_told(tmp_path):
+    text = "The weir was built in 1802.[1] It was sold [7] in 1850.\n"
+    found = ask_about(tmp_path / "x", "weir.txt", text, "When was the weir built?", max_quotes=1)
+    assert found.completion.text.endswith("[1] [1]")
+    assert found.details["notices"] == [
+        "[1] within a quote stands so in its document and is no citation"
+    ]
+
+
+def test_passages_are_numbered_as_they_are_quoted(index):
+    question = "Which barrel, weir, ferry or kiln?"
+    hits = retrieve(index, question, 4)
+    quotes = tuple((hit.passage.id, 0, len(hit.passage.text)) for hit in (hits[3], hits[1]))
+    judged = JudgedAnswer("x", "right", "2026-01-01", quotes)
+    found = ask(index, Untouched(), question, answering=OVERLAP, k=4, judged=judged)
+    assert [quote["number"] for quote in found.details["quotes"]] == [1, 2]
+    ids = [hits[place].passage.id for place in (3, 1, 0, 2)]
+    assert [hit.passage.id for hit in found.hits][:4] == ids
+    assert [source["passage_id"] for source in found.details["sources"]][:4] == ids
+    assert [(one.number, one.passage_id) for one in found.citations] == [(1, ids[0]), (2, ids[1])]
+    assert [one["cited"] for one in found.details["statements"]] == [[1], [2]]
+    assert found.completion.text.endswith(" [2]")
 
 
 OPTIONS = """# Options
