@@ -51,11 +51,12 @@ Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
 _Candidates = tuple[str, str, list[tuple[int, int]]]
 # English words whose meaning stands in the sentence before.
 _ANAPHOR = re.compile(
-    r"(?:(?:it|its|they|their|them|he|his|she|her|both|the (?:latter|former)"
+    r"(?!(?-i:[A-Z]{2}))"  # not IT, nor the OR of SQL
+    r"(?:it|its|they|their|them|he|his|she|her|both|the (?:latter|former)"
     r"|(?:(?:after|as|at|because of|before|by|due to|during|for|from|if|in|of|on|since|to|under"
-    r"|when|with|without) )?(?:this|that|these|those|such))\b(?!['’]s\b)"
-    r"|(?:accordingly|and|but|consequently|conversely|hence|however|if (?:so|not)|instead"
-    r"|nevertheless|nonetheless|nor|or|otherwise|so|therefore|thus|yet)\b)",
+    r"|when|with|without) )?(?:this|that|these|those|such)"
+    r"|accordingly|and|but|consequently|conversely|hence|however|if (?:so|not)|instead"
+    r"|nevertheless|nonetheless|nor|or|otherwise|so|therefore|thus|yet)\b(?!-)",
     re.IGNORECASE,
 )
 _QUESTION_MARKS = ("?", "？", "؟")

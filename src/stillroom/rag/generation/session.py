@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json, digest_text
-from stillroom.rag.answer_selection.encoding import is_item
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
-from stillroom.rag.generation.verbatim import describe_quote, find_verbatim_parts
+from stillroom.rag.generation.verbatim import ITEM_MARK, describe_quote, find_verbatim_parts
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
@@ -565,7 +564,7 @@ def _find_separators(hits: Sequence[Hit], quotes: Sequence[Mapping[str, Any]]) -
         indent = len(mark) - len(mark.lstrip())
         if not separators or not separators[-1].startswith("\n"):
             level = indent
-        mark = mark[min(level, indent) :] if is_item(f"{mark}.") else ""
+        mark = mark[min(level, indent) :] if ITEM_MARK.fullmatch(mark) else ""
         is_below = quote.get("continues") and "\n" in text
         separators.append(f"\n{mark}" if is_below else "; ")
     return [*separators, ""]

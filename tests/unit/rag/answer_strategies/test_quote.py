@@ -8,13 +8,16 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import BackendError, CheckpointError
+from stillroom.evaluate.qa.judgments import JudgmentStore
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import _open_cached, find_reader, open_reader
 from stillroom.rag.answer_strategies.quote import Quote, _join_runs
+from stillroom.rag.evaluation.judging import describe_asked, record_judgment
 from stillroom.rag.generation.answer import ask_stream
+from stillroom.rag.generation.judged import find_judged
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.generation.session import JudgedAnswer
 from stillroom.rag.jobs.index import IndexRecipe, run
@@ -584,9 +587,16 @@ def test_a_list_keeps_its_numbers_and_its_levels(tmp_path):
         "<li>oats</li></ul></li><li>Rest at noon.</li></ol></body></html>"
     )
     found = ask_about(tmp_path / "x", "mill.html", text, "Which rules has the mill?")
-    assert found.completion.text == (
-        "The mill has these rules:\n1. Grind:\n  - barley\n  - oats\n2. Rest at noon. [1]"
-    )
+    shown = "The mill has these rules:\n1. Grind:\n  - barley\n  - oats\n2. Rest at noon. [1]"
+    assert found.completion.text == shown
+    store = JudgmentStore(tmp_path / "index.judgments")
+    with Index.open(tmp_path / "x/index") as opened:
+        asked = describe_asked("Which rules has the mill?", found, None)
+        record_judgment(store, opened, asked, "right")
+        judged = find_judged(store, opened, "Which rules has the mill?")
+        again = ask(opened, Untouched(), "Which rules has the mill?", judged=judged)
+    assert again.details["judged"]["verdict"] == "right"
+    assert again.completion.text == shown
 
 
 def test_a_mark_in_a_quote_that_reads_as_a_citation_is_told(tmp_path):
@@ -669,7 +679,7 @@ def test_a_list_that_goes_on_in_another_passage_is_said_to(tmp_path):
     "second",
     ["In this mode it holds rye.", "Thus the weir holds rye.", "But the weir holds rye.",
      "Or, the weir holds rye.", "Otherwise the weir holds rye.", "If this is so, rye is held.",
-     "These weirs hold rye."],
+     "These weirs hold rye.", "It's a weir that holds rye.", "That’s where it holds rye."],
 )  # fmt: skip
 def test_a_sentence_that_depends_on_the_one_before_is_quoted_with_it(tmp_path, second):
     text = f"Boats come at noon. The gate is shut. {second}\n"
@@ -677,7 +687,11 @@ def test_a_sentence_that_depends_on_the_one_before_is_quoted_with_it(tmp_path, s
     assert [one["text"] for one in found.details["quotes"]] == [f"The gate is shut. {second}"]
 
 
-@pytest.mark.parametrize("second", ["Button weirs hold rye.", "In thistle weirs rye is held."])
+@pytest.mark.parametrize(
+    "second",
+    ["Button weirs hold rye.", "In thistle weirs rye is held.", "IT and rye are held.",
+     "OR holds rye.", "So-called weirs hold rye."],
+)  # fmt: skip
 def test_a_word_that_begins_like_a_connective_is_none(tmp_path, second):
     text = f"The gate is shut. {second}\n"
     found = ask_about(tmp_path / "x", "weir.txt", text, "What of rye is held?", max_quotes=1)
