@@ -235,9 +235,7 @@ def _build_answer_scope(
     if asking.retriever is None:
         settings["retriever"] = _to_plain(retriever)
     strategy = ANSWER_STRATEGIES.build(asking.answering)
-    calls_model = (
-        strategy.needs_model or asking.transform is not None or asking.reranker is not None
-    )
+    is_helped = asking.transform is not None or asking.reranker is not None
     methods = [
         retriever,
         strategy,
@@ -250,7 +248,7 @@ def _build_answer_scope(
     return build_cache_scope(
         index=index.digest,
         scope=index.scope,
-        model=model.fingerprint if calls_model else "",
+        model=model.fingerprint if strategy.needs_model or is_helped else "",
         prompt=PROMPT_VERSION,
         query={name: value for name, value in asdict(query).items() if name != "text"},
         sampling=asdict(sampling),
@@ -292,7 +290,7 @@ class _AnswerDraft:
         self._text = ""
         self._leak_filter = PromptLeakFilter()
         self._echo_stripper = PromptEchoStripper(inquiry.query.text, REQUEST)
-        self._named_numbers: tuple[int, ...] = ()
+        self._nearest: tuple[int, ...] = ()
         self._translator = AbstentionTranslator(inquiry.query.text)
 
     def feed(self, raw: str) -> str:
@@ -333,24 +331,19 @@ class _AnswerDraft:
         return "" if any(map(str.isalnum, _CITATIONS.sub("", self._text))) else "empty"
 
     def to_answer(self, warnings: list[str], times: StageTimes) -> Answer:
-        session, composer = self._session, self._stream
-        hits = session.shown.hits if session.shown else session.nearest
-        quoted = [quote["number"] for quote in session.quotes]
-        numbers = {*self._named_numbers, *(composer.numbers if composer else quoted)}
+        session, cited, hits = self._session, self._list_cited(), self._hits
+        hits = tuple(hits[place] for place in dict.fromkeys([*cited, *range(len(hits))]))
         details = {**self._describe(hits, warnings), "stage_ms": times.to_json()}
-        details["origins"] = count_origins(details["sources"], numbers)
+        details["origins"] = count_origins(details["sources"], range(1, len(cited) + 1))
         completion = replace(session.completion, text=self._text)
-        return Answer(completion, _resolve_citations(numbers, hits), hits, details)
+        return Answer(completion, _resolve_citations(hits[: len(cited)]), hits, details)
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
         abstained = bool(session.refusal) or (not session.quotes and is_declined(self._text))
         note = self._translator.wording.describe_reason(session.refusal) if abstained else ""
-        statements = (
-            composer.statements
-            if composer
-            else [_state_quote(quote, self._text) for quote in session.quotes]
-        )
+        quoted = [_state_quote(quote, self._text) for quote in session.quotes]
+        statements = composer.statements if composer else quoted
         return {
             "index": session.index.digest,
             "answered_by": session.completion.model,
@@ -372,7 +365,7 @@ class _AnswerDraft:
             "abstained": abstained,
             "refusal": session.refusal,
             "refusal_note": note,
-            "nearest": [hits[number - 1].passage.id for number in self._named_numbers],
+            "nearest": [self._hits[place].passage.id for place in self._nearest],
             "support": dict(sorted(Counter(statement.status for statement in statements).items())),
             "statements": [statement.to_json() for statement in statements],
             "dropped_statements": [
@@ -403,22 +396,33 @@ class _AnswerDraft:
 
     def _build_refusal(self, opening: str) -> str:
         """Return a refusal that names the nearest passages, best first."""
-        session = self._session
-        hits = session.shown.hits if session.shown else session.nearest
-        order = sorted(range(len(hits)), key=lambda i: (hits[i].rank, i))
-        self._named_numbers = tuple(sorted(i + 1 for i in order[:_MAX_NAMED_SOURCES]))
-        nearest = self._translator.wording.describe_nearest(self._named_numbers)
+        hits = self._hits
+        order = sorted(range(len(hits)), key=lambda place: (hits[place].rank, place))
+        self._nearest = tuple(order[:_MAX_NAMED_SOURCES])
+        cited = self._list_cited()
+        numbers = tuple(sorted(cited.index(place) + 1 for place in self._nearest))
+        nearest = self._translator.wording.describe_nearest(numbers)
         return f"{opening} {nearest}" if nearest else opening
+
+    @property
+    def _hits(self) -> Sequence[Hit]:
+        return self._session.shown.hits if self._session.shown else self._session.nearest
+
+    def _list_cited(self) -> list[int]:
+        """Return the places in the hits of what the answer numbers 1, 2, 3, in this order."""
+        quoted = (quote["number"] for quote in self._session.quotes)
+        numbers = self._stream.numbers if self._stream else quoted
+        return list(dict.fromkeys([*(number - 1 for number in numbers), *self._nearest]))
 
     def _append(self, text: str) -> str:
         self._text += text
         return text
 
 
-def _resolve_citations(numbers: set[int], hits: Sequence[Hit]) -> tuple[Citation, ...]:
-    """Map citation numbers to the passages shown, with their locations (byte spans)."""
-    shown = ((number, hits[number - 1].passage) for number in sorted(numbers))
-    return tuple(Citation(number, part.id, part.location, part.text) for number, part in shown)
+def _resolve_citations(hits: Sequence[Hit]) -> tuple[Citation, ...]:
+    """Return the citations of the cited hits, with their locations (byte spans)."""
+    parts = (hit.passage for hit in hits)
+    return tuple(Citation(n, part.id, part.location, part.text) for n, part in enumerate(parts, 1))
 
 
 def _state_quote(quote: Mapping[str, Any], text: str) -> CitedSentence:

@@ -16,13 +16,13 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Self
 
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json, digest_text
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
-from stillroom.rag.generation.verbatim import describe_quote, find_verbatim_parts
+from stillroom.rag.generation.verbatim import ITEM_MARK, describe_quote, find_verbatim_parts
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
@@ -285,8 +285,8 @@ class AnswerSession:
     ) -> list[list[dict[str, Any]]]:
         """Return for each span its parts that stand in the document, none for what is known.
 
-        ``hits`` are numbered from 1 in the answer. A span is the index of a hit, a character span
-        of its passage's text, and the span of a short answer within, if known.
+        Their ``number`` is that of their hit, from 1. A span is the index of a hit, a character
+        span of its passage's text, and the span of a short answer within, if known.
         """
         found, known = list[list[dict[str, Any]]](), set[str]()
         ids = {hits[number].passage.document_id for number, _, _ in spans}
@@ -319,22 +319,28 @@ class AnswerSession:
 
         ``quotes`` says where each stands in the text and in its source. Parts that a parser
         rendered from the same bytes, as the cells of a row, and the items of a list (all but the
-        last with ``continues``) have one citation, after the last.
+        last with ``continues``) have one citation, after the last. Passages are numbered from 1 as
+        they are quoted; those that are not quoted follow in the order of ``hits``.
 
-        ``hits`` are numbered from 1 in the answer. ``probability`` is that the best quote answers,
-        or None if a person chose them; ``fingerprint`` is the reader's, empty without one.
+        ``probability`` is that the best quote answers, or None if a person chose them;
+        ``fingerprint`` is the reader's, empty without one.
         """
-        self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
+        quoted = (quote["number"] - 1 for quotes in found for quote in quotes)
+        order = list(dict.fromkeys([*quoted, *range(len(hits))]))
+        self.shown = RenderedPrompt(Prompt(()), tuple(hits[i] for i in order), 0, 0, "")
         pieces, length = list[str](), 0
-        for fresh in found:
+        for quotes in found:
             separator = " " * bool(pieces)
-            for quote, is_cited in zip(fresh, _find_citations(fresh), strict=True):
+            ends = zip(_find_citations(quotes), _find_separators(hits, quotes), strict=True)
+            for quote, (is_cited, mark_of_item) in zip(quotes, ends, strict=True):
+                quote["number"] = order.index(quote["number"] - 1) + 1
                 quote["answer_start"] = length + len(separator)
                 mark = f" [{quote['number']}]" if is_cited else ""
                 pieces.append(f"{separator}{quote['text']}{mark}")
-                separator = " " if is_cited else "\n- " if quote.get("continues") else "; "
+                separator = " " if is_cited else mark_of_item
                 length += len(pieces[-1])
-            self.quotes += fresh
+            self.quotes += quotes
+        _warn_of_marks(self.quotes)
         if not pieces:  # what was chosen are marks of a parser
             self.shown = None
             self.abstain("no-answer", hits)
@@ -544,6 +550,31 @@ class PromptEchoStripper:
 
 def _normalize_text(text: str) -> str:
     return _SPACE.sub(" ", text).strip().casefold()
+
+
+def _find_separators(hits: Sequence[Hit], quotes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what follows each quote if no citation does: in a list the mark of the next item.
+
+    That is the passage's own, with the number or the level of the item.
+    """
+    separators, level = list[str](), 0
+    for quote, following in pairwise(quotes):
+        text = hits[quote["number"] - 1].passage.text[quote["end"] : following["start"]]
+        mark = text.rpartition("\n")[2]
+        indent = len(mark) - len(mark.lstrip())
+        if not separators or not separators[-1].startswith("\n"):
+            level = indent
+        mark = mark[min(level, indent) :] if ITEM_MARK.fullmatch(mark) else ""
+        is_below = quote.get("continues") and "\n" in text
+        separators.append(f"\n{mark}" if is_below else "; ")
+    return [*separators, ""]
+
+
+def _warn_of_marks(quotes: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of marks in quotes, as of footnotes, that read as citations of the answer."""
+    text, marks = "".join(quote["text"] for quote in quotes), {f"[{q['number']}]" for q in quotes}
+    if listed := ", ".join(sorted(mark for mark in marks if mark in text)):
+        add_warning(f"{listed} within a quote stands so in its document and is no citation")
 
 
 def _find_citations(quotes: Sequence[Mapping[str, Any]]) -> list[bool]:
