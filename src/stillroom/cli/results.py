@@ -93,6 +93,9 @@ def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
 def _print_job(out: Path, artifact: Artifact) -> None:
     """Print the result of a single job; of a detector what it measured on people held out."""
     print_text(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    if artifact.kind == "index" and (number := artifact.details.get("snapshot")):
+        digest = artifact.details["index"]
+        print_text(f"{out}: snapshot {number}, snapshot digest {digest[:16]}")
     if artifact.kind == "report":
         print_measurements(out / "output")
     detector = artifact.details.get("detector")

@@ -156,7 +156,10 @@ def _show_artifact(path: Path, as_json: bool) -> None:
     if artifact.origin:
         rows.append(("origin", _describe_origin(artifact.origin)))
     rows += [(parent.role, f"{parent.path}  {parent.digest[:16]}") for parent in artifact.parents]
-    print_rows([*rows, *artifact.details.items()])
+    words = {"index": "snapshot digest"} if artifact.kind == "index" else {}
+    print_rows(
+        [*rows, *((words.get(name, name), value) for name, value in artifact.details.items())]
+    )
     if artifact.kind == "report":
         print_measurements(path if artifact.is_flat else path / "output")
 
