@@ -26,7 +26,9 @@ from stillroom.rag.ingestion.pipeline import (
     check_failures,
     digest_files,
     discover_documents,
+    find_entity_lists,
     has_nothing_to_read,
+    may_use_entities,
     read_document_metadata,
 )
 from stillroom.rag.ingestion.preparation import (
@@ -263,11 +265,12 @@ def _ingest(
     failures = list(unread)
     lost, reused = sum(not has_nothing_to_read(part) for part in unread), 0
     same = reusable is not None and reusable.description["preparation"] == description.preparation
+    has_entities = bool(find_entity_lists(files))  # whose state then no digest of a document tells
     known: dict[str, StagedDocument | FailedDocument] = {}
     for item in files:
         job.check_cancelled()
         part: StagedDocument | FailedDocument | None = None
-        if reusable is not None and same:
+        if reusable is not None and same and not (has_entities and may_use_entities(item.path)):
             part = reusable.take(item.path, item.digest)
             reused += part is not None
         part = part or ingester.recall(item.path, item.digest)

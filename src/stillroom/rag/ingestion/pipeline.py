@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,7 @@ from stillroom.rag.types import (
     open_auxiliary_vectors,
 )
 from stillroom.records import Document, Passage
+from stillroom.text.parsers.docbook import Docbook
 from stillroom.text.parsers.image import Image
 from stillroom.text.parsers.md import Md
 from stillroom.text.reader import EMPTY_FILE, FolderScan, scan_folder
@@ -80,7 +81,9 @@ __all__ = [
     "check_failures",
     "digest_files",
     "discover_documents",
+    "find_entity_lists",
     "has_nothing_to_read",
+    "may_use_entities",
     "read_document_metadata",
 ]
 
@@ -392,6 +395,16 @@ def digest_files(
             "under its own path"
         )
     return sorted(files.values(), key=lambda item: item.path), failures
+
+
+def find_entity_lists(files: Iterable[DocumentFile]) -> dict[str, str]:
+    """Return the digests by path of files that declare entities for documents beside them."""
+    return {file.path: file.digest for file in files if file.path.lower().endswith(".ent")}
+
+
+def may_use_entities(path: str) -> bool:
+    """Return whether the text of a document may depend on lists of entities."""
+    return path.lower().endswith((*Docbook.suffixes, ".xml"))
 
 
 def build_documents_parent(root: Path, files: Sequence[DocumentFile]) -> Parent:

@@ -33,7 +33,9 @@ from stillroom.rag.ingestion.pipeline import (
     check_failures,
     digest_files,
     discover_documents,
+    find_entity_lists,
     has_nothing_to_read,
+    may_use_entities,
     read_document_metadata,
 )
 from stillroom.rag.ingestion.preparation import (
@@ -285,6 +287,24 @@ class _Update:
                 self.unchanged += 1
             else:
                 self.metadata_changes[stored[0]] = facts
+        self._warn_of_entities(files)
+
+    def _warn_of_entities(self, files: Sequence[DocumentFile]) -> None:
+        """Warn of unchanged documents that were read with entities which other files now change.
+
+        They keep their text, since the id of a document covers its own bytes alone.
+        """
+        before = [DocumentFile(Path(path), path, row.digest) for path, row in self.before.items()]
+        changed = find_entity_lists(before).items() ^ find_entity_lists(files).items()
+        same = {(file.path, file.digest) for file in files} & {(a.path, a.digest) for a in before}
+        users = [path for path, _ in same if may_use_entities(path)]
+        if changed and users:
+            documents = count_noun(len(users), "unchanged document")
+            self.job.warn(
+                f"{min(changed)[0]} has changed, which may declare entities: {documents} may use "
+                "them and stay as they were read; to read them again: stillroom rag index FOLDER "
+                "--out INDEX --overwrite"
+            )
 
     def _metadata_of(self, path: str) -> DocumentMetadata:
         return self.metadata.get(path, DocumentMetadata())

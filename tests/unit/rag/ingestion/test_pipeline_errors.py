@@ -145,6 +145,33 @@ def test_reading_stops_once_too_many_documents_have_failed(tmp_path, command):
             read_artifact(out)
 
 
+def test_documents_are_read_again_with_a_changed_list_of_entities(tmp_path):
+    folder, out = tmp_path / "documents", tmp_path / "index"
+    folder.mkdir()
+    (folder / "page.docbook").write_text(
+        '<!DOCTYPE article [ <!ENTITY % names SYSTEM "names.ent"> %names; ]>\n'
+        "<article><para>The product &app; grinds corn.</para></article>\n"
+    )
+
+    def call(name, *words):
+        command = ["rag", name, *map(str, words)]
+        return CliRunner().invoke(stillroom, command, catch_exceptions=False)
+
+    def search():
+        return call("search", out, "corn").stdout
+
+    build = ("index", folder, "--out", out, "--overwrite", "embedder=builtin:static")
+    for name in ("Millwright", "Stonegrinder"):
+        (folder / "names.ent").write_text(f'<!ENTITY app "{name}">\n')
+        done = call(*build)
+        assert name in search(), done.output
+    (folder / "names.ent").write_text('<!ENTITY app "Sifter">\n')
+    assert "names.ent has changed, which may declare entities: 1 unch" in call("update", out).stderr
+    assert "has changed" not in call("update", out).stderr
+    call(*build)
+    assert "Sifter" in search()
+
+
 def test_pictures_without_text_are_no_failures_as_long_as_a_document_is_read():
     pictures = [FailedDocument(f"img/{n}.PNG", "document.no-text", "no text") for n in range(8)]
     check_failures(pictures, 9, 0.2, "wiki")
