@@ -26,6 +26,9 @@ from stillroom.rag.ingestion.pipeline import (
     check_failures,
     digest_files,
     discover_documents,
+    find_entity_lists,
+    has_nothing_to_read,
+    may_use_entities,
     read_document_metadata,
 )
 from stillroom.rag.ingestion.preparation import (
@@ -90,8 +93,8 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
     reusable = _open_previous(job, description)
     with ParserProcess() as worker, contexts or nullcontext():
         ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)
-        parts, failures, reused = _ingest(files, ingester, reusable, description, job)
-    failures = sorted([*unread, *failures], key=lambda failed: failed.path)
+        parts, failures, reused = _ingest(files, unread, ingester, reusable, description, job)
+    failures.sort(key=lambda failed: failed.path)
     _check_usable(recipe, len(parts), failures, str(root), reusable, job)
     metadata = read_document_metadata(recipe, [file.path for file in files], job)
     snapshot, recall = _write(
@@ -151,8 +154,12 @@ def _check_usable(
     root: str,
     reusable: ReusableContent | None,
     job: Job,
+    remaining: int = 0,
 ) -> None:
-    """Raise an error if too many documents failed; all may only where no index is replaced."""
+    """Raise an error if too many documents failed; all may only where no index is replaced.
+
+    ``remaining`` of the usable documents were not read yet.
+    """
     if not usable and recipe.max_failed == 1 and reusable is None:
         job.warn(
             f"none of {len(failures)} documents can be used: the index is empty and "
@@ -160,7 +167,8 @@ def _check_usable(
         )
         return
     try:
-        check_failures(failures, usable + len(failures), recipe.max_failed, root)
+        total = usable + len(failures)
+        check_failures(failures, total, recipe.max_failed, root, remaining=remaining)
     except DataError:
         if reusable is not None:
             reusable.close()
@@ -246,20 +254,23 @@ def _describe_vectors(description: IndexConfig) -> tuple[str, str]:
 
 def _ingest(
     files: Sequence[DocumentFile],
+    unread: Sequence[FailedDocument],
     ingester: IngestPipeline,
     reusable: ReusableContent | None,
     description: IndexConfig,
     job: Job,
 ) -> tuple[list[StagedDocument], list[FailedDocument], int]:
+    recipe, total = ingester.recipe, len(files) + len(unread)
     parts: list[StagedDocument] = []
-    failures: list[FailedDocument] = []
-    reused = 0
+    failures = list(unread)
+    lost, reused = sum(not has_nothing_to_read(part) for part in unread), 0
     same = reusable is not None and reusable.description["preparation"] == description.preparation
+    has_entities = bool(find_entity_lists(files))  # whose state then no digest of a document tells
     known: dict[str, StagedDocument | FailedDocument] = {}
     for item in files:
         job.check_cancelled()
         part: StagedDocument | FailedDocument | None = None
-        if reusable is not None and same:
+        if reusable is not None and same and not (has_entities and may_use_entities(item.path)):
             part = reusable.take(item.path, item.digest)
             reused += part is not None
         part = part or ingester.recall(item.path, item.digest)
@@ -272,6 +283,11 @@ def _ingest(
             if isinstance(part, FailedDocument):
                 failures.append(part)
                 job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
+                lost += not has_nothing_to_read(part)
+                if lost > recipe.max_failed * total:  # no later document can lower the share
+                    usable, root = total - len(failures), str(ingester.root)
+                    remaining = usable - len(parts)
+                    _check_usable(recipe, usable, failures, root, reusable, job, remaining)
             else:
                 parts.append(part)
             commit_document(job, item.path, item.digest, part)
