@@ -194,8 +194,8 @@ def _stream_answer(
     """Yield checked pieces of a strategy's answer, then the Answer."""
 
     def work() -> Generator[str]:
-        session.condense_question()
-        yield from method.answer(session)
+        if session.prepare_question():
+            yield from method.answer(session)
 
     draft, warnings, times = _AnswerDraft(session), list[str](), StageTimes()
 

@@ -64,6 +64,7 @@ _ENGLISH = RefusalWording(
     "ask in theirs",
     reasons={
         "model": "the model found no answer in the passages",
+        "no-question": "no word of the question says what it is about: ask a whole question",
         "nothing-found": "no passage was found",
         "no-answer": "no sentence of the passages answers the question with enough probability: "
         "look at the nearest passages, or ask in their words",
@@ -84,6 +85,8 @@ _WORDINGS = {
         "Textstellen ({}): bitte in deren Sprache fragen",
         reasons={
             "model": "das Modell hat in den Textstellen keine Antwort gefunden",
+            "no-question": "kein Wort der Frage sagt, worum es geht: bitte eine ganze Frage "
+            "stellen",
             "nothing-found": "es wurde keine Textstelle gefunden",
             "no-answer": "kein Satz der Textstellen beantwortet die Frage mit genügender "
             "Wahrscheinlichkeit: bitte in den nächstliegenden nachsehen oder mit deren Worten "
@@ -103,6 +106,8 @@ _WORDINGS = {
         "({}) : posez-la dans la leur",
         reasons={
             "model": "le modèle n'a pas trouvé de réponse dans les passages",
+            "no-question": "aucun mot de la question ne dit de quoi il s'agit : posez une question "
+            "entière",
             "nothing-found": "aucun passage n'a été trouvé",
             "no-answer": "aucune phrase des passages ne répond à la question avec une probabilité "
             "suffisante : consultez les passages les plus proches, ou reprenez leurs mots",
@@ -122,6 +127,8 @@ _WORDINGS = {
         "pregunte en el de ellos",
         reasons={
             "model": "el modelo no encontró una respuesta en los pasajes",
+            "no-question": "ninguna palabra de la pregunta dice de qué se trata: haga una pregunta "
+            "completa",
             "nothing-found": "no se encontró ningún pasaje",
             "no-answer": "ninguna frase de los pasajes responde a la pregunta con suficiente "
             "probabilidad: consulte los pasajes más cercanos, o pregunte con sus palabras",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json, digest_text
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
+from stillroom.rag.generation.question import correct_spelling, has_content, select_asking
 from stillroom.rag.generation.verbatim import describe_quote, find_verbatim_parts
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
@@ -201,6 +202,28 @@ class AnswerSession:
         rewritten = method.rewrite(self.query, self.index, self.model)[0]
         self.note("stand_alone", query=rewritten.text)
         self.query = Query(rewritten.text)
+
+    def prepare_question(self) -> bool:
+        """Make the question one that can be searched; return whether it asks anything.
+
+        The text that a model reads stays as it is: it tells a question from what leads to it.
+        """
+        self.condense_question()
+        is_judged = self.judged is not None and self.judged.is_decided
+        if not is_judged and not has_content(self.query.text, self.index):
+            self.abstain("no-question")
+            return False
+        if not self._limits.needs_model:
+            asking = select_asking(self.query.text)
+            if asking != self.query.text:
+                add_warning(f"of the long question, what asks was read: {asking}")
+            text, replaced = correct_spelling(asking, self.index)
+            for word, meant in replaced.items():
+                add_warning(f'"{word}", which no passage has, was read as "{meant}"')
+            if text != self.query.text:
+                self.note("reword", query=text)
+                self.query = replace(self.query, text=text)
+        return True
 
     def retrieve(
         self, query: Query | None = None, k: int = 0, *, retriever: str | Retriever | None = None
