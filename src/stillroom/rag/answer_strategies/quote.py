@@ -58,6 +58,8 @@ _ANAPHOR = re.compile(
     r"|nevertheless|nonetheless|nor|or|otherwise|so|therefore|thus|yet)\b)",
     re.IGNORECASE,
 )
+# Without it, the sentence that follows it may say the opposite.
+_YES_OR_NO = re.compile(r"(?:yes|no|ja|nein|oui|non|sí|si)\W*", re.IGNORECASE)
 _QUESTION_MARKS = ("?", "？", "؟")
 _CLOSING = "\"'”’»“‘)]*_ 」』"
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
@@ -466,21 +468,24 @@ def _join_runs(
 
     Those of one passage are in reading order. The short answer of several is that of the best. Rows
     of a table stay apart. A sentence that begins with a word such as "It" is quoted with the one
-    right before it, if that one may be quoted.
+    right before it, if that one may be quoted, and so is one after "Yes." or "No.".
     """
     spans = []
     for sentence in chosen:
         start, text = sentence.start, texts[sentence.passage]
-        if _ANAPHOR.match(text, start):
-            before = [
-                other.start
-                for other in every
-                if other.passage == sentence.passage
-                and other.end <= start
-                and not _PARAGRAPH.search(text[other.end : start])
-                and not text[other.end : start].strip()
-            ]
-            start = max(before, default=start)
+        before = [
+            other
+            for other in every
+            if other.passage == sentence.passage
+            and other.end <= start
+            and not text[other.end : start].strip()
+            and not _PARAGRAPH.search(text[other.end : start])
+        ]
+        for other in before:
+            if _ANAPHOR.match(text, sentence.start) or _YES_OR_NO.fullmatch(
+                text, other.start, other.end
+            ):
+                start = other.start
         short = None if _is_head(text, sentence) else sentence.short
         spans.append((sentence.passage, (start, sentence.end), short))
     runs: list[Quoted] = []
