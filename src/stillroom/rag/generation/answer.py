@@ -307,7 +307,8 @@ class _AnswerDraft:
         if session.quotes:
             return ""
         if session.shown is None:
-            return self._append(self._build_refusal(self._translator.wording.refusal))
+            opening = self._translator.wording.open_refusal(session.refusal)
+            return self._append(self._build_refusal(opening))
         composer = self._open_stream()
         text = self._echo_stripper.feed(self._leak_filter.finish()) + self._echo_stripper.finish()
         text = self._translator.feed(text) + self._translator.finish()

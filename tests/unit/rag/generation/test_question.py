@@ -10,6 +10,7 @@ from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.generation.question import correct_spelling, has_content, select_asking
+from stillroom.rag.generation.refusals import is_declined
 from stillroom.rag.jobs.index import IndexRecipe, run
 
 DOCUMENT = "\n\n".join(
@@ -61,7 +62,8 @@ def test_what_asks_nothing_is_refused_as_such(index, text):
         assert found.details["refusal"] == "no-question"
         assert found.details["abstained"]
         assert "ask a whole question" in found.details["refusal_note"]
-        assert found.completion.text == "No passage found answers this."
+        assert found.completion.text == "This asks nothing that can be looked up."
+        assert is_declined(found.completion.text)
         assert not found.hits
 
 
