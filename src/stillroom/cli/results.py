@@ -208,7 +208,8 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-_NOTED_REFUSALS = {"no-answer", "empty", "restated"}  # the text of an answer does not say these
+# The text of an answer does not say these.
+_NOTED_REFUSALS = {"no-answer", "no-question", "empty", "restated"}
 _JUDGED_NOTES = {
     "right": "the answer is right",
     "quote": "this sentence answers",

@@ -59,6 +59,8 @@ _ANAPHOR = re.compile(
     r"|nevertheless|nonetheless|nor|or|otherwise|so|therefore|thus|yet)\b(?!-)",
     re.IGNORECASE,
 )
+# Without it, the sentence that follows it may say the opposite.
+_YES_OR_NO = re.compile(r"(?:yes|no|ja|nein|oui|non|sí|si)\W*", re.IGNORECASE)
 _QUESTION_MARKS = ("?", "？", "؟")
 _CLOSING = "\"'”’»“‘)]*_ 」』"
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
@@ -466,13 +468,17 @@ def _find_asked_list(
 
 
 def _find_beginning(sentence: ScoredSentence, every: Sequence[ScoredSentence], text: str) -> int:
-    """Return where the quote of a sentence begins: before it, if its first word points there."""
-    if not _ANAPHOR.match(text, sentence.start):
-        return sentence.start
+    """Return where a sentence's quote begins: before it, if its first word points there.
+
+    Also after "Yes." or "No.".
+    """
+    is_anaphor = _ANAPHOR.match(text, sentence.start)
     gaps = {
         other.start: text[other.end : sentence.start]
         for other in every
-        if other.passage == sentence.passage and other.end <= sentence.start
+        if other.passage == sentence.passage
+        and other.end <= sentence.start
+        and (is_anaphor or _YES_OR_NO.fullmatch(text, other.start, other.end))
     }
     before = (start for start, gap in gaps.items() if not (gap.strip() or _PARAGRAPH.search(gap)))
     return max(before, default=sentence.start)
@@ -485,7 +491,7 @@ def _join_runs(
 
     Those of one passage are in reading order. The short answer of several is that of the best. Rows
     of a table stay apart. A sentence that begins with a word such as "It" is quoted with the one
-    right before it, if that one may be quoted.
+    right before it, if that one may be quoted, and so is one after "Yes." or "No.".
     """
     spans = []
     for sentence in chosen:

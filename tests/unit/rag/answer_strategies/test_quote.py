@@ -799,3 +799,23 @@ def test_a_list_of_headings_takes_no_place_among_the_passages_that_are_read(tmp_
         one = {**OVERLAP, "passages": 1}
         answer = ask(opened, Untouched(), question, k=1, answering=one)
     assert answer.details["quotes"][0]["text"] == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "quote"),
+    [
+        ("Yes. The kiln may be sold.", "Yes. The kiln may be sold."),
+        ("No! The kiln may be sold.", "No! The kiln may be sold."),
+        ("Ja. The kiln may be sold.", "Ja. The kiln may be sold."),
+        ("Yes.\n\nThe kiln may be sold.", "The kiln may be sold."),  # another paragraph
+        ("Not yet. The kiln may be sold.", "The kiln may be sold."),
+    ],
+)
+def test_a_sentence_is_quoted_with_the_yes_or_no_before_it(tmp_path, text, quote):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/faq.txt").write_text(f"May the kiln be sold?\n\n{text} Oak is sold.")
+    build_index(tmp_path)
+    with Index.open(tmp_path / "index") as opened:
+        asked = {**OVERLAP, "max_quotes": 1}
+        found = ask(opened, Untouched(), "May the kiln be sold to me?", answering=asked)
+    assert found.details["quotes"][0]["text"] == quote

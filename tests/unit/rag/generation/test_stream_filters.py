@@ -1,6 +1,6 @@
 import pytest
 
-from stillroom.rag.generation.session import PromptEchoStripper, PromptLeakFilter
+from stillroom.rag.generation.stream_filters import PromptEchoStripper, PromptLeakFilter
 
 QUESTION = "Which model does it use?"
 
