@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from types import SimpleNamespace
+from contextlib import nullcontext
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +17,7 @@ from stillroom.rag.answer_selection.reader import _open_cached, find_reader, ope
 from stillroom.rag.answer_strategies.quote import Quote, _join_runs
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
-from stillroom.rag.ingestion import preparation
+from stillroom.rag.index import builder
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.serve.openai.replies import locate_citations
@@ -47,9 +47,8 @@ class Untouched:
 @pytest.fixture(scope="module", autouse=True)
 def _one_process():
     """Have the documents of every test read in one process."""
-    with preparation.ParserProcess() as process, pytest.MonkeyPatch.context() as patch:
-        kept = SimpleNamespace(parse=process.parse, close=lambda: None)
-        patch.setattr(preparation, "ParserProcess", lambda: kept)
+    with builder.ParserProcess() as process, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "ParserProcess", lambda: nullcontext(process))
         yield
 
 
