@@ -105,7 +105,7 @@ def test_a_server_teaches_what_the_same_teacher_in_this_process_does(make_recipe
 def test_rollouts_are_records_with_origin_and_records_are_not_asked_for_in_vain(
     make_recipe, do, server
 ):
-    recipe = make_recipe(method="reverse_kl")
+    recipe = make_recipe(top=FEW, method="reverse_kl")
     artifact, folder = do(recipe)
     found = list(read_records(folder / "output/rollouts.jsonl"))
     assert len(found) == 5 * 4
