@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +21,7 @@ from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.judged import find_judged
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.generation.session import JudgedAnswer
+from stillroom.rag.index import builder
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.serve.openai.replies import locate_citations
@@ -44,6 +46,14 @@ class Untouched:
 
     def __getattr__(self, name):
         raise BackendError(name, code="backend.broken", expected="no call", next="")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_process():
+    """Have the documents of every test read in one process."""
+    with builder.ParserProcess() as process, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "ParserProcess", lambda: nullcontext(process))
+        yield
 
 
 def build_index(folder):
