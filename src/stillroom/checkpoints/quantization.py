@@ -255,14 +255,14 @@ def _refuse_undeclared(folder: Path, entries: _Entries, parts: StoredParts) -> N
 
     Matrices of integers of up to 32 bits count as codes whatever their name, except masks and
     positions: unknown layouts use other names (``W_q``, ``codes``), and a merge of their scales
-    alone would be wrong. Under a weight's name integers of any shape count as codes.
+    alone would be wrong. Under a weight's name anything but floats counts, in any shape.
     """
     for name, entry in entries.items():
         scale = _find_scale(name, entries, parts)[0]
         is_float = entry.dtype.startswith("F8") and not scale
         is_matrix = sum(size > 1 for size in entry.shape) > 1
         is_integer = entry.dtype in _INTEGERS and is_matrix and not _NO_CODES.search(name)
-        is_integer |= name.rpartition(".")[2] in _CODES and entry.dtype in _INTEGERS
+        is_integer |= name.rpartition(".")[2] in _CODES and not entry.dtype.startswith(("F", "BF", "C"))
         if scale or is_integer or (_is_code(name, entries) and not is_float):
             looks = f"has a scale ('{scale:.120}'), so it is" if scale else "looks"
             raise CheckpointError(
