@@ -154,12 +154,14 @@ class _FrameSeeker:
         self.base = float(base)
         self.start = float((video.start_time or 0) * base)
         self.lead = 0.0  # seconds by which a seek lands too early
+        self.delay = 0.0  # most seconds between decoding and showing a frame
+        self.is_stream = container.format.name == "mpegts"
         self.keys, self.end = self._read_index()
         if not exact and not self._is_whole():
             self._seek(0.0)  # Matroska loads its index at the first seek
             self.keys, self.end = self._read_index()
             if not self._is_whole():
-                self.keys, self.end = _list_keys(clip.path, self.start)
+                self.keys, self.end, self.delay = _list_keys(clip.path, self.start)
         self.position = -1.0
         self.shown: av.VideoFrame | None = None
         self.held: av.VideoFrame | None = None  # the next frame, already decoded
@@ -177,7 +179,12 @@ class _FrameSeeker:
         return sorted(float(stamp * self.base) - begin for stamp in stamps), max(end, 0.0)
 
     def _is_whole(self) -> bool:
-        """Return whether the index reaches to the end, within the largest gap of keyframes."""
+        """Return whether the index reaches to the end, within the largest gap of keyframes.
+
+        An MPEG transport stream has none: listed are packets near its beginning and its end.
+        """
+        if self.is_stream:
+            return False
         gaps = [later - earlier for earlier, later in pairwise(self.keys)]
         return bool(self.keys) and self.end >= self.clip.duration - max([*gaps, _FAR])
 
@@ -257,6 +264,8 @@ class _FrameSeeker:
     def _seek(self, time: float) -> None:
         import av
 
+        if self.is_stream and self.keys:  # it is entered at any packet, by its time of decoding
+            time = self.keys[max(bisect_right(self.keys, time + self.base) - 1, 0)] - self.delay
         stamp = int((time + self.start + self.lead) / self.base) + 1
         try:
             self.container.seek(stamp, stream=self.video, backward=True)
@@ -297,15 +306,20 @@ def _read_first(path: Path, stamps: Set[int]) -> tuple[int, int] | None:
     return None
 
 
-def _list_keys(path: Path, start: float) -> tuple[list[float], float]:
-    """Return the times of all keyframes and of the last frame from packets, without decoding."""
+def _list_keys(path: Path, start: float) -> tuple[list[float], float, float]:
+    """Return the times of all keyframes and of the last frame from packets, without decoding.
+
+    The third value is the longest time between decoding a frame and showing it.
+    """
     keys: list[float] = []
-    last = 0.0
+    last = delay = 0.0
     for packet in _iter_packets(path):
         if packet.pts is not None and packet.time_base is not None:
             last = float(packet.pts * packet.time_base) - start
             keys += [last] if packet.is_keyframe else []
-    return sorted(keys), last
+            if packet.dts is not None:
+                delay = max(delay, float((packet.pts - packet.dts) * packet.time_base))
+    return sorted(keys), last, delay
 
 
 def _measure(clip: Clip, count: int) -> float:

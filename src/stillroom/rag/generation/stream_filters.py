@@ -17,7 +17,16 @@ _ECHOED_LABELS = (
     *("the answer is:", "the answer to the question is:", "the answer to this question is:"),
 )
 _SPACE = re.compile(r"\s+")
-_QUESTION_LABELS = ("Question:", "QUESTION:", "Q:")
+_HEADING_MARKS = ("## ", "### ", "#### ")
+_QUESTION_LABELS = (
+    *(
+        f"{mark}{word}{end}"
+        for mark in ("", "**", *_HEADING_MARKS)
+        for word in ("Question", "QUESTION", "Q")
+        for end in (":", "**:")
+    ),
+    *(f"{mark}Question\n" for mark in _HEADING_MARKS),
+)
 _FENCE_MARK = re.compile(r"<(/?)passage-[0-9a-f]{1,8}>")
 _PARTIAL_FENCE_MARK = re.compile(
     r"<(?:/?(?:p(?:a(?:s(?:s(?:a(?:g(?:e(?:-[0-9a-f]{0,8})?)?)?)?)?)?)?)?)?"
@@ -66,7 +75,7 @@ class PromptLeakFilter:
             return ""
         # Only the last character may begin another fence or label.
         self._pending = ""
-        if len(held) > 1 and held[-1] in "<Q":
+        if len(held) > 1 and held[-1] in "<Q*#":
             return self._emit(held[:-1]) + self.feed(held[-1])
         return self._emit(held)
 

@@ -344,14 +344,16 @@ _QUESTION_MARKS = re.compile(r"[?？؟]")
 _QUESTION_END = re.compile(r"[?？؟][\s\"'”’)\]]*$")
 
 _LABEL = re.compile(
-    r"^[ \t>*#]*(?:question|query|frage|pregunta|pergunta|domanda|вопрос|问题|問題|質問)"
-    r"(?:[ \t]*\d+)?[ \t*]*[:：.)][ \t*]*",
+    r"^[ \t>*#<]*(?:question|query|q|frage|pregunta|pergunta|domanda|вопрос|问题|問題|質問)"
+    r"(?:[ \t]*\d+)?[ \t*]*(?:[:：.)>]|$)[\s*]*",
     re.IGNORECASE | re.MULTILINE,
 )
+"""A label before its question (``Question:``), a heading above it, or a tag around it."""
+_CLOSING_TAG = re.compile(r"</\w+>\s*$")
 
 _ANSWER = re.compile(
-    r"\n[ \t>*#]*(?:answer|antwort|respuesta|resposta|réponse|risposta|ответ|答案|回答|a)"
-    r"[ \t*]*[:：][ \t*]*$",
+    r"\n[ \t>*#]*(?:answer|antwort|respuesta|resposta|réponse|risposta|ответ|答案|回答|"
+    r"a(?=[ \t*]*[:：]))[ \t*]*[:：]?[ \t*]*$",
     re.IGNORECASE,
 )
 
@@ -393,6 +395,7 @@ def split_question(text: str) -> QuestionParts:
     labels = list(_LABEL.finditer(body))
     if labels:
         question, _, after = body[labels[-1].end() :].partition("\n")
+        question = _CLOSING_TAG.sub("", question)
         split = _check_parts(question, f"{body[: labels[-1].start()]}\n{after}")
         if split is not None:
             return split

@@ -22,6 +22,12 @@ QUESTION = "Who built the old mill of Elm?"
         f"Passage: {PASSAGE}\nQuestion: {QUESTION}\nAnswer:",
         f"**Question:** {QUESTION}\nContext: {PASSAGE}",
         f"Kontext: {PASSAGE}\nFrage: {QUESTION}\nAntwort:",
+        f"### Context\n{PASSAGE}\n\n### Question\n{QUESTION}\n\n### Answer",
+        f"**Context**\n\n{PASSAGE}\n\n**Question**\n\n{QUESTION}\n\n**Answer:**",
+        f"Question:\n{QUESTION}\nText:\n{PASSAGE}\nThe end.",
+        f"<text>{PASSAGE}</text>\n<question>{QUESTION}</question>",
+        f"<question>\n{QUESTION}\n</question>\n<text>{PASSAGE}</text>",
+        f"{PASSAGE}\nQ: {QUESTION}\nA:",
         f"{PASSAGE} Its cheese is sold in all nine of the villages. {QUESTION}",
     ],
 )
