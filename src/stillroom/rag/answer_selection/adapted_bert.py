@@ -159,6 +159,7 @@ def adapt_base(
     }
     with np.errstate(all="ignore"):
         adapted = base.adapt(pairs, alpha / rank, to_int8=to_int8)
+        base = base.quantize() if to_int8 else base
         if not np.isfinite(adapted.states([0, 0])).all():
             raise ValueError("its numbers are too large")
     return base, adapted, {name: tensors[name].astype(np.float32) for name in shapes}

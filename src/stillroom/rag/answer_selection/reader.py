@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import CheckpointError, StillroomError
-from stillroom.models.encoders.int8_layers import can_quantize
+from stillroom.models.encoders.int8_layers import QUANTIZATION, can_quantize
 from stillroom.models.hub import is_local, resolve_checkpoint
 from stillroom.provenance import ARTIFACT_FILE, digest_json, read_artifact
 from stillroom.provenance.digests import load_json
@@ -139,7 +139,7 @@ class SentenceReader:
             raise ValueError(f"the threshold {self.threshold} is not a probability")
         if not 1 <= self.passages <= MAX_READ_PASSAGES:
             raise ValueError(f"{self.passages} passages cannot be read")
-        rounding = [self.precision] if self.precision == "int8" else []
+        rounding = [QUANTIZATION] if self._encoder.is_quantized else []
         self.fingerprint = digest_json([self.config, digest_tensors(tensors), *rounding])
 
     @property

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError, StillroomError, count_noun
 from stillroom.jobs import Estimate
 from stillroom.jobs.replay import ReplayJob
-from stillroom.models.hub import MULTILINGUAL_EMBEDDER
+from stillroom.models.hub import LARGE_EMBEDDER, MULTILINGUAL_EMBEDDER
 from stillroom.provenance import digest_text, find_output
 from stillroom.rag.embedding.passages import estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
 from stillroom.rag.index.replay import DrawnContent, commit_document
 from stillroom.rag.index_settings import AUTO_EMBEDDER
-from stillroom.rag.ingestion.embedder_choice import choose_embedder
+from stillroom.rag.ingestion.embedder_choice import choose_embedder, has_large_embedder
 from stillroom.rag.ingestion.pipeline import (
     IngestPipeline,
     build_documents_parent,
@@ -189,10 +189,13 @@ def estimate_index(recipe: IndexSettings) -> Estimate:
     texts = size / _BYTES_PER_PASSAGE
     width = 384 * (4 if recipe.vectors == "float32" else 2)
     rate, encoder = _PASSAGES_PER_SECOND, "MiniLM-L6"
+    is_auto = recipe.embedder == AUTO_EMBEDDER
     if recipe.embedder == MULTILINGUAL_EMBEDDER:
         rate, encoder = rate // 2, "multilingual-e5-small"
-    elif recipe.embedder == AUTO_EMBEDDER:
-        encoder += ", or multilingual-e5-small at half the rate if most are not in English,"
+    elif recipe.embedder == LARGE_EMBEDDER or (is_auto and has_large_embedder()):
+        rate, encoder, width = rate // 2, "all-mpnet-base-v2 in 8-bit integers", 2 * width
+    if is_auto:
+        encoder += ", or multilingual-e5-small at its rate if most are not in English,"
     embedding = Estimate(
         memory_bytes=600_000_000 + 12 * largest + passages * (width + 400),
         disk_bytes=6 * size + passages * 2 * width,

@@ -12,7 +12,6 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.jobs.segments import ReplayRequest, SegmentOutcome
-from stillroom.models.hub import MULTILINGUAL_EMBEDDER, is_local
 from stillroom.provenance import Artifact
 from stillroom.rag.index_settings import AUTO_EMBEDDER, IndexSettings
 from stillroom.recipes import ENGINE, EngineChoice, Recipe
@@ -77,9 +76,10 @@ class _IndexReplayer(JournalReplayer):
 
 
 def _list_embedders(recipe: IndexRecipe) -> list[str]:
-    """Return the multilingual embedder if it is installed and may be chosen."""
-    is_here = recipe.embedder == AUTO_EMBEDDER and is_local(MULTILINGUAL_EMBEDDER)
-    return [MULTILINGUAL_EMBEDDER] * is_here
+    """Return the installed embedders that may be chosen."""
+    from stillroom.rag.ingestion.embedder_choice import list_installed_embedders
+
+    return list_installed_embedders() if recipe.embedder == AUTO_EMBEDDER else []
 
 
 JOB_KIND = JobKind(
