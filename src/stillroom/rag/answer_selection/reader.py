@@ -21,9 +21,11 @@ The folder of a reader holds ``reader.json`` and ``reader.safetensors``; no torc
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from filecmp import cmpfiles
 from functools import cache, lru_cache
 from pathlib import Path
@@ -162,14 +164,17 @@ class SentenceReader:
         tokenizer, weights = self._encoder.tokenizer, self._weights
         sentences: list[ScoredSentence] = []
         none_logits: list[float] = []
-        for window in encode_passages(
+        windows = encode_passages(
             tokenizer,
             question,
             passages,
             special=find_special_tokens(tokenizer),
             max_tokens=self._encoder.max_positions,
-        ):
-            states, ends = self._encode(window)
+        )
+        # Threads divide the passages of an encoder in 8-bit integers; others have a lock.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            encoded = list(pool.map(self._encode, windows))
+        for window, (states, ends) in zip(windows, encoded, strict=True):
             none_logits.append(float(states[0] @ self._none) + self._none_bias)
             for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
                 if last > first:
