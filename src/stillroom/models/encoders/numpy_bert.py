@@ -167,7 +167,7 @@ class NumpyBert:
         self._threads = ThreadpoolController()
         self._lock = threading.Lock()
         self._opened: NumpyBert | None = None
-        self._checkpoint = held
+        self._folder = held.folder
         self._quantized: Callable[[Vectors, Vectors], Vectors] | None = None
         self._as_int8: ReferenceType[NumpyBert] | None = None
 
@@ -231,11 +231,14 @@ class NumpyBert:
         adapted._opened = self._opened or self
         names = list(self._weights)
         if to_int8:  # one weight at a time: all of them would be held twice
+            from stillroom.checkpoints import Checkpoint
+
             updates = [
                 [name, *(digest_bytes(np.ascontiguousarray(matrix).data) for matrix in pair)]
                 for name, pair in sorted(renamed.items())
             ]
-            key = digest_json([QUANTIZATION, self._checkpoint.fingerprint, scale, updates])
+            fingerprint = Checkpoint.open(self._folder).fingerprint
+            key = digest_json([QUANTIZATION, fingerprint, scale, updates])
             adapted._quantized = quantize_layers(
                 read, self._layers, heads=self._heads, epsilon=self._epsilon, key=key
             )
