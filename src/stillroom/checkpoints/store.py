@@ -65,6 +65,7 @@ class SafetensorsStore:
         same = {path: path for path in self.files}  # one object a file: paths compare slowly
         self._homes = {name: same[path] for name, path in homes.items()}
         self._open: dict[Path, int] = {}
+        self._mapped: dict[Path, mmap.mmap] = {}
 
     def map(self, name: str) -> torch.Tensor:
         """Return a whole tensor, copy-on-write over its file's pages."""
@@ -74,24 +75,24 @@ class SafetensorsStore:
         dtype = torch_dtype(entry.dtype)
         if entry.size_bytes == 0:
             return torch.empty(entry.shape, dtype=dtype)
-        flat = torch.frombuffer(self.view(name), dtype=torch.uint8)
-        if entry.start % dtype.itemsize:  # old writers did not align, as a view requires
-            flat = flat.clone()
-        return flat.view(dtype).view(entry.shape)
-
-    def view(self, name: str) -> memoryview:
-        """Return the bytes of a tensor, copy-on-write over its file's pages."""
-        entry = self.entries[name]
-        if entry.size_bytes == 0:
-            return memoryview(b"")
         skip = entry.start % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(
+        view = mmap.mmap(
             self._descriptor(name),
             entry.size_bytes + skip,
             access=mmap.ACCESS_COPY,
             offset=entry.start - skip,
         )
-        return memoryview(mapped)[skip:]
+        flat = torch.frombuffer(view, dtype=torch.uint8, offset=skip)
+        if entry.start % dtype.itemsize:  # old writers did not align, as a view requires
+            flat = flat.clone()
+        return flat.view(dtype).view(entry.shape)
+
+    def view(self, name: str) -> memoryview:
+        """Return the bytes of a tensor, read-only; one mapping a file, since each holds it open."""
+        entry, path = self.entries[name], self._homes[name]
+        if path not in self._mapped:
+            self._mapped[path] = mmap.mmap(self._descriptor(name), 0, access=mmap.ACCESS_READ)
+        return memoryview(self._mapped[path])[entry.start : entry.start + entry.size_bytes]
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
         """Return the bytes of rows, read instead of mapped, to keep resident memory small."""

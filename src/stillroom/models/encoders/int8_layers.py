@@ -34,6 +34,7 @@ from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.jobs.files import cache_folder
 from stillroom.models.interfaces import Vectors
 from stillroom.objects.disk import atomic_write
+from stillroom.provenance.digests import digest_json
 
 __all__ = ["QUANTIZATION", "can_quantize", "quantize_layers"]
 
@@ -72,7 +73,7 @@ def quantize_layers(
         layers: Prefixes of the names of each layer's weights.
         heads: Number of attention heads, H.
         epsilon: Addend to the variance in layer normalizations.
-        key: Digest of all weights and settings.
+        key: Digest of all weights.
 
     Raises:
         MissingExtraError: If onnx or onnxruntime is not installed.
@@ -80,7 +81,8 @@ def quantize_layers(
     with MissingExtraError.guard("onnxruntime", "large-reader", "an encoder in 8-bit integers"):
         import onnx
         import onnxruntime
-    path = cache_folder() / "encoders" / f"{key}.onnx"
+    name = digest_json([QUANTIZATION, key, *layers, heads, epsilon])
+    path = cache_folder() / "encoders" / f"{name}.onnx"
     model = _read_cached(path)
     if model is None:
         model = _Graph(onnx, read, heads, epsilon).build(layers).SerializeToString()
@@ -100,11 +102,12 @@ def quantize_layers(
 def _read_cached(path: Path) -> bytes | None:
     """Return a model of the cache; None if there is none, or it is damaged."""
     try:
-        data = path.read_bytes()
-        os.utime(path)  # those used last are kept
+        with path.open("rb") as file:
+            digest, model = file.read(_DIGEST_BYTES), file.read()
     except OSError:
         return None
-    digest, model = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    with suppress(OSError):  # of a cache that can only be read
+        os.utime(path)  # those used last are kept
     return model if hashlib.blake2b(model, digest_size=_DIGEST_BYTES).digest() == digest else None
 
 

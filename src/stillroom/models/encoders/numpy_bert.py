@@ -22,7 +22,7 @@ from weakref import ReferenceType, WeakValueDictionary, ref
 
 import numpy as np
 
-from stillroom.models.encoders.int8_layers import QUANTIZATION, quantize_layers
+from stillroom.models.encoders.int8_layers import quantize_layers
 from stillroom.models.interfaces import Vectors
 from stillroom.models.tokenization.growth import check_growth
 from stillroom.provenance.digests import digest_bytes, digest_json, load_json
@@ -156,8 +156,8 @@ class NumpyBert:
             if "position_ids" not in name
         }
         self._distances = self._weights.get("encoder.relative_attention_bias.weight")
-        if is_mpnet and (self._distances is None or len(self._distances) != _MPNET_BUCKETS):
-            raise ValueError(f"an MPNet needs a relative_attention_bias of {_MPNET_BUCKETS} rows")
+        if is_mpnet and self._distances is None:
+            raise ValueError("an MPNet needs a relative_attention_bias")
         self._layers = [
             f"encoder.layer.{layer}." for layer in range(int(config["num_hidden_layers"]))
         ]
@@ -234,11 +234,11 @@ class NumpyBert:
             from stillroom.checkpoints import Checkpoint
 
             updates = [
-                [name, *(digest_bytes(np.ascontiguousarray(matrix).data) for matrix in pair)]
+                [name, str(matrix.dtype), digest_bytes(matrix.tobytes())]
                 for name, pair in sorted(renamed.items())
+                for matrix in pair
             ]
-            fingerprint = Checkpoint.open(self._folder).fingerprint
-            key = digest_json([QUANTIZATION, fingerprint, scale, updates])
+            key = digest_json([Checkpoint.open(self._folder).fingerprint, scale, updates])
             adapted._quantized = quantize_layers(
                 read, self._layers, heads=self._heads, epsilon=self._epsilon, key=key
             )
@@ -276,7 +276,7 @@ class NumpyBert:
         """
         width, wide = self.width, len(self._weights[f"{self._layers[0]}intermediate.dense.bias"])
         square = {f"attention.self.{part}.": (width, width) for part in ("query", "key", "value")}
-        linear = {
+        linear: dict[str, tuple[int, ...]] = {
             **square,
             "attention.output.dense.": (width, width),
             "intermediate.dense.": (wide, width),
@@ -293,11 +293,13 @@ class NumpyBert:
                 shapes |= {f"{layer}{name}weight": shape, f"{layer}{name}bias": shape[:1]}
         for norm in norms:
             shapes |= {f"{norm}LayerNorm.{name}": (width,) for name in ("weight", "bias")}
+        if self._distances is not None:
+            shapes["encoder.relative_attention_bias.weight"] = (_MPNET_BUCKETS, self._heads)
         for name, shape in shapes.items():
             found = self._weights[name].shape
             if len(found) != len(shape) or found[-1] != shape[-1] or shape[0] not in (-1, found[0]):
                 raise ValueError(f"{name} has the shape {found}, not {shape}")
-        if width % self._heads:
+        if self._heads < 1 or width % self._heads:
             raise ValueError(f"{width} is no multiple of {self._heads} heads")
         self._embed([0], None, None)
 

@@ -195,7 +195,8 @@ def estimate_index(recipe: IndexSettings) -> Estimate:
     elif recipe.embedder == LARGE_EMBEDDER or (is_auto and has_large_embedder()):
         rate, encoder, width = rate // 2, "all-mpnet-base-v2 in 8-bit integers", 2 * width
     if is_auto:
-        encoder += ", or multilingual-e5-small at its rate if most are not in English,"
+        other = _PASSAGES_PER_SECOND // 2
+        encoder += f", or multilingual-e5-small at {other} if most are not in English,"
     embedding = Estimate(
         memory_bytes=600_000_000 + 12 * largest + passages * (width + 400),
         disk_bytes=6 * size + passages * 2 * width,

@@ -27,9 +27,15 @@ from stillroom.text.parser_process import ParserProcess
 
 if TYPE_CHECKING:
     from stillroom.jobs import Job
+    from stillroom.provenance import Artifact
     from stillroom.rag.index_settings import IndexSettings
 
-__all__ = ["choose_embedder", "has_large_embedder", "list_installed_embedders"]
+__all__ = [
+    "choose_embedder",
+    "find_chosen_embedder",
+    "has_large_embedder",
+    "list_installed_embedders",
+]
 
 _SAMPLE = 9
 
@@ -66,6 +72,14 @@ def choose_embedder(
         return DEFAULT_EMBEDDER
     job.say(f"embedder {MULTILINGUAL_EMBEDDER}: {reason}")
     return MULTILINGUAL_EMBEDDER
+
+
+def find_chosen_embedder(artifact: Artifact) -> str:
+    """Return the embedder that was chosen for an index; ``builtin:auto`` if it names none such."""
+    choices = {LARGE_EMBEDDER_BASE: LARGE_EMBEDDER}
+    choices |= {reference: reference for reference in (DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER)}
+    named = [parent.path for parent in artifact.parents if parent.role == "embedder"]
+    return next((choices[path] for path in named if path in choices), AUTO_EMBEDDER)
 
 
 def list_installed_embedders() -> list[str]:

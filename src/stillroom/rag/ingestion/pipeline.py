@@ -19,6 +19,7 @@ import numpy as np
 
 from stillroom import __version__
 from stillroom.errors import Cancelled, DataError, Problem, StillroomError
+from stillroom.models.hub import LARGE_EMBEDDER, LARGE_EMBEDDER_BASE
 from stillroom.objects import find_address, resolve_local
 from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import (
@@ -416,8 +417,10 @@ def build_documents_parent(root: Path, files: Sequence[DocumentFile]) -> Parent:
 def build_embedder_parent(reference: str, fingerprint: str) -> Parent:
     """Return the parent entry of artifact.json for the embedder.
 
-    A built-in method (``static``) is not a file and is recorded as a reference.
+    A built-in method (``static``) is not a file and is recorded as a reference; the large embedder
+    by its base, whose publisher and license matter: the index itself names the arithmetic.
     """
+    reference = LARGE_EMBEDDER_BASE if reference == LARGE_EMBEDDER else reference
     is_name = ":" not in reference and not Path(reference).exists()
     return Parent(
         "embedder", f"embedder:{reference}" if is_name else reference, fingerprint, "checkpoint"

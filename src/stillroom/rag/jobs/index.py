@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -66,10 +67,15 @@ class _IndexReplayer(JournalReplayer):
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Build the index again, and compare its catalog row by row, too: what is read and served.
 
-        The other files of the index are compared byte for byte (``compared``).
+        The other files of the index are compared byte for byte (``compared``). Of embedders that
+        may be chosen, the one then is taken: another one may be installed here.
         """
         from stillroom.rag.index.replay import compare_catalogs
+        from stillroom.rag.ingestion.embedder_choice import find_chosen_embedder
 
+        if cast("IndexRecipe", request.recipe).embedder == AUTO_EMBEDDER:
+            chosen = {"embedder": find_chosen_embedder(request.artifact)}
+            request = replace(request, recipe=request.recipe.model_copy(update=chosen))
         yield from super().replay(request, names)
         built = request.scratch / request.folder.name
         yield compare_catalogs(request.folder / "output", built / "output", request.restore_places)

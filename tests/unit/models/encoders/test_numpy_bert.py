@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,8 +369,10 @@ def test_an_encoder_that_is_open_is_read_once_and_shared(folder):
 
 def test_weights_are_mapped_from_their_file_unless_they_lie_at_odd_offsets(folder):
     name, path = "encoder.layer.1.output.dense.weight", folder / "model.safetensors"
+    before = len(list(Path("/proc/self/fd").iterdir()))
     bert = open_bert(folder)
     assert isinstance(bert._weights[name].base.base.obj, mmap.mmap)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2  # not one for each tensor
     states = bert.states([2, 5, 3])
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
