@@ -224,7 +224,7 @@ class Analyzer:
         ``languages`` (ISO 639-1) are used only by ``auto``: any of them may be that of the text.
         """
         empty = self.stop_words | self._question_words
-        codes = languages or [""]
+        codes = set(languages) or {""}
         return any(term not in empty for code in codes for term in self.terms(text, code))
 
     def _get_rules(self, language: str) -> _LanguageRules:

@@ -51,7 +51,7 @@ Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
 _Candidates = tuple[str, str, list[tuple[int, int]]]
 # English words whose meaning stands in the sentence before.
 _ANAPHOR = re.compile(
-    r"(?!(?-i:[A-Z]{2}))"  # not IT, nor the OR of SQL
+    r"(?!(?-i:[A-Z]{2,}\b(?! [A-Z]{2})))"  # not IT, nor the OR of SQL, but in a text in capitals
     r"(?:it|its|they|their|them|he|his|she|her|both|the (?:latter|former)"
     r"|(?:(?:after|as|at|because of|before|by|due to|during|for|from|if|in|of|on|since|to|under"
     r"|when|with|without) )?(?:this|that|these|those|such)"

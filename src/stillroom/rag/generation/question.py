@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["correct_spelling", "has_content", "select_asking"]
 
-_ADDRESS = re.compile(r"\b[a-z][a-z\d+.-]*://\S+|\bwww\.\S+", re.IGNORECASE)
-_CAPITALS = re.compile(r"\b[A-Z]{2,}\b")
-_LONG_QUESTION = 40  # words
+_ADDRESS = re.compile(r"\b[a-z][a-z\d+.-]{0,20}://\S+|\bwww\.\S+", re.IGNORECASE)
+_NAME = re.compile(r"\b[A-Z]{2,}\b|`[^`]*\w")  # in capitals, or written as code
+_LONG_QUESTION, _SHORT_QUESTION = 40, 6  # words
 _ASKING = re.compile(r"[?？؟][\"'”’»)\]]*$")
+# Asks for help, and does not say with what.
+_PLEA = re.compile(
+    r"\b(?:help|ideas?|thoughts|suggestions|any(?:one|body)|some(?:one|body)|hilfe|\w*helfen"
+    r"|jemand|ideen?|aider?|quelqu.un|idées?|ayud\w+|alguien)\b",
+    re.IGNORECASE,
+)
 # English words whose meaning stands in a sentence before.
 _PRONOUN = re.compile(r"\b(?:it|its|this|that|these|those|they|them)\b", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\w./:@#$%&+-])[^\W\d_]+(?![\w/:@#$%&+'’-]|\.\w)")
@@ -35,10 +41,11 @@ _MIN_PASSAGES, _MIN_RATIO = 5, 10
 def has_content(text: str, index: Index) -> bool:
     """Return whether a text has anything to ask: not stop words, signs or addresses alone.
 
-    Quoted words are exact words to search for, and a stop word in capitals may be a name (``IN``).
+    Quoted words are exact words to search for, and a stop word in capitals or between backticks
+    may be a name (``IN``).
     """
     plain, clauses = parse_query(_ADDRESS.sub(" ", text))
-    if clauses or _CAPITALS.search(plain):
+    if clauses or _NAME.search(plain):
         return True
     return index.analyzer.has_content(plain, index.languages)
 
@@ -46,15 +53,17 @@ def has_content(text: str, index: Index) -> bool:
 def select_asking(text: str) -> str:
     """Return the sentences of a long text that ask, if they are its smaller part; else all of it.
 
-    Before a question with a pronoun (in English) stands the sentence before it.
+    It is read whole, too, if they only ask for help, or in a few words ("Why?"). Before a question
+    with a pronoun (in English) stands the sentence before it.
     """
     sentences = [text[start:end] for start, end in split_sentences(text)]
     asking = [n for n, sentence in enumerate(sentences) if _ASKING.search(sentence)]
-    if len(text.split()) <= _LONG_QUESTION or not asking:
+    size = len(text.split())
+    if size <= _LONG_QUESTION or all(_PLEA.search(sentences[n]) for n in asking):
         return text
     chosen = {n for n in asking if n and _PRONOUN.search(sentences[n])}
     selected = " ".join(sentences[n] for n in sorted({*asking, *(n - 1 for n in chosen)}))
-    return selected if 2 * len(selected.split()) <= len(text.split()) else text
+    return selected if _SHORT_QUESTION <= len(selected.split()) <= size / 2 else text
 
 
 def correct_spelling(text: str, index: Index) -> tuple[str, dict[str, str]]:
@@ -86,12 +95,12 @@ def correct_spelling(text: str, index: Index) -> tuple[str, dict[str, str]]:
 
 def _find_meant(word: str, index: Index) -> str:
     """Return the word that a misspelt one stands for; empty if none or several may be meant."""
-    if _is_word(word, index):
+    # An endpoint's embedder has no tokenizer: its count is an estimate by length.
+    if _is_word(word, index) or not _is_word("information", index):
         return ""
     found = dict[str, tuple[int, str]]()  # by term: inflections are one word
-    for other in _edit(word):
-        count = _count_passages(other, index)
-        if count and _is_word(other, index):
+    for other in _edit(word):  # few are words, and tokens cost less than terms
+        if _is_word(other, index) and (count := _count_passages(other, index)):
             found.setdefault(index.analyzer.terms(other)[0], (count, other))
     (most, meant), (second, _) = (*sorted(found.values(), reverse=True), (0, ""), (0, ""))[:2]
     return meant if most >= max(_MIN_PASSAGES, _MIN_RATIO * second) else ""

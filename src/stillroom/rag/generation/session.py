@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Self
 
+from stillroom.errors import StillroomError
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json, digest_text
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
@@ -209,7 +210,11 @@ class AnswerSession:
             asking = select_asking(self.query.text)
             if asking != self.query.text:
                 add_warning(f"of the long question, what asks was read: {asking}")
-            text, replaced = correct_spelling(asking, self.index)
+            try:
+                text, replaced = correct_spelling(asking, self.index)
+            except StillroomError as error:  # no embedder; a search by words needs none
+                text, replaced = asking, {}
+                add_warning(f"words were read as they are written: {error.problems[0].what}")
             for word, meant in replaced.items():
                 add_warning(f'"{word}", which no passage has, was read as "{meant}"')
             if text != self.query.text:

@@ -689,7 +689,8 @@ def test_a_list_that_goes_on_in_another_passage_is_said_to(tmp_path):
     "second",
     ["In this mode it holds rye.", "Thus the weir holds rye.", "But the weir holds rye.",
      "Or, the weir holds rye.", "Otherwise the weir holds rye.", "If this is so, rye is held.",
-     "These weirs hold rye.", "It's a weir that holds rye.", "That’s where it holds rye."],
+     "These weirs hold rye.", "It's a weir that holds rye.", "That’s where it holds rye.",
+     "IT HOLDS RYE AT THE WEIR.", "BUT THE WEIR HOLDS RYE."],
 )  # fmt: skip
 def test_a_sentence_that_depends_on_the_one_before_is_quoted_with_it(tmp_path, second):
     text = f"Boats come at noon. The gate is shut. {second}\n"

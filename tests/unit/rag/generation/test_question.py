@@ -1,6 +1,8 @@
 """What is read of a question: whether it asks anything, the sentences that ask, its spelling."""
 
 import re
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +19,7 @@ DOCUMENT = "\n\n".join(
     f"The length of string {n} is {n} letters. A caution: database {n} holds a journal IN a folder."
     for n in range(30)
 )
-TOKENS = {*re.findall(r"\w+", DOCUMENT), "caption"}
+TOKENS = {*re.findall(r"\w+", DOCUMENT), "caption", "information"}
 """Usual words, which a tokenizer of words and their parts has as one token."""
 PREAMBLE = (
     "Hello, I am new here. We use the program since many years in our company and yesterday my "
@@ -70,7 +72,9 @@ def test_what_asks_nothing_is_refused_as_such(index, text):
 SHORT = ["pragma?", "WAL", "IN", "什么是索引？", "水", "42", "C++", '"to be or not to be"', "ask"]
 
 
-@pytest.mark.parametrize("text", [*SHORT, "was ist Öl?", "what does https://example.com/ hold?"])
+@pytest.mark.parametrize(
+    "text", [*SHORT, "What is `in`?", "was ist Öl?", "what does https://example.com/ hold?"]
+)
 def test_short_questions_are_asked(index, text):
     assert has_content(text, index)
 
@@ -81,6 +85,19 @@ def test_a_stop_word_is_one_in_the_languages_of_the_documents():
     assert analyzer.has_content("die", ["en"])
     assert analyzer.has_content("die", ["de", "en"])
     assert not analyzer.has_content("the")
+
+
+def test_a_text_of_a_stranger_costs_little(index):
+    many = ["en"] * 1000
+    words = " ".join("bcdfghjklmnpqrstvwxz"[n:] + "bcdfgh" for n in range(8))
+    started = time.process_time()
+    assert has_content("a." * 20_000, index)
+    assert not Analyzer("auto").has_content("what is the " * 1000, many)
+    auto = SimpleNamespace(
+        analyzer=Analyzer("auto"), lexicon=index.lexicon, embedder=index.embedder, languages=many
+    )
+    assert correct_spelling(f"the string in a folder is a journal or {words}", auto)[1] == {}
+    assert time.process_time() - started < 2
 
 
 def test_of_a_long_text_the_sentences_that_ask_are_read(index):
@@ -98,6 +115,16 @@ def test_a_question_with_a_pronoun_is_read_with_the_sentence_before(index):
     text = f"{PREAMBLE}One file is a database with a journal. How can I shrink it? Any idea?"
     selected = "One file is a database with a journal. How can I shrink it? Any idea?"
     assert select_asking(text) == selected
+
+
+@pytest.mark.parametrize(
+    "plea",
+    ["Can you help me?", "Any ideas?", "Why?", "What should I do? Thanks.", "Kann jemand helfen?",
+     "Can anyone help me to find out what goes wrong here?", "¿Alguien puede ayudarme?",
+     "Quelqu'un peut-il m'aider avec le disque, s'il vous plaît ?"],
+)  # fmt: skip
+def test_a_long_text_that_only_asks_for_help_is_read_whole(plea):
+    assert select_asking(PREAMBLE + plea) == PREAMBLE + plea
 
 
 @pytest.mark.parametrize(
@@ -128,6 +155,22 @@ def test_other_texts_are_read_whole(text):
 )
 def test_words_that_no_passage_has_are_read_as_those_that_were_meant(index, text, read):
     assert correct_spelling(text, index)[0] == (read or text)
+
+
+def test_an_endpoint_does_not_tell_usual_words(index, monkeypatch):
+    monkeypatch.setattr(type(index.embedder), "count_tokens", lambda self, text: -(-len(text) // 4))
+    assert correct_spelling("what is hould in the folder of a string?", index)[1] == {}
+
+
+def test_without_the_embedder_words_are_read_as_written(index, monkeypatch):
+    def fail(self):
+        raise BackendError("no embedder", code="backend.broken", expected="one", next="")
+
+    monkeypatch.setattr(Index, "embedder", property(fail))
+    question = "What is the lenght of string 7?"
+    found = ask(index, NoModel(), question, answering=OVERLAP, retriever="keyword")
+    assert found.details["notices"] == ["words were read as they are written: no embedder"]
+    assert found.details["quotes"]
 
 
 def test_what_was_read_is_said(index):
