@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,7 +21,14 @@ from stillroom.cli.options import (
     path_option,
     refuse_idle_options,
 )
-from stillroom.cli.output import format_row, print_json, print_measurements, print_rows, print_text
+from stillroom.cli.output import (
+    format_row,
+    format_value,
+    print_json,
+    print_measurements,
+    print_rows,
+    print_text,
+)
 from stillroom.errors import DataError, RecipeError, count_noun
 
 if TYPE_CHECKING:
@@ -147,12 +155,14 @@ def _show_answer(path: Path, as_json: bool) -> bool:
     spans = [(span.number, span.path, span.byte_start, span.byte_end) for span in answer.cited]
     stated, quoted = _read_statement(path)
     if as_json:
-        print_json({"answer": {**asdict(answer), "judged": dict(answer.judged), **stated}})
+        print_json({"answer": {**asdict(answer), **stated}})
         return True
     print_text(f"{path}  answer")
     shown = {**stated, "asked of": answer.asked_of, "model": answer.model}
     shown["snapshot digest"] = answer.index
-    print_rows([(name, value) for name, value in shown.items() if value])
+    if stated:
+        shown["signature"] += f" (stillroom verify {shlex.quote(str(path))})"
+    print_rows([(name, escape_line(format_value(shown[name]))) for name in shown if shown[name]])
     print_text("\n" + "\n".join(map(escape_line, answer.text.splitlines())) + "\n")
     for number, name, start, end in quoted or spans:
         print_text(escape_line(f"[{number}] {name}: bytes {start}-{end}"))
@@ -170,12 +180,12 @@ def _read_statement(path: Path) -> tuple[dict[str, Any], list[tuple[int, str, in
     check, passages = check_evidence(evidence), evidence.passages
     stated = {name: evidence.predicate[name] for name in ("question", "made")}
     by = f" by key {check.key_id[:16]}" if check.key_id else ""
-    stated["signature"] = f"{check.signature}{by} (stillroom verify {path})"
+    stated["signature"] = f"{check.signature}{by}"
     stated["differences"] = [f"{finding.layer}: {finding.what}" for finding in check.findings]
     quotes = [
-        (one["number"], passages[one["number"]]["path"], one["document_start"], one["document_end"])
-        for one in evidence.predicate["answer"]["quotes"]
-        if one["number"] in passages
+        (number, passages[number]["path"], quote["document_start"], quote["document_end"])
+        for quote in evidence.predicate["answer"]["quotes"]
+        if (number := quote["number"]) in passages
     ]
     return stated, quotes
 
