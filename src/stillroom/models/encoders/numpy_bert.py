@@ -273,7 +273,7 @@ class NumpyBert:
         """
         width, wide = self.width, len(self._weights[f"{self._layers[0]}intermediate.dense.bias"])
         square = {f"attention.self.{part}.": (width, width) for part in ("query", "key", "value")}
-        linear = {
+        linear: dict[str, tuple[int, ...]] = {
             **square,
             "attention.output.dense.": (width, width),
             "intermediate.dense.": (wide, width),
