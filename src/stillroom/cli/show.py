@@ -21,14 +21,7 @@ from stillroom.cli.options import (
     path_option,
     refuse_idle_options,
 )
-from stillroom.cli.output import (
-    format_row,
-    format_value,
-    print_json,
-    print_measurements,
-    print_rows,
-    print_text,
-)
+from stillroom.cli.output import format_row, print_json, print_measurements, print_rows, print_text
 from stillroom.errors import DataError, RecipeError, count_noun
 
 if TYPE_CHECKING:
@@ -148,12 +141,10 @@ def _show_answer(path: Path, as_json: bool) -> bool:
     from stillroom.provenance import read_answer
     from stillroom.provenance.artifact import locate_manifest
 
-    is_file = path.is_file() and not locate_manifest(path).is_file()
-    answer = read_answer(path) if is_file else None
-    if answer is None:
+    if locate_manifest(path).is_file() or (answer := read_answer(path)) is None:
         return False
-    spans = [(span.number, span.path, span.byte_start, span.byte_end) for span in answer.cited]
-    stated, quoted = _read_statement(path)
+    stated, places = _read_statement(path)
+    places = places or [(a.number, a.path, a.byte_start, a.byte_end) for a in answer.cited]
     if as_json:
         print_json({"answer": {**asdict(answer), **stated}})
         return True
@@ -162,9 +153,9 @@ def _show_answer(path: Path, as_json: bool) -> bool:
     shown["snapshot digest"] = answer.index
     if stated:
         shown["signature"] += f" (stillroom verify {shlex.quote(str(path))})"
-    print_rows([(name, escape_line(format_value(shown[name]))) for name in shown if shown[name]])
+    print_rows([(name, value) for name, value in shown.items() if value])
     print_text("\n" + "\n".join(map(escape_line, answer.text.splitlines())) + "\n")
-    for number, name, start, end in quoted or spans:
+    for number, name, start, end in places:
         print_text(escape_line(f"[{number}] {name}: bytes {start}-{end}"))
     return True
 
@@ -179,8 +170,7 @@ def _read_statement(path: Path) -> tuple[dict[str, Any], list[tuple[int, str, in
         return {}, []
     check, passages = check_evidence(evidence), evidence.passages
     stated = {name: evidence.predicate[name] for name in ("question", "made")}
-    by = f" by key {check.key_id[:16]}" if check.key_id else ""
-    stated["signature"] = f"{check.signature}{by}"
+    stated["signature"] = check.signature + f" by key {check.key_id[:16]}" * bool(check.key_id)
     stated["differences"] = [f"{finding.layer}: {finding.what}" for finding in check.findings]
     quotes = [
         (number, passages[number]["path"], quote["document_start"], quote["document_end"])
