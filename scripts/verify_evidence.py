@@ -101,14 +101,13 @@ def _check_signature(envelope: Any, payload: bytes, signer: Any, trusted: Any) -
     named = [pem.load_pem_public_key(_utf8(signer["public_key"]))] if signer else []
     if not rows:
         missing = [("signature", "it is missing, or was removed")] * bool(named or trusted)
-        found = "digest" if digest else "open", "no digest covers the question, as it stands"
-        missing += [found] * (digest != _sha256(payload))
+        layer = "open" if digest is None else "digest"
+        missing += [(layer, "no digest covers the question")] * (digest != _sha256(payload))
         return missing, "not signed: digests show accidents, not who made this"
     data = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
     keys = {_key_id(key): key for key in (*trusted, *named)}
     by = [{name for name in keys if _is_signed_by(keys[name], row["sig"], data)} for row in rows]
-    made = set().union(*by)
-    if not made or not made.issuperset(map(_key_id, named)):
+    if not (made := set().union(*by)) or not made.issuperset(map(_key_id, named)):
         return [("signature", "the evidence was changed since, or its signature is damaged")], ""
     key_id = min(made.intersection(map(_key_id, trusted)) or made)
     beside = [
@@ -116,6 +115,7 @@ def _check_signature(envelope: Any, payload: bytes, signer: Any, trusted: Any) -
         for row, ids in zip(rows, by, strict=True)
         if not {row.get("keyid") or key_id} == ids == {key_id}
     ]
+    beside += [("open", "'payload_sha256' beside it is read by nothing")] * (digest is not None)
     whose = "by a key you trust" if trusted else "by a key that you did not name (--key)"
     if not trusted or key_id in map(_key_id, trusted):
         return beside, f"signed, {whose}: {key_id}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -140,21 +141,21 @@ def _show_answer(path: Path, as_json: bool) -> bool:
     from stillroom.provenance import read_answer
     from stillroom.provenance.artifact import locate_manifest
 
-    is_file = path.is_file() and not locate_manifest(path).is_file()
-    answer = read_answer(path) if is_file else None
-    if answer is None:
+    if locate_manifest(path).is_file() or (answer := read_answer(path)) is None:
         return False
-    spans = [(span.number, span.path, span.byte_start, span.byte_end) for span in answer.cited]
-    stated, quoted = _read_statement(path)
+    stated, places = _read_statement(path)
+    places = places or [(a.number, a.path, a.byte_start, a.byte_end) for a in answer.cited]
     if as_json:
-        print_json({"answer": {**asdict(answer), "judged": dict(answer.judged), **stated}})
+        print_json({"answer": {**asdict(answer), **stated}})
         return True
     print_text(f"{path}  answer")
     shown = {**stated, "asked of": answer.asked_of, "model": answer.model}
     shown["snapshot digest"] = answer.index
+    if stated:
+        shown["signature"] += f" (stillroom verify {shlex.quote(str(path))})"
     print_rows([(name, value) for name, value in shown.items() if value])
     print_text("\n" + "\n".join(map(escape_line, answer.text.splitlines())) + "\n")
-    for number, name, start, end in quoted or spans:
+    for number, name, start, end in places:
         print_text(escape_line(f"[{number}] {name}: bytes {start}-{end}"))
     return True
 
@@ -169,13 +170,12 @@ def _read_statement(path: Path) -> tuple[dict[str, Any], list[tuple[int, str, in
         return {}, []
     check, passages = check_evidence(evidence), evidence.passages
     stated = {name: evidence.predicate[name] for name in ("question", "made")}
-    by = f" by key {check.key_id[:16]}" if check.key_id else ""
-    stated["signature"] = f"{check.signature}{by} (stillroom verify {path})"
+    stated["signature"] = check.signature + f" by key {check.key_id[:16]}" * bool(check.key_id)
     stated["differences"] = [f"{finding.layer}: {finding.what}" for finding in check.findings]
     quotes = [
-        (one["number"], passages[one["number"]]["path"], one["document_start"], one["document_end"])
-        for one in evidence.predicate["answer"]["quotes"]
-        if one["number"] in passages
+        (number, passages[number]["path"], quote["document_start"], quote["document_end"])
+        for quote in evidence.predicate["answer"]["quotes"]
+        if (number := quote["number"]) in passages
     ]
     return stated, quotes
 

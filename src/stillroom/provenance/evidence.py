@@ -502,7 +502,7 @@ def read_answer(path: Path) -> StoredAnswer | None:
             str(content.get("asked_of", "")),
             str(details.get("index", "")),
             tuple(map(_read_citation, citations)),
-            details.get("judged") or {},
+            dict(details.get("judged") or {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(

@@ -71,7 +71,7 @@ def test_a_quoted_answer_is_written_with_its_sources_and_a_mark(run, tmp_path, s
 
 @pytest.mark.parametrize("option", ["--evidence", "--json"])
 def test_an_answer_in_a_file_is_shown(run, tmp_path, option):
-    path, question = tmp_path / "answer.json", "Where does the river rise?"
+    path, question = tmp_path / "an answer.json", "Where does the river rise?"
     ask = ["ask", run, question, "--answering", BY_WORDS]
     told = call(*ask, *([option, path] if option == "--evidence" else [option]))
     if option == "--json":
@@ -83,12 +83,19 @@ def test_an_answer_in_a_file_is_shown(run, tmp_path, option):
     assert as_json["text"].startswith("The river rises")
     if option == "--evidence":
         assert f"question         {question}" in shown
-        assert re.search(r"signature +unsigned \(stillroom verify ", shown)
+        assert as_json["signature"] == "unsigned"
+        assert re.search(rf"signature +unsigned \(stillroom verify '{path}'\)", shown)
+        forged = r"Who pays?\n  signature        valid by key"
         envelope = json.loads(path.read_text())
-        payload = base64.b64decode(envelope["payload"]).decode().replace(question, "Who pays?")
+        payload = base64.b64decode(envelope["payload"]).decode().replace(question, forged)
         envelope["payload"] = base64.b64encode(payload.encode()).decode()
         path.write_text(json.dumps(envelope))
-        assert "differences      digest: it was changed" in call("show", path)
+        shown = call("show", path)
+        assert "differences      digest: it was changed" in shown
+        assert f"question         {forged}" in shown  # on one line
+    else:
+        path.write_text(json.dumps({**json.loads(told), "details": {"judged": [1]}}))
+        assert "cannot be read: TypeError" in call("show", path, "--json", code=1)
 
 
 def test_the_text_of_a_model_names_it_and_the_configured_key_signs(run, tmp_path, monkeypatch):

@@ -282,6 +282,7 @@ def test_what_stands_beside_the_signature_is_named_by_both(place, script, tmp_pa
     own = good["signatures"][0]
     for change, named in (
         ({"answer": "another"}, "'answer'"),
+        ({"payload_sha256": "x"}, "'payload_sha256'"),
         ({"signatures": [own, second]}, eve.key_id),
         ({"signatures": [second, own]}, eve.key_id),
         ({"signatures": [own, wrong]}, "'eve'"),
@@ -306,6 +307,9 @@ def test_unsigned_evidence_shows_an_edit_of_any_field(field, place, script, tmp_
     part[field] = other_than(part[field])
     seal(path, statement, envelope=envelope)
     assert "digest: it was changed, such as its question" in call("verify", path, fails=True)
+    assert script(path) == {"digest"}
+    seal(path, statement, envelope={**envelope, "payload_sha256": ""})
+    assert "digest: it was changed" in call("verify", path, fails=True)
     assert script(path) == {"digest"}
     del envelope["payload_sha256"]  # as an earlier version wrote it
     seal(path, statement, envelope=envelope)

@@ -274,7 +274,7 @@ def _ingest(
     for item in files:
         job.check_cancelled()
         part: StagedDocument | FailedDocument | None = None
-        if reusable is not None and same and not (has_entities and may_use_entities(item.path)):
+        if reusable is not None and same and not (has_entities and may_use_entities(item)):
             part = reusable.take(item.path, item.digest)
             reused += part is not None
         part = part or ingester.recall(item.path, item.digest)

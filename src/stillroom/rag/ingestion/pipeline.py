@@ -57,6 +57,7 @@ from stillroom.rag.types import (
     open_auxiliary_vectors,
 )
 from stillroom.records import Document, Passage
+from stillroom.text.documents.entities import ENTITY_SUFFIXES
 from stillroom.text.parsers.docbook import Docbook
 from stillroom.text.parsers.image import Image
 from stillroom.text.parsers.md import Md
@@ -400,12 +401,17 @@ def digest_files(
 
 def find_entity_lists(files: Iterable[DocumentFile]) -> dict[str, str]:
     """Return the digests by path of files that declare entities for documents beside them."""
-    return {file.path: file.digest for file in files if file.path.lower().endswith(".ent")}
+    return {file.path: file.digest for file in files if file.path.lower().endswith(ENTITY_SUFFIXES)}
 
 
-def may_use_entities(path: str) -> bool:
+def may_use_entities(file: DocumentFile) -> bool:
     """Return whether the text of a document may depend on lists of entities."""
-    return path.lower().endswith((*Docbook.suffixes, ".xml"))
+    if not file.path.lower().endswith((*Docbook.suffixes, ".xml")):
+        return False
+    try:
+        return Docbook.has_entities(file.file.read_bytes())
+    except OSError:  # its failure is told when it is read
+        return True
 
 
 def build_documents_parent(root: Path, files: Sequence[DocumentFile]) -> Parent:

@@ -226,6 +226,7 @@ class _Update:
         self.total = self.unchanged + sum(map(len, planned))
         parsed, embedded = self._ingest(root) if self.ingests else (0, 0)
         self._check_failures(root)
+        self._warn_of_entities(files)
         # If the new bytes of a file cannot be used, the indexed version is outdated.
         failed = {failure.path for failure in self.failures if failure.code != "rag.unreadable"}
         self.removes += [key for path, (key, *_) in self.before.items() if path in failed]
@@ -287,7 +288,6 @@ class _Update:
                 self.unchanged += 1
             else:
                 self.metadata_changes[stored[0]] = facts
-        self._warn_of_entities(files)
 
     def _warn_of_entities(self, files: Sequence[DocumentFile]) -> None:
         """Warn of unchanged documents that were read with entities which other files now change.
@@ -295,10 +295,14 @@ class _Update:
         They keep their text, since the id of a document covers its own bytes alone.
         """
         before = [DocumentFile(Path(path), path, row.digest) for path, row in self.before.items()]
-        changed = find_entity_lists(before).items() ^ find_entity_lists(files).items()
-        same = {(file.path, file.digest) for file in files} & {(a.path, a.digest) for a in before}
-        users = [path for path, _ in same if may_use_entities(path)]
-        if changed and users:
+        failed = {failure.path for failure in self.failures}  # the digests of these are not stored
+        read = [file for file in files if file.path not in failed]
+        changed = find_entity_lists(before).items() ^ find_entity_lists(read).items()
+        same = {(file.path, file.digest) for file in before}
+        users = changed and [
+            file for file in read if (file.path, file.digest) in same and may_use_entities(file)
+        ]
+        if users:
             documents = count_noun(len(users), "unchanged document")
             self.job.warn(
                 f"{min(changed)[0]} has changed, which may declare entities: {documents} may use "

@@ -145,13 +145,16 @@ def test_reading_stops_once_too_many_documents_have_failed(tmp_path, command):
             read_artifact(out)
 
 
-def test_documents_are_read_again_with_a_changed_list_of_entities(tmp_path):
+@pytest.mark.parametrize("names", ["names.ent", "names.mod"])
+def test_documents_are_read_again_with_a_changed_list_of_entities(tmp_path, names):
     folder, out = tmp_path / "documents", tmp_path / "index"
     folder.mkdir()
     (folder / "page.docbook").write_text(
-        '<!DOCTYPE article [ <!ENTITY % names SYSTEM "names.ent"> %names; ]>\n'
+        f'<!DOCTYPE article [ <!ENTITY % names SYSTEM "{names}"> %names; ]>\n'
         "<article><para>The product &app; grinds corn.</para></article>\n"
     )
+    (folder / "plain.xml").write_text("<article><para>Flour &amp; bran.</para></article>\n")
+    (folder / "none.ent").write_text("")  # has no text, so that no index has it
 
     def call(name, *words):
         command = ["rag", name, *map(str, words)]
@@ -162,11 +165,12 @@ def test_documents_are_read_again_with_a_changed_list_of_entities(tmp_path):
 
     build = ("index", folder, "--out", out, "--overwrite", "embedder=builtin:static")
     for name in ("Millwright", "Stonegrinder"):
-        (folder / "names.ent").write_text(f'<!ENTITY app "{name}">\n')
+        (folder / names).write_text(f'<!ENTITY app "{name}">\n')
         done = call(*build)
         assert name in search(), done.output
-    (folder / "names.ent").write_text('<!ENTITY app "Sifter">\n')
-    assert "names.ent has changed, which may declare entities: 1 unch" in call("update", out).stderr
+    assert "has changed" not in call("update", out).stderr
+    (folder / names).write_text('<!ENTITY app "Sifter">\n')
+    assert f"{names} has changed, which may declare entities: 1 unch" in call("update", out).stderr
     assert "has changed" not in call("update", out).stderr
     call(*build)
     assert "Sifter" in search()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
-from stillroom.errors import DataError, IntegrityError, ResourceError
+from stillroom.errors import DataError, IntegrityError, StillroomError
 from stillroom.provenance.digests import load_json
 from stillroom.rag.storage.filters import SqlCondition
 from stillroom.rag.storage.postgres.connection import (
@@ -146,7 +146,7 @@ class PostgresSession(PostgresTables):
     def _renew(self) -> None:
         """Hold again what is read, if the connection that holds it was ended."""
         with self._renewing:
-            with suppress(ResourceError), self.server.errors():
+            with suppress(StillroomError), self.server.errors():
                 self._lease_connection.execute("SELECT 1")
                 return
             self._lease_connection = self._connect()
@@ -178,7 +178,7 @@ class PostgresSession(PostgresTables):
     def close(self) -> None:
         """Close every connection; what is held is free at once, not when the server notices."""
         self._connections.close()
-        with suppress(ResourceError), self.server.errors():
+        with suppress(StillroomError), self.server.errors():
             self._lease_connection.execute("SELECT pg_advisory_unlock_all()")
         self._lease_connection.close()
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import override
 
-from stillroom.errors import ResourceError
+from stillroom.errors import StillroomError
 from stillroom.provenance import FileEntry
 from stillroom.rag.storage.postgres.commit import (
     insert_batch,
@@ -224,7 +224,7 @@ class PostgresIndexWriter(PostgresTables):
 
     def close(self) -> None:
         """Close the session; the lock is free at once, not when the server notices."""
-        with suppress(ResourceError), self.server.errors():
+        with suppress(StillroomError), self.server.errors():
             self.connection.rollback()
             self.connection.execute("SELECT pg_advisory_unlock_all()")
         self.connection.close()

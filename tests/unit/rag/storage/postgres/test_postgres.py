@@ -101,6 +101,13 @@ def test_what_is_closed_holds_nothing_any_more(tmp_path, server, open_index):
     assert set(held) == {0}
 
 
+def test_a_writer_is_closed_whatever_its_server_says(tmp_path, server):
+    writer = open_store(make(tmp_path, {"a.md": "purr one"})).write()
+    with writer.connection.transaction():  # allows no rollback
+        writer.close()
+    assert writer.connection.closed
+
+
 def end_readers(server):
     """End the sessions of all readers, as a restart of the server does."""
     with psycopg.connect(server) as connection:
