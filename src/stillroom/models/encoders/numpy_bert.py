@@ -156,8 +156,8 @@ class NumpyBert:
             if "position_ids" not in name
         }
         self._distances = self._weights.get("encoder.relative_attention_bias.weight")
-        if is_mpnet and (self._distances is None or len(self._distances) != _MPNET_BUCKETS):
-            raise ValueError(f"an MPNet needs a relative_attention_bias of {_MPNET_BUCKETS} rows")
+        if is_mpnet and self._distances is None:
+            raise ValueError("an MPNet needs a relative_attention_bias")
         self._layers = [
             f"encoder.layer.{layer}." for layer in range(int(config["num_hidden_layers"]))
         ]
@@ -235,9 +235,14 @@ class NumpyBert:
                 [name, *(digest_bytes(np.ascontiguousarray(matrix).data) for matrix in pair)]
                 for name, pair in sorted(renamed.items())
             ]
-            key = digest_json([QUANTIZATION, self._checkpoint.fingerprint, scale, updates])
+            parts = [QUANTIZATION, self._checkpoint.fingerprint, scale, updates]
+            settings = [self._layers, self._heads, self._epsilon]
             adapted._quantized = quantize_layers(
-                read, self._layers, heads=self._heads, epsilon=self._epsilon, key=key
+                read,
+                self._layers,
+                heads=self._heads,
+                epsilon=self._epsilon,
+                key=digest_json(parts + settings),
             )
             names = [name for name in names if name.startswith("embeddings.")]
         adapted._weights = {name: read(name) for name in names}
@@ -283,11 +288,13 @@ class NumpyBert:
         shapes: dict[str, tuple[int, ...]] = {
             f"embeddings.{name}_embeddings.weight": (-1, width) for name in names
         }
+        if self._distances is not None:
+            shapes["encoder.relative_attention_bias.weight"] = (_MPNET_BUCKETS, self._heads)
         norms = ["embeddings."]
         for layer in self._layers:
             norms += [f"{layer}output.", f"{layer}attention.output."]
-            for name, shape in linear.items():
-                shapes |= {f"{layer}{name}weight": shape, f"{layer}{name}bias": shape[:1]}
+            for name, sizes in linear.items():
+                shapes |= {f"{layer}{name}weight": sizes, f"{layer}{name}bias": sizes[:1]}
         for norm in norms:
             shapes |= {f"{norm}LayerNorm.{name}": (width,) for name in ("weight", "bias")}
         for name, shape in shapes.items():
