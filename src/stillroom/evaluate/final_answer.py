@@ -144,7 +144,8 @@ _NUMBER_MODIFIER = re.compile(
 
 _LIST = re.compile(
     r"(?:\s|[$,;]|\\[()\[\],; ]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?[\s,]*\}|"
-    r"\b(?:and|or|also)\b|\$?\s*\b(?:for|if|when)\b[^.\n,;]{1,40}?(?=,|;|\band\b|\bor\b)|[A-Za-z]_?\{?\d*\}?\s*=)*"
+    r"\b(?:and|or|also)\b|[A-Za-z]_?\{?\d*\}?\s*=|"
+    r"\(?\b(?:for|if|when)\b(?:\.(?=\d)|[^.\n,;]){1,40}?(?=,|;|\band\b|\bor\b))*"
 )
 
 _FINAL = re.compile(  # a heading does not count, though it may number a step
