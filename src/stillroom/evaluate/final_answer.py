@@ -123,13 +123,11 @@ _COUNTED = re.compile(
     r"\s*%?)(?:\s+[$\u20ac\u00a3])?((?:[\s,]+[A-Za-z][A-Za-z'-]+)*)[\s.,;!\u3002]*"
 )
 
-
 # Words allowed before a number after a marker, which do not change it.
 _LEADING_WORDS = re.compile(
     r"(?:(?:exactly|precisely|simply|just|only|about|approximately|roughly|an?|the|total|of)\b,?\s*)*",
     re.IGNORECASE,
 )
-
 
 # A number is not alone before these; words of one letter are variables.
 _NUMBER_MODIFIER = re.compile(
@@ -144,7 +142,8 @@ _NUMBER_MODIFIER = re.compile(
 
 _LIST = re.compile(
     r"(?:\s|[$,;]|\\[()\[\],; ]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?[\s,]*\}|"
-    r"\b(?:and|or|also)\b|\$?\s*\b(?:for|if|when)\b[^.\n,;]{1,40}?(?=,|;|\band\b|\bor\b)|[A-Za-z]_?\{?\d*\}?\s*=)*"
+    r"\b(?:and|or|also)\b|[A-Za-z]_?\{?\d*\}?\s*=|"
+    r"\(?\b(?:for|if|when)\b(?:\.(?=\d)|[^.\n,;]){1,40}?(?=,|;|\band\b|\bor\b))*"
 )
 
 _FINAL = re.compile(  # a heading does not count, though it may number a step

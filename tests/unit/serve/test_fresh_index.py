@@ -174,11 +174,12 @@ def test_only_a_failure_while_its_index_is_replaced_says_so(place, made_run, kin
             fail(cache, meanwhile=lambda: build(place.parent, place))
 
 
-def test_a_folder_of_documents_that_cannot_be_reached_stops_no_answer(place, made_run):
+@pytest.mark.parametrize("path", ["/" + 300 * "x", "/\ud800"], ids=["long", "surrogate"])
+def test_a_folder_of_documents_that_cannot_be_reached_stops_no_answer(place, made_run, path):
     manifest = place / "artifact.json"
     data = json.loads(manifest.read_text())
     (parent,) = (parent for parent in data["parents"] if parent["role"] == "documents")
-    parent["path"] = "/" + 300 * "x"  # longer than a name may be: no answer of yes or no
+    parent["path"] = path  # no system answers by yes or no
     manifest.write_text(json.dumps(data))
     with open_run(place, name="run", model="scripted") as served:
         assert ask(create_app(served))["notices"] == []

@@ -75,7 +75,9 @@ _PROGRAM_FIELDS = frozenset(
 )
 _CREDIT = re.compile(r"\b(Credit|CreatorTool)\b[^<>]{0,20}[=>]\s*[\"']?([^<>\"']{1,200})")
 _GENERATED_BY = re.compile(
-    r"\bAI(SystemUsed|PromptInformation)\b[^<>]{0,20}[=>]\s*[\"']?([^<>\"']{1,200})"
+    r"\bAI(SystemUsed|PromptInformation)"
+    r"(?:\s*=\s*[\"']\s*|(?:\s[^<>]{0,200})?(?<!/)>[\s\"']*)"
+    r"([^<>\"'\s][^<>\"']{0,199})"
 )
 _GENERATED_BY_NAMES = {"SystemUsed": "AI system used", "PromptInformation": "AI prompt"}
 

@@ -16,7 +16,7 @@ from stillroom.provenance.digests import load_json
 __all__ = ["KNOWN_TEMPLATES", "choose_chat_template", "read_chat_template", "write_chat_template"]
 
 _FILE = "chat_template.jinja"
-_TRANSFORMERS_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+_TRANSFORMERS_TAG = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
 """A tag that transformers adds to Jinja: it marks what the model says."""
 
 KNOWN_TEMPLATES = {
@@ -95,14 +95,15 @@ def choose_chat_template(template: str, sources: Sequence[Path]) -> str:
 
 
 def _check_syntax(text: str) -> None:
-    from jinja2 import Environment, TemplateSyntaxError
+    from jinja2 import Environment, TemplateError
 
     plain = _TRANSFORMERS_TAG.sub("", text)
     try:
         Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)  # noqa: S701  # not run
-    except TemplateSyntaxError as error:
+    except (TemplateError, RecursionError, ValueError) as error:  # nested too deep; long numbers
+        reason = str(error).partition("\n")[0]
         raise RecipeError(
-            f"the text {text[:60]!r} is no Jinja template: {error.message}",
+            f"the text {text[:60]!r} is no Jinja template: {reason}",
             code="merge.chat-template",
             where="chat_template",
             expected=f"auto, {', '.join(KNOWN_TEMPLATES)}, or a Jinja text",

@@ -78,12 +78,14 @@ def quantize_layers(
     Raises:
         MissingExtraError: If onnx or onnxruntime is not installed.
     """
-    with MissingExtraError.guard("onnxruntime", "large-reader", "an encoder in 8-bit integers"):
-        import onnx
-        import onnxruntime
     name = digest_json([QUANTIZATION, key, *layers, heads, epsilon])
     path = cache_folder() / "encoders" / f"{name}.onnx"
     model = _read_cached(path)
+    with MissingExtraError.guard("onnxruntime", "large-reader", "an encoder in 8-bit integers"):
+        import onnxruntime
+
+        if model is None:
+            import onnx
     if model is None:
         model = _Graph(onnx, read, heads, epsilon).build(layers).SerializeToString()
         with suppress(OSError, ResourceError):  # a cache that cannot be written costs time alone

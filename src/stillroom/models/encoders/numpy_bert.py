@@ -286,15 +286,15 @@ class NumpyBert:
         shapes: dict[str, tuple[int, ...]] = {
             f"embeddings.{name}_embeddings.weight": (-1, width) for name in names
         }
+        if self._distances is not None:
+            shapes["encoder.relative_attention_bias.weight"] = (_MPNET_BUCKETS, self._heads)
         norms = ["embeddings."]
         for layer in self._layers:
             norms += [f"{layer}output.", f"{layer}attention.output."]
-            for name, shape in linear.items():
-                shapes |= {f"{layer}{name}weight": shape, f"{layer}{name}bias": shape[:1]}
+            for name, sizes in linear.items():
+                shapes |= {f"{layer}{name}weight": sizes, f"{layer}{name}bias": sizes[:1]}
         for norm in norms:
             shapes |= {f"{norm}LayerNorm.{name}": (width,) for name in ("weight", "bias")}
-        if self._distances is not None:
-            shapes["encoder.relative_attention_bias.weight"] = (_MPNET_BUCKETS, self._heads)
         for name, shape in shapes.items():
             found = self._weights[name].shape
             if len(found) != len(shape) or found[-1] != shape[-1] or shape[0] not in (-1, found[0]):

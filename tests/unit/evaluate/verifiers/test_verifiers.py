@@ -91,6 +91,8 @@ def test_maths_reads_answers_as_people_write_them(said, right):
         (r"\boxed{1} and \boxed{2}", "2"),
         (r"The answer is \boxed{3} for even n and \boxed{5} for odd n.", "5"),
         (r"$\boxed{-1}$ if $n$ is odd; $\boxed{1}$ otherwise.", "1"),
+        (r"$\boxed{3}$ (for even $n$) and $\boxed{5}$ (for odd $n$)", "5"),
+        (r"\boxed{4} for $x < 0.5$, \boxed{7} for $x \ge 0.5$", "7"),
         (r"\boxed{4} when $x < 0$, \boxed{7} when $x \ge 0$", "7"),
         ("Die Antwort ist 1,125", "1.125"),
         ("There are 5 to 7 ways to do it.", "5"),

@@ -91,6 +91,7 @@ def test_the_digital_source_type_in_xmp_is_told(ending, how, tmp_path):
         ),
         ('<r i:AISystemUsed="Imagine 3"/>', "XMP, IPTC's AI system used: Imagine 3"),
         ("<i:AIPromptInformation>a castle</i:AIPromptInformation>", "AI prompt: a castle"),
+        ("<i:AIPromptInformation>\n'a castle'</i:AIPromptInformation>", "AI prompt: a castle"),
     ],
 )
 def test_other_properties_of_iptc_for_generated_media_are_told(said, told, tmp_path):
@@ -99,6 +100,21 @@ def test_other_properties_of_iptc_for_generated_media_are_told(said, told, tmp_p
     )
     assert told in check_file(path).verdict
     assert "a program made or composed it" in check_file(path).verdict
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '<r i:AISystemUsed="" x:Rating="5"/>',
+        "<i:AISystemUsed></i:AISystemUsed>\n  <x:Rating>5</x:Rating>",
+        "<i:AISystemUsed/>\n<i:AIPromptInformation> </i:AIPromptInformation>",
+    ],
+)
+def test_properties_of_iptc_that_are_empty_tell_nothing(said, tmp_path):
+    path = picture(
+        tmp_path / "a.jpg", xmp=f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{said}</x:xmpmeta>'
+    )
+    assert check_file(path).claims == ()
 
 
 @pytest.mark.parametrize(

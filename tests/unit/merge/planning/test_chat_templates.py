@@ -106,7 +106,15 @@ def test_an_unknown_name_is_told_and_nothing_is_left(family, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", ["{% for m in messages %}", "{{ messages[0] }", "{% loop %}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{% for m in messages %}", "{{ messages[0] }", "{% loop %}"),
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{{ " + "9" * 5000 + " }}",
+    ],
+    ids=range(5),
+)
 def test_a_text_that_is_no_template_is_refused(family, tmp_path, text):
     with pytest.raises(RecipeError) as caught:
         merge_with(text, family[1], tmp_path / "out")
@@ -118,7 +126,7 @@ def test_a_text_that_is_no_template_is_refused(family, tmp_path, text):
 def test_a_template_with_the_tags_of_transformers_is_kept(tmp_path):
     text = (
         "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}"
-        "{%- generation -%}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+        "{%- generation -%}{{ m['content'] }}{%+ endgeneration +%}{% endfor %}"
     )
     assert choose_chat_template(text, [tmp_path]) == text
 

@@ -150,6 +150,25 @@ def test_layers_of_8_bit_integers_give_nearly_the_same_states(folder, kind):
         assert not np.array_equal(exact, rounded)
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"num_attention_heads": 8}, {"num_hidden_layers": 2}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_equal_weights_with_other_settings_share_no_quantized_layers(folder, setting):
+    before = open_bert(folder).quantize().states([2, 5, 7, 3])
+    change(folder / "config.json", **setting)
+    bert = open_bert(folder)
+    exact, rounded = bert.states([2, 5, 7, 3]), bert.quantize().states([2, 5, 7, 3])
+    assert np.linalg.norm(exact - rounded) < 0.5 * np.linalg.norm(exact - before)
+
+
+def test_an_mpnet_whose_bias_by_distance_has_other_heads_is_left_to_torch(folder):
+    make_mpnet(folder)
+    change(folder / "config.json", num_attention_heads=6)
+    assert open_bert(folder) is None
+
+
 def test_an_mpnet_without_its_bias_by_distance_is_left_to_torch(folder):
     make_mpnet(folder)
     path = folder / "model.safetensors"

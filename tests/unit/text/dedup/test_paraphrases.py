@@ -60,6 +60,15 @@ def test_any_text_is_told_apart_without_inventing_a_word(text):
     assert set(found.passage.split()) <= set(text.split())
 
 
+def test_a_question_of_several_lines_below_its_heading_is_read_to_its_mark():
+    wrapped = QUESTION.replace("mill ", "mill\n")
+    found = split_question(f"### Question\n{wrapped}\n### Text\n{PASSAGE}")
+    assert (found.question, found.passage) == (wrapped, f"### Text\n{PASSAGE}")
+    problem = f"Ada grinds rye.\n{PASSAGE}\n{PASSAGE}\nHow many villages have bread?"
+    found = split_question(f"### Question\n{problem}")
+    assert found.question == "How many villages have bread?"
+
+
 def test_options_at_the_end_belong_to_no_part_and_lists_within_stay():
     listed = "\n".join(f"{at % 9 + 1}. Rye, lot {at}" for at in range(4000))  # in linear time
     text = f"{PASSAGE}\n{listed}\n\n{QUESTION}\nA) The sea\n (b) The rain\n"
