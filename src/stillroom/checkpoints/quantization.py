@@ -51,7 +51,6 @@ _FILES = {
 _EIGHT = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8"})
 _PLAIN = frozenset({"F16", "BF16", "F32", "F64"})
 _INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
-_WHOLE = _INTEGERS | {"I64", "U64", "BOOL"}
 _NO_CODES = re.compile(r"\bbias$|mask|position|_ids$|_index$")
 _SUFFIXES = ("qweight", "weight_packed", "SCB", "absmax", "_scale_inv", "weight_scale_2")
 _CODES = frozenset({"weight", "qweight", "weight_packed"})
@@ -256,14 +255,14 @@ def _refuse_undeclared(folder: Path, entries: _Entries, parts: StoredParts) -> N
 
     Matrices of integers of up to 32 bits count as codes whatever their name, except masks and
     positions: unknown layouts use other names (``W_q``, ``codes``), and a merge of their scales
-    alone would be wrong. Under a weight's name whole numbers of any size and shape count.
+    alone would be wrong. Under a weight's name integers of any shape count as codes.
     """
     for name, entry in entries.items():
         scale = _find_scale(name, entries, parts)[0]
         is_float = entry.dtype.startswith("F8") and not scale
         is_matrix = sum(size > 1 for size in entry.shape) > 1
         is_integer = entry.dtype in _INTEGERS and is_matrix and not _NO_CODES.search(name)
-        is_integer |= name.rpartition(".")[2] in _CODES and entry.dtype in _WHOLE
+        is_integer |= name.rpartition(".")[2] in _CODES and entry.dtype in _INTEGERS
         if scale or is_integer or (_is_code(name, entries) and not is_float):
             looks = f"has a scale ('{scale:.120}'), so it is" if scale else "looks"
             raise CheckpointError(

@@ -492,9 +492,8 @@ def test_codes_kept_as_floats_are_told_by_the_scale_beside_them(tmp_path, scale,
 
 @pytest.mark.parametrize("shape", [(16,), (4, 4)])
 def test_integers_under_the_name_of_a_weight_are_codes_in_any_shape_and_size(tmp_path, shape):
-    for dtype in (torch.int32, torch.int64, torch.bool):
-        write(tmp_path, None, {NAME: torch.ones(shape, dtype=dtype)})
-        assert refusal(Checkpoint.open(tmp_path)).code == "checkpoint.quantized"
+    write(tmp_path, None, {NAME: torch.ones(shape, dtype=torch.int32)})
+    assert refusal(Checkpoint.open(tmp_path)).code == "checkpoint.quantized"
 
 
 def test_a_learned_scale_beside_a_weight_is_no_scale_of_codes(tmp_path):

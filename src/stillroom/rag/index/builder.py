@@ -19,6 +19,7 @@ from stillroom.rag.index.replay import DrawnContent, commit_document
 from stillroom.rag.index_settings import AUTO_EMBEDDER
 from stillroom.rag.ingestion.embedder_choice import choose_embedder, has_large_embedder
 from stillroom.rag.ingestion.pipeline import (
+    MOST_READ_IN_VAIN,
     IngestPipeline,
     build_documents_parent,
     build_embedder_parent,
@@ -288,9 +289,9 @@ def _ingest(
                 failures.append(part)
                 job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
                 lost += not has_nothing_to_read(part)
-                if lost > recipe.max_failed * total:  # no later document can lower the share
-                    usable, root = total - len(failures), str(ingester.root)
-                    remaining = usable - len(parts)
+                usable, root = total - len(failures), str(ingester.root)
+                remaining = usable - len(parts)
+                if lost > recipe.max_failed * total and remaining > MOST_READ_IN_VAIN:
                     _check_usable(recipe, usable, failures, root, reusable, job, remaining)
             else:
                 parts.append(part)

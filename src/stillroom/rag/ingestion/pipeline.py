@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from stillroom.text.parser_process import ParserProcess
 
 __all__ = [
+    "MOST_READ_IN_VAIN",
     "IngestPipeline",
     "ScratchDocument",
     "build_documents_parent",
@@ -333,6 +334,8 @@ def _make_no_text_error(path: str) -> DataError:
 
 
 _SHOWN_FAILURES = 20
+MOST_READ_IN_VAIN = 100
+"""Documents that are read, to name all failures and their share, though too many failed before."""
 _PREPARATION_SETTINGS = (
     "chunker",
     "limits",

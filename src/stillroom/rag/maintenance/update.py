@@ -27,6 +27,7 @@ from stillroom.rag.embedding.query_embedder import open_index_embedder
 from stillroom.rag.index.ann_recall import measure_recall_if_due
 from stillroom.rag.index_settings import IndexSettings
 from stillroom.rag.ingestion.pipeline import (
+    MOST_READ_IN_VAIN,
     IngestPipeline,
     build_documents_parent,
     build_index_config,
@@ -368,8 +369,9 @@ class _Update:
                     self.failures.append(part)
                     job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
                     lost += not has_nothing_to_read(part, self.before)
-                    if lost > recipe.max_failed * self.total:
-                        self._check_failures(root, len(self.ingests) - number)
+                    remaining = len(self.ingests) - number
+                    if lost > recipe.max_failed * self.total and remaining > MOST_READ_IN_VAIN:
+                        self._check_failures(root, remaining)
                 else:
                     self.puts.append((part, self._metadata_of(item.path)))
                 progress.advance(note=item.path)

@@ -10,8 +10,10 @@ from stillroom.errors import DataError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.provenance import read_artifact
+from stillroom.rag.index import builder
 from stillroom.rag.ingestion.pipeline import FailedDocument, check_failures, digest_files
 from stillroom.rag.jobs.index import IndexRecipe, run
+from stillroom.rag.maintenance import update
 from stillroom.text import FolderScan, ParseFailure
 from stillroom.text.interfaces import Chunker
 
@@ -115,7 +117,9 @@ def test_the_share_that_a_refusal_names_is_enough():
 
 
 @pytest.mark.parametrize("command", ["index", "update"])
-def test_reading_stops_once_too_many_documents_have_failed(tmp_path, command):
+def test_reading_stops_once_too_many_documents_have_failed(tmp_path, monkeypatch, command):
+    for module in (builder, update):
+        monkeypatch.setattr(module, "MOST_READ_IN_VAIN", 3)
     folder, out = tmp_path / "documents", tmp_path / "index"
     folder.mkdir()
 
