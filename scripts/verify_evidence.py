@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 KINDS = {"s": str, "i": int, "b": bool, "n": (int, float), "d": dict, "-": (int, float, type(None))}
 # fields of each part with their types; [ is a list, = a constant, ? may be missing
-FIELDS = """envelope payload:s payloadType:=application/vnd.in-toto+json signatures:[signature;
-signature sig:s keyid?:s; statement _type:=https://in-toto.io/Statement/v1
+FIELDS = """envelope payload:s payloadType:=application/vnd.in-toto+json signatures:[signature
+payload_sha256?:s; signature sig:s keyid?:s; statement _type:=https://in-toto.io/Statement/v1
 predicateType:=urn:stillroom:answer-evidence:v1 subject:[d predicate:evidence; evidence made:s
 question:s history:[turn asked_of:s index:index method:s reader:s model:model read:read sampling:d
 settings:d withheld:[s moments:[s passages:[passage support:support answer:answer versions:d
@@ -96,17 +96,18 @@ def _is_signed_by(key: Any, signature: str, data: bytes) -> bool:
     return bool(hashed) or isinstance(key, ed25519.Ed25519PublicKey)
 
 
-def _check_signature(rows: Any, payload: bytes, signer: Any, trusted: list[Any]) -> tuple[Any, str]:
+def _check_signature(envelope: Any, payload: bytes, signer: Any, trusted: Any) -> tuple[Any, str]:
+    rows, digest = envelope["signatures"], envelope.get("payload_sha256")
     named = [pem.load_pem_public_key(_utf8(signer["public_key"]))] if signer else []
     if not rows:
-        what = "it was removed: the evidence names a signer" if named else "it is missing"
-        missing = [("signature", what)] * bool(named or trusted)
+        missing = [("signature", "it is missing, or was removed")] * bool(named or trusted)
+        layer = "open" if digest is None else "digest"
+        missing += [(layer, "no digest covers the question")] * (digest != _sha256(payload))
         return missing, "not signed: digests show accidents, not who made this"
     data = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
     keys = {_key_id(key): key for key in (*trusted, *named)}
     by = [{name for name in keys if _is_signed_by(keys[name], row["sig"], data)} for row in rows]
-    made = set().union(*by)
-    if not made or not made.issuperset(map(_key_id, named)):
+    if not (made := set().union(*by)) or not made.issuperset(map(_key_id, named)):
         return [("signature", "the evidence was changed since, or its signature is damaged")], ""
     key_id = min(made.intersection(map(_key_id, trusted)) or made)
     beside = [
@@ -114,10 +115,10 @@ def _check_signature(rows: Any, payload: bytes, signer: Any, trusted: list[Any])
         for row, ids in zip(rows, by, strict=True)
         if not {row.get("keyid") or key_id} == ids == {key_id}
     ]
-    if not trusted:
-        return beside, f"signed, by a key that you did not name (--key): {key_id}"
-    if key_id in map(_key_id, trusted):
-        return beside, f"signed by a key you trust: {key_id}"
+    beside += [("open", "'payload_sha256' beside it is read by nothing")] * (digest is not None)
+    whose = "by a key you trust" if trusted else "by a key that you did not name (--key)"
+    if not trusted or key_id in map(_key_id, trusted):
+        return beside, f"signed, {whose}: {key_id}"
     return [("signature", f"it is valid, but of another signer: {key_id}")], ""
 
 
@@ -137,10 +138,9 @@ def _check_contents(statement: dict[str, Any], stated: dict[str, Any]) -> Found:
         yield "quote", "two passages have one number"
     for quote in answer["quotes"]:
         number, quoted = quote["number"], _utf8(quote["text"])
-        if not quoted or _cut(text, quote, "answer") != quoted:
-            yield "quote", f"a quote of [{number}] does not stand in the answer"
-        if _cut(passages.get(number, b""), quote, "passage") != quoted:
-            yield "quote", f"a quote does not stand in passage [{number}]"
+        places = _cut(text, quote, "answer"), _cut(passages.get(number, b""), quote, "passage")
+        if not quoted or places != (quoted, quoted):
+            yield "quote", f"a quote of [{number}] does not stand in the answer, or the passage"
     for mark in answer["citations"]:
         if mark["number"] not in passages or _cut(text, mark, "answer") != b"[%d]" % mark["number"]:
             yield "quote", f"the citation [{mark['number']}] names no passage"
@@ -181,8 +181,8 @@ def main() -> int:
         open_ends = [*_check_shape(envelope := load(options.file.read_text("utf-8")), "envelope")]
         payload = base64.b64decode(envelope["payload"], validate=True)
         open_ends += _check_shape(statement := load(payload.decode()), "statement")
-        rows, stated = envelope["signatures"], statement["predicate"]
-        found, signed = _check_signature(rows, payload, stated.get("signer"), trusted)
+        stated = statement["predicate"]
+        found, signed = _check_signature(envelope, payload, stated.get("signer"), trusted)
         found += [*open_ends, *_check_contents(statement, stated)]
         unread = [("open", "the documents were not compared (--documents)")]
         found += _check_documents(stated, options.documents) if options.documents else unread

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import itertools
 import os
 import socket
 import sys
@@ -93,7 +94,18 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
+def _count_folders(tmp_path_factory):
+    """Count the folders of tests: for the number of the next, pytest looks at all before it."""
+    make, numbers = tmp_path_factory.mktemp, itertools.count()
+
+    def make_next(name, numbered=True):
+        return make(f"{name}_{next(numbers)}" if numbered else name, numbered=False)
+
+    tmp_path_factory.mktemp = make_next
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory, _count_folders):
     """Keep the user's cache out of the tests."""
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("STILLROOM_CACHE")

@@ -38,7 +38,8 @@ from markdown_it import MarkdownIt
 from stillroom.jobs import Job
 from stillroom.models import TextModel, open_embedder, open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
-from stillroom.rag.generation.answer import ask, flag_text
+from stillroom.rag.generation.answer import ask
+from stillroom.rag.generation.content_flags import flag_text
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve

@@ -18,6 +18,7 @@ from stillroom.checkpoints.gguf import check_gguf
 from stillroom.checkpoints.safetensors_format import read_header
 from stillroom.errors import CheckpointError
 from stillroom.models.local.causal_lm import load_causal_lm, load_tokenizer
+from stillroom.rag.answer_selection.adapted_bert import load_tensors
 from stillroom.testing import tiny_checkpoint
 
 CONFIG = '{"model_type": "llama"}'
@@ -115,6 +116,12 @@ def test_a_crowded_header_is_refused_before_objects_are_made_of_it(tmp_path, kin
     assert error.code == "checkpoint.broken"
     assert "more than 131072 tensors" in str(error)
     assert peak < 2 * len(text) + 1_000_000  # as read, and little more
+
+
+def test_a_crowded_file_of_a_reader_is_refused_before_its_library_reads_it(tmp_path):
+    make(tmp_path, b"{" + CROWDED["tensors"].encode() + b"}", b"")
+    with pytest.raises(ValueError, match="more than 131072 tensors"):
+        load_tensors(tmp_path / "model.safetensors")
 
 
 def test_a_crowded_index_is_refused_before_objects_are_made_of_it(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.generation import answer as answers
-from stillroom.rag.generation.answer import flag_text
+from stillroom.rag.generation.content_flags import flag_text
 from stillroom.rag.generation.prompt import render_prompt
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, run

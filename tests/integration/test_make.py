@@ -176,8 +176,7 @@ def test_people_judge_and_teach(job, tmp_path):
     rows.append("Who is the mayor of Alder?,,")
     (tmp_path / "people.csv").write_text("\n".join(rows), encoding="utf-8")
     out = tmp_path / "run"
-    people = ("--questions", str(tmp_path / "people.csv"), "steps.report.max_questions=8")
-    code, said = job.make(out, *people)
+    code, said = job.make(out, "--questions", str(tmp_path / "people.csv"))
     assert code == 0, said
     steps = read_artifact(out).details["steps"]
     assert list(steps) == ["index", "records", "learned", "judged", "reader", "report"]

@@ -85,7 +85,8 @@ def check(question, answer, pieces, sources, index):
     assert "".join(pieces) == text
     assert answer.details["abstained"] is (not quotes)
     if not quotes:
-        assert text.startswith(get_refusal_wording(question).refusal)
+        wording = get_refusal_wording(question)
+        assert text.startswith((wording.refusal, wording.nothing_asked))
         return
     ends = [quote["answer_start"] + len(quote["text"]) for quote in quotes]
     starts = [quote["answer_start"] for quote in quotes]

@@ -20,7 +20,7 @@ from stillroom.checkpoints.digests import Hasher, fingerprint_of, load_digests, 
 from stillroom.checkpoints.gguf import DEQUANTIZED
 from stillroom.checkpoints.quantization import drop_quantization, find_quantization
 from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
-from stillroom.checkpoints.store import TensorStore, open_store, torch_dtype
+from stillroom.checkpoints.store import SafetensorsStore, TensorStore, open_store, torch_dtype
 from stillroom.errors import CheckpointError
 from stillroom.provenance import digest_file, digest_json, find_output
 
@@ -156,6 +156,13 @@ class Checkpoint:
         if not 0 <= start <= stop <= entry.rows:
             raise IndexError(f"rows {start}:{stop} of {entry.rows}")
         return self._store.read(name, start, stop)
+
+    def view(self, name: str) -> bytearray | memoryview:
+        """Return the stored bytes of a tensor, mapped from its file if that is a local one."""
+        entry = self.entry(name)
+        if isinstance(self._store, SafetensorsStore):
+            return self._store.view(name)
+        return self._store.read(name, 0, entry.rows)
 
     def blocks(self, name: str, block_bytes: int = _BLOCK_BYTES) -> Iterator[torch.Tensor]:
         """Yield a tensor as blocks of whole rows, each of about ``block_bytes``."""

@@ -65,6 +65,7 @@ class SafetensorsStore:
         same = {path: path for path in self.files}  # one object a file: paths compare slowly
         self._homes = {name: same[path] for name, path in homes.items()}
         self._open: dict[Path, int] = {}
+        self._mapped: dict[Path, mmap.mmap] = {}
 
     def map(self, name: str) -> torch.Tensor:
         """Return a whole tensor, copy-on-write over its file's pages."""
@@ -85,6 +86,13 @@ class SafetensorsStore:
         if entry.start % dtype.itemsize:  # old writers did not align, as a view requires
             flat = flat.clone()
         return flat.view(dtype).view(entry.shape)
+
+    def view(self, name: str) -> memoryview:
+        """Return the bytes of a tensor, read-only; one mapping a file, since each holds it open."""
+        entry, path = self.entries[name], self._homes[name]
+        if path not in self._mapped:
+            self._mapped[path] = mmap.mmap(self._descriptor(name), 0, access=mmap.ACCESS_READ)
+        return memoryview(self._mapped[path])[entry.start : entry.start + entry.size_bytes]
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
         """Return the bytes of rows, read instead of mapped, to keep resident memory small."""

@@ -317,7 +317,8 @@ _AGAIN = "get artifact.json again, or run the job again"
 _LAYERS = {
     "signature": (
         "a valid signature over these bytes",
-        "get the signed files again, or ask the signer to sign again",
+        "if you changed it yourself (as by 'stillroom rag update'), sign it again: stillroom sign "
+        "FOLDER --key YOUR.key; else get the signed files again, or ask the signer",
     ),
     "claim": ("what was stated when the job finished", _AGAIN),
     "chain": ("what the parent stated when it was used", _AGAIN),

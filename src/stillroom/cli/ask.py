@@ -239,9 +239,11 @@ def write_answers(
 
 
 def _render(answer: Answer, question: str, kind: str) -> str:
+    from stillroom.cli.results import list_cited
+
     question = " ".join(question.split())  # a heading is one line
     text = answer.completion.text
-    notes = [f"[{citation.number}] {citation.location}" for citation in answer.citations]
+    notes = [f"[{citation.number}] {citation.location}" for citation, _ in list_cited(answer)]
     notes += _list_doubts(answer)
     if kind == "text/html":
         paragraphs = [

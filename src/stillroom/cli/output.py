@@ -77,9 +77,11 @@ def format_value(value: object, *, is_inner: bool = False) -> str:
 
 def print_rows(rows: Sequence[tuple[str, object]]) -> None:
     """Print rows, with names padded to one width and long texts truncated."""
+    from stillroom.jobs import escape_line
+
     width = max((len(name) for name, _ in rows), default=0) + 2
     for name, value in rows:
-        text = format_value(value)
+        text = escape_line(format_value(value))  # a stranger's line end begins no row
         text = text if len(text) <= _MAX_VALUE_LENGTH else text[: _MAX_VALUE_LENGTH - 3] + "..."
         print_text(format_row(f"  {name:{width}}", text))
 

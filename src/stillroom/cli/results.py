@@ -24,7 +24,7 @@ from stillroom.provenance.evidence import describe_citations
 from stillroom.records import Answer, Citation, list_cited_quotes
 from stillroom.text.line_wrapping import unwrap_lines
 
-__all__ = ["print_answer", "print_run"]
+__all__ = ["list_cited", "print_answer", "print_run"]
 
 _MAX_NEAREST = 2
 _MAX_EXCERPT = 160  # characters of a nearest passage
@@ -93,6 +93,9 @@ def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
 def _print_job(out: Path, artifact: Artifact) -> None:
     """Print the result of a single job; of a detector what it measured on people held out."""
     print_text(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    if artifact.kind == "index" and (number := artifact.details.get("snapshot")):
+        digest = artifact.details["index"]
+        print_text(f"{out}: snapshot {number}, snapshot digest {digest[:16]}")
     if artifact.kind == "report":
         print_measurements(out / "output")
     detector = artifact.details.get("detector")
@@ -205,7 +208,8 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-_NOTED_REFUSALS = {"no-answer", "empty", "restated"}  # the text of an answer does not say these
+# The text of an answer does not say these.
+_NOTED_REFUSALS = {"no-answer", "no-question", "empty", "restated"}
 _JUDGED_NOTES = {
     "right": "the answer is right",
     "quote": "this sentence answers",
@@ -228,7 +232,7 @@ _PROVENANCE_NOTES = {
 }
 
 
-def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
+def list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
     """Return the citations; of an answer that quotes, one for each quote, with its bytes.
 
     Quotes of one citation, as the cells of a row and the items of a list, are listed once.
@@ -256,7 +260,7 @@ def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
 def _print_sources(answer: Answer) -> None:
     """Print the source of every citation or quote, its author, and points to verify."""
     sources = {source["number"]: source for source in answer.details.get("sources", ())}
-    for citation, quote in _list_cited(answer):
+    for citation, quote in list_cited(answer):
         source = sources.get(citation.number, {})
         origin = f", origin {source['origin']}" if source else ""
         checked = _PROVENANCE_NOTES.get(str(source.get("checked", "")), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -63,8 +64,8 @@ def show_command(
 ) -> None:
     """Show a run, an artifact, an answer, a logit cache or a method, or trace its lineage.
 
-    An answer is a file with the output of 'ask --json' or a reply of the server. With --trace it
-    may also be a text file, or a record (--record).
+    An answer is a file with its evidence, the output of 'ask --json' or a reply of the server. With
+    --trace it may also be a text file, or a record (--record).
     """
     path = Path(what)
     if not path.exists():
@@ -81,7 +82,8 @@ def show_command(
         refuse_idle_options({"examples"}, "needs --lineage")
         refuse_idle_options({"within"}, "needs --lineage or --trace")
         refuse_idle_options({"min_words"}, "needs --trace")
-        _show_artifact(path, as_json)
+        if not _show_answer(path, as_json):
+            _show_artifact(path, as_json)
 
 
 def _refuse_options_of_artifacts() -> None:
@@ -133,6 +135,51 @@ def _find_answer_source(named: str, answer: Path) -> Path:
     )
 
 
+def _show_answer(path: Path, as_json: bool) -> bool:
+    """Show the answer in a file, and what its evidence states; return whether there is one."""
+    from stillroom.jobs import escape_line
+    from stillroom.provenance import read_answer
+    from stillroom.provenance.artifact import locate_manifest
+
+    if locate_manifest(path).is_file() or (answer := read_answer(path)) is None:
+        return False
+    stated, places = _read_statement(path)
+    places = places or [(a.number, a.path, a.byte_start, a.byte_end) for a in answer.cited]
+    if as_json:
+        print_json({"answer": {**asdict(answer), **stated}})
+        return True
+    print_text(f"{path}  answer")
+    shown = {**stated, "asked of": answer.asked_of, "model": answer.model}
+    shown["snapshot digest"] = answer.index
+    if stated:
+        shown["signature"] += f" (stillroom verify {shlex.quote(str(path))})"
+    print_rows([(name, value) for name, value in shown.items() if value])
+    print_text("\n" + "\n".join(map(escape_line, answer.text.splitlines())) + "\n")
+    for number, name, start, end in places:
+        print_text(escape_line(f"[{number}] {name}: bytes {start}-{end}"))
+    return True
+
+
+def _read_statement(path: Path) -> tuple[dict[str, Any], list[tuple[int, str, int, int]]]:
+    """Return what evidence states of an answer, and its quotes' places; nothing without it."""
+    from stillroom.provenance.evidence import check_evidence, read_evidence
+
+    try:
+        evidence = read_evidence(path)
+    except DataError:  # an answer alone
+        return {}, []
+    check, passages = check_evidence(evidence), evidence.passages
+    stated = {name: evidence.predicate[name] for name in ("question", "made")}
+    stated["signature"] = check.signature + f" by key {check.key_id[:16]}" * bool(check.key_id)
+    stated["differences"] = [f"{finding.layer}: {finding.what}" for finding in check.findings]
+    quotes = [
+        (number, passages[number]["path"], quote["document_start"], quote["document_end"])
+        for quote in evidence.predicate["answer"]["quotes"]
+        if (number := quote["number"]) in passages
+    ]
+    return stated, quotes
+
+
 def _show_artifact(path: Path, as_json: bool) -> None:
     from stillroom.jobs import sum_work_seconds
     from stillroom.provenance import read_artifact
@@ -156,7 +203,10 @@ def _show_artifact(path: Path, as_json: bool) -> None:
     if artifact.origin:
         rows.append(("origin", _describe_origin(artifact.origin)))
     rows += [(parent.role, f"{parent.path}  {parent.digest[:16]}") for parent in artifact.parents]
-    print_rows([*rows, *artifact.details.items()])
+    words = {"index": "snapshot digest"} if artifact.kind == "index" else {}
+    print_rows(
+        [*rows, *((words.get(name, name), value) for name, value in artifact.details.items())]
+    )
     if artifact.kind == "report":
         print_measurements(path if artifact.is_flat else path / "output")
 

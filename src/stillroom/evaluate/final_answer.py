@@ -115,7 +115,7 @@ _CONTINENTAL = re.compile(r"\b(?:ist|beträgt|est|vaut|es|antwort|réponse|respu
 _WITH_UNIT = re.compile(
     r"[^a-z]*(?:[ckm]?[glm]|min|[hs]|Euros?)?[\s.!]*", re.I
 )  # words may change it
-_AMBIGUOUS = re.compile(r"(?<![\d.,])\d{1,3}[.,]\d{3}(?![.,]?\d)")
+_AMBIGUOUS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}[.,]\d{3}(?![.,]?\d)")
 """``3.500``, which is 3500 in German, French and Spanish, and 3.5 in English."""
 
 _COUNTED = re.compile(
@@ -123,19 +123,17 @@ _COUNTED = re.compile(
     r"\s*%?)(?:\s+[$\u20ac\u00a3])?((?:[\s,]+[A-Za-z][A-Za-z'-]+)*)[\s.,;!\u3002]*"
 )
 
-
 # Words allowed before a number after a marker, which do not change it.
 _LEADING_WORDS = re.compile(
     r"(?:(?:exactly|precisely|simply|just|only|about|approximately|roughly|an?|the|total|of)\b,?\s*)*",
     re.IGNORECASE,
 )
 
-
 # A number is not alone before these; words of one letter are variables.
 _NUMBER_MODIFIER = re.compile(
     r"\b(?:more|less|fewer|greater|higher|lower|times|percent|hundreds?|thousands?|[mbtr]+illions?|"
     r"dozens?|tens|score|gross|doubled|tripled|quadrupled|halved|negated|half|halves|thirds?|quarters?|fourths?|fifths?|squared|cubed|factorial|plus|minus|"
-    r"modulo|mod|to|or|and|if|when|base|pi|roots?|sqrt|point|but|"
+    r"modulo|mod|(?<!ways )to|or|and|if|when|base|pi|roots?|sqrt|point|but|"
     r"though|although|however|than|divided|multiplied|power|least|"
     r"too|short|additional|extra|missing|"
     r"most|between|above|below|under|over|within|almost|nearly|per(?=\s+cent)|cents?)\b",
@@ -144,7 +142,8 @@ _NUMBER_MODIFIER = re.compile(
 
 _LIST = re.compile(
     r"(?:\s|[$,;]|\\[()\[\],; ]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?[\s,]*\}|"
-    r"\b(?:and|or|also)\b|[A-Za-z]_?\{?\d*\}?\s*=)*"
+    r"\b(?:and|or|also)\b|[A-Za-z]_?\{?\d*\}?\s*=|"
+    r"\(?\b(?:for|if|when)\b(?:\.(?=\d)|[^.\n,;]){1,40}?(?=,|;|\band\b|\bor\b))*"
 )
 
 _FINAL = re.compile(  # a heading does not count, though it may number a step

@@ -40,7 +40,7 @@ PURPOSES: Mapping[str, str] = {
     "heic": "pictures as telephones write them (HEIC)",
     "influence": "influence of training records on a student's answers",
     "keras": "published MesoNet weights",
-    "large-reader": "the large reader of manuals, in 8-bit integers",
+    "large-reader": "the large reader and embedder of English, in 8-bit integers",
     "llamacpp": "the embedded engine, llama.cpp",
     "models": "local models: loading, training, merging and serving checkpoints",
     "onnx": "detectors as ONNX files",

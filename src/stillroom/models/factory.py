@@ -19,7 +19,12 @@ from stillroom.errors import CheckpointError, RecipeError, StillroomError
 from stillroom.jobs import Job
 from stillroom.jobs.engines import Engine, WorkerResources
 from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
-from stillroom.models.hub import read_backend_name, resolve_checkpoint
+from stillroom.models.hub import (
+    LARGE_EMBEDDER,
+    LARGE_EMBEDDER_BASE,
+    read_backend_name,
+    resolve_checkpoint,
+)
 from stillroom.models.interfaces import (
     BACKENDS,
     EMBEDDERS,
@@ -102,15 +107,18 @@ def open_embedder(
 
     Args:
         reference: A sentence-transformers folder or ``hub:NAME``; an endpoint's address with the
-            model name (``http://host:8000/v1#name``); or ``builtin:static`` for hashed words, which
-            needs no model.
+            model name (``http://host:8000/v1#name``); ``builtin:mpnet-int8`` for all-mpnet-base-v2
+            in 8-bit integers; or ``builtin:static`` for hashed words, which needs no model.
         say: Called with the location of a resolved ``hub:`` reference.
         settings: Further fields of the method.
 
     Raises:
         CheckpointError: If the reference is not a checkpoint.
         RecipeError: If settings are unknown.
+        MissingExtraError: If 8-bit integers need onnx and onnxruntime.
     """
+    if reference == LARGE_EMBEDDER:
+        reference, settings = LARGE_EMBEDDER_BASE, {"dtype": "int8", **settings}
     if reference.removeprefix("builtin:") == "static":
         return EMBEDDERS.build({"name": "static", **settings}).open("static")
     if reference.startswith(_URL_PREFIXES):

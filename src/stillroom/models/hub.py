@@ -28,6 +28,8 @@ from stillroom.provenance import find_output
 __all__ = [
     "DEFAULT_EMBEDDER",
     "DEFAULT_TEACHER",
+    "LARGE_EMBEDDER",
+    "LARGE_EMBEDDER_BASE",
     "MULTILINGUAL_EMBEDDER",
     "find_config",
     "is_local",
@@ -40,6 +42,9 @@ __all__ = [
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
 MULTILINGUAL_EMBEDDER = "hub:intfloat/multilingual-e5-small"
+LARGE_EMBEDDER_BASE = "hub:sentence-transformers/all-mpnet-base-v2"
+LARGE_EMBEDDER = "builtin:mpnet-int8"
+"""That base in 8-bit integers."""
 _CONNECT_TIMEOUT_S = 2.0
 _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 _TRUE_VALUES = {"1", "on", "yes", "true"}
@@ -77,7 +82,7 @@ _PACKAGED = {
         MPNET_PACKAGES,
         "*/all-mpnet-base-v2.zip.*",
         "the original weights",
-        "the large reader of English",
+        "search and the large reader of English",
         is_checked=True,
     ),
 }

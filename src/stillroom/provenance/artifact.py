@@ -339,7 +339,7 @@ def refuse_unfinished(out: Path) -> None:
             f"{out} is unfinished: its work is in {get_working_folder(out)}",
             code="data.unfinished",
             expected="the folder of a finished job",
-            next="wait for it, or run the same command again with --resume",
+            next="wait for it, or finish it by the command that started it, with --resume",
         )
 
 

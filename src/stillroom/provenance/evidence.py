@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 _EVIDENCE_TYPE = "urn:stillroom:answer-evidence:v1"
+_PAYLOAD_DIGEST = "payload_sha256"
 _MAX_BYTES = 64 * 2**20
 EvidenceLayer = Literal[
     "signature", "digest", "quote", "document", "index", "model", "settings", "passages", "prompt",
@@ -197,7 +198,7 @@ def seal_evidence(predicate: Mapping[str, Any], signer: SigningKey | None) -> di
     """Return the envelope of an answer's evidence.
 
     The predicate is what ``stillroom.rag.generation.evidence.make_evidence`` returns; without a
-    signer the envelope has no signature.
+    signer the envelope has a digest of all that it states, in place of a signature.
     """
     stated = dict(predicate)
     if signer is not None:
@@ -210,8 +211,8 @@ def seal_evidence(predicate: Mapping[str, Any], signer: SigningKey | None) -> di
     payload = _encode(make_statement(subject, _EVIDENCE_TYPE, stated))
     if signer is not None:
         return sign_envelope(payload, IN_TOTO_PAYLOAD, signer)
-    encoded = base64.b64encode(payload).decode()
-    return {"payload": encoded, "payloadType": IN_TOTO_PAYLOAD, "signatures": []}
+    head = {"payload": base64.b64encode(payload).decode(), "payloadType": IN_TOTO_PAYLOAD}
+    return {**head, "signatures": [], _PAYLOAD_DIGEST: digest_bytes(payload)}
 
 
 def read_evidence(path: Path) -> Evidence:
@@ -281,9 +282,15 @@ def _check_signature(evidence: Evidence, trust: Trust) -> EvidenceCheck:
     if not envelope["signatures"]:
         if signer is not None:
             return _refuse("the signature was removed: the evidence names a signer")
-        wanted = (EvidenceFinding("signature", "the evidence is not signed"),) if trust else ()
-        unknown = (f"the envelope {what}" for what in list_unknown(envelope, ENVELOPE_MEMBERS))
-        return EvidenceCheck(wanted, "unsigned", open_ends=tuple(unknown))
+        wanted = [EvidenceFinding("signature", "the evidence is not signed")] if trust else []
+        known = (*ENVELOPE_MEMBERS, _PAYLOAD_DIGEST)
+        unknown = [f"the envelope {what}" for what in list_unknown(envelope, known)]
+        if _PAYLOAD_DIGEST not in envelope:  # of an older version
+            unknown.append("neither a signature nor a digest covers the question and the settings")
+        elif envelope[_PAYLOAD_DIGEST] != digest_bytes(base64.b64decode(envelope["payload"])):
+            what = "it was changed, such as its question: it does not have the digest of its whole"
+            wanted.append(EvidenceFinding("digest", what))
+        return EvidenceCheck(tuple(wanted), "unsigned", open_ends=tuple(unknown))
     try:
         own, chain = _read_signer(signer, evidence.where)
         keys = {key.key_id: key for key in (*trust.keys, *own)}
@@ -495,7 +502,7 @@ def read_answer(path: Path) -> StoredAnswer | None:
             str(content.get("asked_of", "")),
             str(details.get("index", "")),
             tuple(map(_read_citation, citations)),
-            details.get("judged") or {},
+            dict(details.get("judged") or {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(

@@ -160,7 +160,8 @@ def describe_changes(index: Path, documents: Iterable[tuple[str, str]]) -> Itera
         for parent in parents
         if parent.role == "documents" and is_path_parent(parent)
     ]
-    for path, digest in documents if roots and roots[0].exists() else ():
+    # Path.exists fails where it cannot tell
+    for path, digest in documents if roots and os.path.exists(roots[0]) else ():  # noqa: PTH110
         file = roots[0] if roots[0].is_file() else roots[0] / path
         if not Path(os.path.normpath(file)).is_relative_to(roots[0]):
             continue

@@ -179,7 +179,8 @@ class IndexSettings(Settings):
     )
     embedder: Reference = Field(
         default=AUTO_EMBEDDER,
-        description="embedding model of passages and queries; builtin:auto is all-MiniLM-L6-v2, or "
+        description="embedding model of passages and queries; builtin:auto is builtin:mpnet-int8 "
+        "(all-mpnet-base-v2 in 8-bit integers) where it is installed, else all-MiniLM-L6-v2; or "
         "multilingual-e5-small if most documents are not in English",
     )
     embedding: EmbeddingSettings = Field(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from stillroom.errors import Problem, RecipeError
@@ -28,6 +30,7 @@ __all__ = [
 
 MAX_TEXT_BYTES = 256 * 1024
 MAX_DEPTH = 32
+_MAX_CACHED_TEXT = 16 * 1024
 KeyPath = tuple[str | int, ...]
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE"})
@@ -91,6 +94,16 @@ def read_yaml(text: str, where: str) -> YamlTree:
             expected=f"at most {MAX_TEXT_BYTES // 1024} KiB",
             next="keep data in files of its own and name them in the recipe",
         )
+    if len(text) > _MAX_CACHED_TEXT:
+        return _TreeBuilder(where).build(text)
+    tree = _build_tree(text, where)
+    # A copy, which overrides may change.
+    return YamlTree(deepcopy(tree.data), dict(tree.keys), dict(tree.values), list(tree.problems))
+
+
+@lru_cache(maxsize=32)
+def _build_tree(text: str, where: str) -> YamlTree:
+    """Return the tree of a short text; a flow and its replay read the same ones many times."""
     return _TreeBuilder(where).build(text)
 
 

@@ -200,14 +200,13 @@ def open_run(
             access: AccessContext | None = None,
             is_cancelled: Callable[[], bool],
         ) -> Iterator[str | Answer | AnswerEvidence]:
-            with audience.guard():
-                # The current state: what is deleted or not visible any more is in no later answer.
-                index = audience.seen_by(access)
+            seen = access or audience.default
+            # The current state: what is deleted or not visible any more is in no later answer.
+            with audience.seen_by(access) as index:
                 if not is_index:
                     parts.follow()
                 query = Query(messages[-1].content, history=tuple(messages[:-1]))
                 options = {**defaults, **parse_answer_settings(settings), "k": k}
-                seen = access or audience.default
                 items = ask_stream(
                     index,
                     text_model,
@@ -321,8 +320,8 @@ class StoredJudgments:
         """
         from stillroom.rag.evaluation.judging import record_judgment
 
-        with self.audience.guard():
-            index, seen = self.audience.seen_by(access), access or self.audience.default
+        seen = access or self.audience.default
+        with self.audience.seen_by(access) as index:
             return record_judgment(self.store, index, asked, verdict, quote, access=seen)
 
     def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
@@ -334,11 +333,10 @@ class StoredJudgments:
         """
         from stillroom.rag.evaluation.judging import find_gone
 
-        with self.audience.guard():
-            index, scope = self._open(access)
-            own = [one for one in self.store.read() if one.asked.scope == scope]
-            gone = find_gone(index, own)
-        return [(one, one.id not in gone if one.evidence else None) for one in own]
+        with self._open(access) as (index, scope):
+            judgments = [found for found in self.store.read() if found.asked.scope == scope]
+            gone = find_gone(index, judgments)
+        return [(found, found.id not in gone if found.evidence else None) for found in judgments]
 
     def delete(self, name: str, access: AccessContext | None) -> int:
         """Delete all that is stored on the question of a judgment, and return how many lines.
@@ -347,14 +345,17 @@ class StoredJudgments:
             DataError: If no judgment that the client may see has this id.
             ResourceError: If the folder cannot be written.
         """
-        return self.store.delete(name, self._open(access)[1])
+        with self._open(access) as (_, scope):
+            return self.store.delete(name, scope)
 
-    def _open(self, access: AccessContext | None) -> tuple[Index, tuple[str, ...]]:
-        """Return the index as the client sees it, and the scope of its judgments."""
+    @contextmanager
+    def _open(self, access: AccessContext | None) -> Iterator[tuple[Index, tuple[str, ...]]]:
+        """Give the index as the client sees it, and the scope of its judgments."""
         from stillroom.rag.evaluation.judging import get_scope
 
         tenant, principals = get_scope(access or self.audience.default)
-        return self.audience.seen_by(access), (tenant, *principals)
+        with self.audience.seen_by(access) as index:
+            yield index, (tenant, *principals)
 
 
 _LOG = logging.getLogger("stillroom.serve")

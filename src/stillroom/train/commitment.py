@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from stillroom.checkpoints.safetensors_format import read_header
 from stillroom.errors import IntegrityError
 from stillroom.jobs import Job, atomic_write
 from stillroom.jobs.segments import COMMITTED_FOLDER
@@ -242,6 +243,7 @@ class StateCommitter:
     def _read(self, path: Path) -> dict[str, Tensor]:
         """Return the tensors of a kept state that fits the network."""
         try:
+            read_header(path)  # a stranger's file: its number of tensors is bounded first
             tensors = load_file(path)
             for name, value in self._list_weights().items():
                 if name not in tensors or tensors[name].shape != value.shape:

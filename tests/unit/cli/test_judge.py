@@ -16,6 +16,7 @@ from stillroom.evaluate.qa.judgments import (
     find_judgments,
     make_moment,
 )
+from stillroom.provenance.digests import digest_bytes
 
 BY_WORDS = "quote:reader=builtin:overlap,min_probability=0"
 
@@ -140,7 +141,9 @@ def test_a_judged_question_is_answered_as_it_was_judged(folder, tmp_path):
     forged = json.loads(evidence.read_text())
     stated = json.loads(base64.b64decode(forged["payload"]))
     stated["predicate"] |= {"question": "Where does the river rise!"}
-    forged["payload"] = base64.b64encode(json.dumps(stated).encode()).decode()
+    payload = json.dumps(stated).encode()
+    forged["payload"] = base64.b64encode(payload).decode()
+    forged["payload_sha256"] = digest_bytes(payload)
     (tmp_path / "forged.json").write_text(json.dumps(forged))
     told = call("verify", tmp_path / "forged.json", "--within", run)
     assert "is not stored beside the run as one of this question" in told

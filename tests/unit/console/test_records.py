@@ -306,3 +306,19 @@ def test_whoever_asks_as_nobody_is_offered_what_all_may_see(tenants):
         refused = client.get("/records?at=set")
         assert refused.status_code == 403
         assert "--tenant" in refused.text
+
+
+def test_a_dropped_record_without_a_visible_text_says_so(tmp_path):
+    job = Job.start(tmp_path / "set", "version: 1\nkind: synth.records\n")
+    write_records(job.output / "records.jsonl", [])
+    row = {"filter": "generator", "reason": "no sentence", "record": None, "split": "train"}
+    rows = [{**row, "text": text, "score": 0.0, "unit": ""} for text in ("", " \n", "a word")]
+    text = "".join(json.dumps(one) + "\n" for one in rows)
+    (job.output / "dropped.jsonl").write_text(text)
+    job.finish("records", origin={"kind": "synthetic"})
+    app = create_console(tmp_path, key=KEY)
+    with TestClient(app, base_url="http://127.0.0.1:8152") as client:
+        client.get(f"/?key={KEY}")
+        page = client.get("/records", params={"at": "set", "show": "dropped"}).text
+    assert page.count("No text was generated") == 2
+    assert page.count('class="turn"') == 1

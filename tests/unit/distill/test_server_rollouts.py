@@ -17,6 +17,7 @@ from stillroom.testing import tiny_checkpoint
 
 FAST = {"steps": 5, "batch_size": 4, "threads": 1, "learning_rate": 3e-3, "precision": "float32"}
 WHOLE = 384  # the tiny model's vocabulary: its likeliest tokens are then all there are
+FEW = 16  # where the bytes of two runs are compared, and not what a token's likelihoods are
 OWN = {"name": "on_policy", "max_new_tokens": 8, "student_share": 1.0}
 
 
@@ -32,14 +33,14 @@ def server(loaded):
 def make_recipe(server, teacher_folder, records_file, tmp_path):
     student = tiny_checkpoint(tmp_path / "student", layers=1, seed=9)
 
-    def make(*, is_served=True, **changes):
+    def make(*, is_served=True, top=WHOLE, **changes):
         endpoint = {
             "endpoint": server.address,
             "tokenizer": str(teacher_folder),
-            "top_logprobs": WHOLE,
+            "top_logprobs": top,
             "tries": 1,
         }
-        kept = {"mode": "top_k", "k": WHOLE, "logprob_dtype": "float32"}
+        kept = {"mode": "top_k", "k": top, "logprob_dtype": "float32"}
         fields = {
             "teacher": endpoint if is_served else str(teacher_folder),
             "targets": kept if is_served else None,
@@ -104,7 +105,7 @@ def test_a_server_teaches_what_the_same_teacher_in_this_process_does(make_recipe
 def test_rollouts_are_records_with_origin_and_records_are_not_asked_for_in_vain(
     make_recipe, do, server
 ):
-    recipe = make_recipe(method="reverse_kl")
+    recipe = make_recipe(top=FEW, method="reverse_kl")
     artifact, folder = do(recipe)
     found = list(read_records(folder / "output/rollouts.jsonl"))
     assert len(found) == 5 * 4
@@ -132,7 +133,7 @@ def test_drawn_tokens_alone_ask_for_nothing_but_their_own(make_recipe, do, serve
     "way", ["sampled", "replay", pytest.param("reverse_kl", marks=pytest.mark.slow)]
 )
 def test_killed_and_resumed_it_ends_with_the_same_bytes(make_recipe, do, server, monkeypatch, way):
-    recipe = make_recipe(**WAYS[way])
+    recipe = make_recipe(top=FEW, **WAYS[way])
     whole, _ = do(recipe, "whole")
     asked = len(server.bodies)
     server.bodies.clear()
@@ -154,7 +155,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(make_recipe, do, server,
 
 
 def test_a_server_that_fails_in_the_middle_loses_nothing(make_recipe, do, server):
-    recipe = make_recipe(method="reverse_kl")
+    recipe = make_recipe(top=FEW, method="reverse_kl")
     whole, _ = do(recipe, "whole")
     real, answered = TeacherServer.answer, []
 

@@ -163,9 +163,12 @@ def test_no_path_of_the_host_is_seen(caplog, tmp_path):
 
 def test_nothing_is_left_running():
     mark = 2**29 + os.getpid()  # stands in the arguments; other tests run code at the same time
-    run_code(["import time; time.sleep(60)"], timeout_s=0.2, memory_bytes=mark)
     sleeps = "import time\ndef f(): time.sleep(60)"
-    run_tests(sleeps, ["f()"], timeout_s=0.2, memory_bytes=mark)
+    limits = {"timeout_s": 0.2, "memory_bytes": mark}
+    with ThreadPoolExecutor(2) as pool:
+        runs = pool.submit(run_code, [f"{sleeps}\nf()"], **limits)
+        tests = pool.submit(run_tests, sleeps, ["f()"], **limits)
+    assert (runs.result().reason, tests.result().reason) == ("out of time", "out of time")
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert str(mark) not in listed.stdout
 

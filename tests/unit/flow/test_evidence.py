@@ -282,6 +282,7 @@ def test_what_stands_beside_the_signature_is_named_by_both(place, script, tmp_pa
     own = good["signatures"][0]
     for change, named in (
         ({"answer": "another"}, "'answer'"),
+        ({"payload_sha256": "x"}, "'payload_sha256'"),
         ({"signatures": [own, second]}, eve.key_id),
         ({"signatures": [second, own]}, eve.key_id),
         ({"signatures": [own, wrong]}, "'eve'"),
@@ -292,6 +293,29 @@ def test_what_stands_beside_the_signature_is_named_by_both(place, script, tmp_pa
         assert script(path) == set()
         for told in (call("verify", path, "--key", place / "alice.pub"), script.told):
             assert any("open: " in line and named in line for line in told.splitlines()), told
+
+
+@pytest.mark.parametrize("field", ["question", "made", "settings", "index"])
+def test_unsigned_evidence_shows_an_edit_of_any_field(field, place, script, tmp_path):
+    good, path = tmp_path / "good.json", tmp_path / "x.json"
+    ask = ["ask", place / "served/run", QUESTION, "--answering", QUOTING]
+    call(*ask, "--evidence", good)
+    assert "the evidence holds" in call("verify", good)
+    assert script(good) == set()
+    statement, envelope = open_statement(good), json.loads(good.read_text())
+    part = statement["predicate"]
+    part[field] = other_than(part[field])
+    seal(path, statement, envelope=envelope)
+    assert "digest: it was changed, such as its question" in call("verify", path, fails=True)
+    assert script(path) == {"digest"}
+    seal(path, statement, envelope={**envelope, "payload_sha256": ""})
+    assert "digest: it was changed" in call("verify", path, fails=True)
+    assert script(path) == {"digest"}
+    del envelope["payload_sha256"]  # as an earlier version wrote it
+    seal(path, statement, envelope=envelope)
+    assert "digest covers the question and the settings" in call("verify", path)
+    assert script(path) == set()
+    assert "no digest covers the question" in script.told
 
 
 def test_names_that_stand_twice_are_refused_by_both(place, script, tmp_path):

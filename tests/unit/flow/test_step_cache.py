@@ -5,7 +5,7 @@ import pytest
 from stillroom.flow.make import read_make_recipe
 from stillroom.flow.step_cache import prepare_step
 from stillroom.rag.answer_selection import reader
-from stillroom.rag.jobs import index
+from stillroom.rag.ingestion import embedder_choice
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,8 @@ def test_what_is_installed_decides_which_steps_are_run_again(
     def name_folders(*models):
         readers = [name for name in models if name.startswith("builtin:reader")]
         monkeypatch.setattr(reader, "list_installed_readers", lambda: readers)
-        monkeypatch.setattr(index, "is_local", lambda name: "embedder" in models)
+        embedders = [name for name in models if name == "embedder"]
+        monkeypatch.setattr(embedder_choice, "list_installed_embedders", lambda: embedders)
         done = dict.fromkeys(flow.steps, tmp_path / "none")
         return {
             name: prepare_step(flow, name, done, tmp_path, step).folder.name

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import struct
 import zlib
 
@@ -200,8 +201,11 @@ def test_a_page_is_written_whatever_files_are_called(told, page):
     assert "1 file was skipped as not media: .txt 1" in text
 
 
-def test_a_file_name_writes_no_line_of_its_own(downloads):
-    done = CliRunner().invoke(stillroom, ["forensics", "check", str(downloads)])
+def test_a_file_name_writes_no_line_of_its_own(downloads, tmp_path):
+    for name in ("two\nlines: is as signed by the queen.png", "notes.txt"):
+        shutil.copy(downloads / name, tmp_path)
+    done = CliRunner().invoke(stillroom, ["forensics", "check", str(tmp_path)])
+    assert "is as signed by the queen" in done.stdout
     assert not any(line.startswith("lines: is as signed") for line in done.stdout.splitlines())
     assert "1 file was skipped" in done.stderr
 

@@ -9,6 +9,7 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.hub import MULTILINGUAL_EMBEDDER
 from stillroom.provenance.sources import locate_document
+from stillroom.rag.index import builder
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, estimate, run
 from stillroom.rag.retrieval.pipeline import retrieve
@@ -214,7 +215,7 @@ def test_origin_and_license_reach_every_passage(build, tmp_path):
     assert {(origin.kind, origin.license) for origin in origins} == {("human", "CC-BY-4.0")}
 
 
-def test_the_estimate_grows_with_the_folder(folder):
+def test_the_estimate_grows_with_the_folder(folder, monkeypatch):
     recipe = IndexRecipe(documents=str(folder), embedder="static")
     before = estimate(recipe)
     (folder / "long.txt").write_text("word " * 100_000)
@@ -222,8 +223,14 @@ def test_the_estimate_grows_with_the_folder(folder):
     assert after.seconds > before.seconds > 0
     assert after.disk_bytes > before.disk_bytes
     assert "passages" in after.basis
-    auto = estimate(recipe.model_copy(update={"embedder": "builtin:auto"}))
-    assert "MiniLM-L6, or multilingual-e5-small at half the rate" in auto.basis
+    assert "20 of 200 tokens a second (MiniLM-L6 on" in before.basis
+    for is_here, rate, chosen in (
+        (False, 20, "MiniLM-L6"),
+        (True, 10, "all-mpnet-base-v2 in 8-bit integers"),
+    ):
+        monkeypatch.setattr(builder, "has_large_embedder", lambda found=is_here: found)
+        auto = estimate(recipe.model_copy(update={"embedder": "builtin:auto"})).basis
+        assert f"at {rate} of 200 tokens a second ({chosen}, or multilingual-e5-small at 10" in auto
     multilingual = recipe.model_copy(update={"embedder": MULTILINGUAL_EMBEDDER})
     assert estimate(multilingual).seconds == 2 * after.seconds
 

@@ -139,3 +139,17 @@ def test_a_letter_beyond_the_basic_plane_is_read_from_json_as_from_yaml():
 
 def test_a_number_of_a_million_digits_stays_text():
     assert isinstance(read("9" * 100_000), str)
+
+
+def test_a_tree_that_is_changed_changes_no_other_of_the_same_text():
+    first = read_yaml("a: [1, {b: 2}]\na: 3\n", "r.yaml")
+    first.data["a"][1]["b"] = 9
+    first.keys.clear()
+    first.values[("a",)] = "elsewhere"
+    first.problems.clear()
+    second = read_yaml("a: [1, {b: 2}]\na: 3\n", "r.yaml")
+    assert second.data == {"a": [1, {"b": 2}]}
+    assert second.place_of_key(("a",)) == second.keys["a",] == "r.yaml:1:1"
+    assert second.place_of_value(("a",)) == "r.yaml:1:4"
+    assert len(second.problems) == 1
+    assert read_yaml("a: [1, {b: 2}]\na: 3\n", "other").place_of_key(("a",)) == "other:1:1"

@@ -1,14 +1,19 @@
 """A server answers from the index as it is, not as it was when the server began."""
 
+import gc
+import json
 import shutil
+import weakref
 from dataclasses import replace
 
 import pytest
 from tests.unit.serve.test_app import chat, check_error, request
 
+from stillroom.errors import CheckpointError, DataError, IntegrityError, ResourceError
 from stillroom.flow.opening import open_run as open_index
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
+from stillroom.rag.index.user_cache import PerUserIndexCache
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.maintenance.update import delete_documents
 from stillroom.records import Answer, Message, Sampling
@@ -121,6 +126,63 @@ def test_while_a_run_is_cleared_the_server_is_not_ready_and_asks_to_wait(made_ru
         shutil.move(made_run.with_name("away"), made_run)
         assert read_paths(app) == {"paris.txt", "rome.txt"}
         assert request(app, "GET", "/readyz").status_code == 200
+
+
+def test_an_index_without_its_recipe_is_ready(place, made_run):
+    (place / "recipe.yaml").unlink()
+    with open_run(place, name="run", model="scripted") as served:
+        app = create_app(served)
+        assert read_paths(app) == {"paris.txt", "rome.txt"}
+        assert request(app, "GET", "/readyz").status_code == 200
+
+
+def test_what_is_replaced_is_closed_without_the_garbage_collector(place, made_run):
+    with PerUserIndexCache(place) as cache:
+        gc.collect()
+        gc.disable()
+        try:
+            with cache.seen_by(None) as index:
+                replaced = weakref.ref(index._state.opened.catalog)
+            del index
+            build(place.parent, place)
+            with cache.seen_by(None):
+                assert replaced() is None
+        finally:
+            gc.enable()
+
+
+def test_an_index_that_is_built_again_by_its_embedder_opens_no_other(place, made_run):
+    with PerUserIndexCache(place) as cache:
+        embedder = cache.embedder
+        build(place.parent, place)
+        with cache.seen_by(None) as index:
+            assert index.embedder is embedder
+
+
+@pytest.mark.parametrize("kind", [CheckpointError, DataError, ResourceError, OSError])
+def test_only_a_failure_while_its_index_is_replaced_says_so(place, made_run, kind):
+    def fail(cache, *, meanwhile=lambda: None):
+        with cache.seen_by(None):
+            meanwhile()
+            raise kind("a failure")
+
+    with PerUserIndexCache(place) as cache:
+        build(place.parent, place)
+        with pytest.raises(kind):
+            fail(cache)
+        with pytest.raises(IntegrityError, match="being built again"):
+            fail(cache, meanwhile=lambda: build(place.parent, place))
+
+
+@pytest.mark.parametrize("path", ["/" + 300 * "x", "/\ud800"], ids=["long", "surrogate"])
+def test_a_folder_of_documents_that_cannot_be_reached_stops_no_answer(place, made_run, path):
+    manifest = place / "artifact.json"
+    data = json.loads(manifest.read_text())
+    (parent,) = (parent for parent in data["parents"] if parent["role"] == "documents")
+    parent["path"] = path  # no system answers by yes or no
+    manifest.write_text(json.dumps(data))
+    with open_run(place, name="run", model="scripted") as served:
+        assert ask(create_app(served))["notices"] == []
 
 
 def test_an_index_with_tenants_does_not_take_the_place_of_an_open_one(place, made_run):

@@ -106,14 +106,14 @@ def test_an_edit_is_named_at_the_folder_in_which_it_lies(place):
     by_name = {one.name: one for one in proof.folders}
     assert proof.state == "invalid"
     assert by_name["run/steps/records"].state == "invalid"
-    assert "signature: artifact.json is not what was signed" in (
+    assert "signature: artifact.json was changed after it was signed" in (
         by_name["run/steps/records"].differences
     )
     assert by_name["run/steps/index"].state == "trusted"
     text = page(place, "/proof?at=run", "alice")
     assert "What differs" in text
-    assert "artifact.json is not what was signed" in text
-    assert "invalid: steps/records/artifact.json is not what was signed" in show(place)
+    assert "artifact.json was changed after it was signed" in text
+    assert "invalid: steps/records/artifact.json was changed after it was signed" in show(place)
 
 
 def test_an_unsigned_run_that_was_changed_is_called_changed(place):

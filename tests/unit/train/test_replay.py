@@ -190,6 +190,14 @@ def test_a_missing_state_and_a_broken_chain_are_named(forged):
     assert caught.value.code == "replay.state"
 
 
+def test_a_state_of_too_many_tensors_is_refused(forged):
+    path = forged / "committed/train-000006.safetensors"
+    save_file({**load_file(path), **{f"x{i}": torch.empty(0) for i in range(140_000)}}, path)
+    reseal(forged)
+    with pytest.raises(IntegrityError, match="more than 131072 tensors"):
+        replay(forged)
+
+
 @pytest.mark.parametrize(
     "plan",
     [

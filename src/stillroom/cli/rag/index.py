@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +79,26 @@ def index_command(
         print_run(out, artifact)
 
 
+def _warn_of_signature(index: Path, *, is_changed: bool = True) -> None:
+    """Warn that a signature of a changed index, or of the run that it is a step of, is outdated."""
+    if not is_changed:
+        return
+    from stillroom.jobs import choose_reporter
+    from stillroom.provenance.signing import KEY_VARIABLE, SIGNATURE_FILE
+    from stillroom.rag.maintenance.update import locate_index
+
+    home = locate_index(index)[0].absolute()
+    outdated = [home.parent.parent, *([] if os.environ.get(KEY_VARIABLE) else [home])]
+    signed = next((folder for folder in outdated if (folder / SIGNATURE_FILE).is_file()), None)
+    if signed is not None:
+        folder = index if index.absolute() == signed else signed
+        choose_reporter().warn(
+            f"{folder} was changed after it was signed, so its signature no longer holds; sign it "
+            f"again: stillroom sign {shlex.quote(str(folder))} --key YOUR.key (an index signs "
+            f"itself with {KEY_VARIABLE})"
+        )
+
+
 @command("update", "stillroom rag update index", "stillroom rag update index ./documents --json")
 @click.argument("index", type=existing_path)
 @click.argument("folder", type=existing_path, required=False)
@@ -94,11 +116,12 @@ def update_command(index: Path, folder: Path | None, quiet: bool, as_json: bool)
     done = update_index(
         index, folder.absolute() if folder else None, reporter=choose_reporter(quiet=quiet)
     )
+    _warn_of_signature(index)
     if as_json:
         print_json(done.to_json())
         return
     print_text(str(done))
-    print_text(f"{index}: snapshot {done.snapshot}, digest {done.digest[:16]}")
+    print_text(f"{index}: snapshot {done.snapshot}, snapshot digest {done.digest[:16]}")
 
 
 @command(
@@ -117,12 +140,13 @@ def delete_command(index: Path, paths: tuple[str, ...], as_json: bool) -> None:
     from stillroom.rag.maintenance.update import delete_documents
 
     snapshot = delete_documents(index, paths)
+    _warn_of_signature(index)
     if as_json:
         print_json({"snapshot": snapshot.number, "digest": snapshot.digest, **snapshot.counts})
         return
     print_text(
         f"{index}: snapshot {snapshot.number}, {count_noun(snapshot.documents, 'document')}, "
-        f"digest {snapshot.digest[:16]}"
+        f"snapshot digest {snapshot.digest[:16]}"
     )
 
 
@@ -160,7 +184,7 @@ def log_command(index: Path, as_json: bool) -> None:
         return
     for snapshot in known:
         print_text(
-            f"{snapshot.number:>5}  {snapshot.digest[:16]}  {snapshot.made[:19]}  "
+            f"{snapshot.number:>5}  snapshot digest {snapshot.digest[:16]}  {snapshot.made[:19]}  "
             f"{snapshot.documents:>7} documents {snapshot.passages:>8} passages  {snapshot.reason}"
         )
 
@@ -173,6 +197,7 @@ def compact_command(index: Path, as_json: bool) -> None:
     from stillroom.rag.maintenance.update import compact_index
 
     done = compact_index(index)
+    _warn_of_signature(index)
     if as_json:
         print_json(asdict(done))
         return
@@ -226,6 +251,7 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
     elif repair:
         for finding in findings:
             print_text(f"found: {finding}")
+    _warn_of_signature(index, is_changed=repair and bool(findings))
     if remaining:
         raise IntegrityError(
             [
@@ -299,6 +325,7 @@ def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
     if options["rollback"]:
         reporter = choose_reporter(quiet=options["quiet"])
         done = roll_back(index, anyway=options["anyway"], reporter=reporter)
+        _warn_of_signature(index)
         if as_json:
             print_json({"rolled_back": True, "update": done.to_json() if done else None})
             return
@@ -357,6 +384,7 @@ def _rebuild_index(index: Path, as_json: bool, options: dict[str, Any]) -> None:
         anyway=options["anyway"],
         reporter=choose_reporter(quiet=options["quiet"]),
     )
+    _warn_of_signature(index)
     result = done.to_json()
     if as_json:
         print_json(result)
@@ -443,6 +471,7 @@ def migrate_command(
         raise click.UsageError("--to names the store: leave out name=")
     method = STORES.build({"name": store, **store_settings})
     done = migrate_index(index, method, queries=queries, reporter=choose_reporter(quiet=quiet))
+    _warn_of_signature(index)
     if as_json:
         print_json(done.to_json())
         return
@@ -450,7 +479,7 @@ def migrate_command(
     print_text(
         f"{count_noun(done.copied, 'document')} copied from {done.before} to {done.after}; "
         f"{count_noun(compared.documents, 'document')} and "
-        f"{count_noun(compared.passages, 'passage')}, digest "
+        f"{count_noun(compared.passages, 'passage')}, snapshot digest "
         f"{compared.digest[:16]}, both equal"
     )
     print_text(

@@ -59,7 +59,7 @@ def search_command(
     words are searched without these conditions.
     """
     from stillroom.jobs import LineReporter
-    from stillroom.rag.generation.answer import flag_text
+    from stillroom.rag.generation.content_flags import flag_text
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.observability import (
         collect_stages,

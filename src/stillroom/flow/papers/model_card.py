@@ -283,6 +283,8 @@ def _describe_data(graph: ProvenanceGraph, shares: Mapping[str, Mapping[str, int
     for node in indexes:
         counts = node.text.origins if node.text else {}
         lines.append(_format_share_row(f"documents of {node.name}", counts, node))
+    if _is_start_kept(graph.subject_artifact):
+        lines += ["", "The training on these data was not kept: nothing of them is in the weights."]
     return "\n".join(lines)
 
 
@@ -468,9 +470,9 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
             f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
         )
         compared = (
-            "right first sentences that are given, of "
-            f"{count_noun(comparison['n'], 'held-out question')}, "
-            f"trained less start (mean, low, high): {shown or 'not measured'}"
+            f"share of {count_noun(comparison['n'], 'held-out question')} whose first quoted "
+            "sentence is right, trained minus initial weights, with its 95 % interval: "
+            f"{shown or 'not measured'}"
         )
         lines.append(
             f"**The result was not kept:** the weights are those of {start} ({compared})."

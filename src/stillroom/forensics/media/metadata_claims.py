@@ -1,7 +1,8 @@
 """Claims of synthetic origin in the metadata of images, videos and recordings.
 
-Claims are the IPTC digital source type in XMP, written by cameras, editors and services, and the
-generation settings that image-model programs write to PNG text, comments, EXIF or video tags.
+Claims are IPTC's digital source type and AI properties in XMP, written by cameras, editors and
+services, and the generation settings that image-model programs write to PNG text, comments, EXIF,
+the older block of IPTC or video tags.
 Each is reported with its location as an unsigned statement of the file; none is proof.
 
 Source: IPTC, "Digital Source Type" (http://cv.iptc.org/newscodes/digitalsourcetype/); text formats
@@ -50,7 +51,7 @@ _MAX_PACKETS = 16
 _MAX_SHOWN = 80
 
 _SOURCE = re.compile(
-    r"\bDigitalSourceType\b(?:\s*=\s*[\"']|[^<>]{0,200}?resource\s*=\s*[\"']|[^<>]{0,200}>\s*)"
+    r"\bDigitalSource(?:file)?Type\b(?:\s*=\s*[\"']|[^<>]{0,200}?resource\s*=\s*[\"']|[^<>]{0,200}>\s*)"
     r"([^<>\"'\s]{1,200})"
 )
 
@@ -67,9 +68,21 @@ _PROGRAMS = re.compile(
     re.IGNORECASE,
 )
 _PROGRAM_FIELDS = frozenset(
-    ["EXIF Make", "EXIF Model", "EXIF Software", "text 'Software'", "text 'Source'"]
+    [
+        *("EXIF Make", "EXIF Model", "EXIF Software", "text 'Software'", "text 'Source'"),
+        "IPTC OriginatingProgram",
+    ]
 )
 _CREDIT = re.compile(r"\b(Credit|CreatorTool)\b[^<>]{0,20}[=>]\s*[\"']?([^<>\"']{1,200})")
+_GENERATED_BY = re.compile(
+    r"\bAI(SystemUsed|PromptInformation)"
+    r"(?:\s*=\s*[\"']\s*|(?:\s[^<>]{0,200})?(?<!/)>[\s\"']*)"
+    r"([^<>\"'\s][^<>\"']{0,199})"
+)
+_GENERATED_BY_NAMES = {"SystemUsed": "AI system used", "PromptInformation": "AI prompt"}
+
+_IPTC_BLOCK, _IPTC_FIELD = 0x0404, re.compile(rb"\x1c\x02([\x41\x78])([\0-\x7f].)", re.DOTALL)
+_IPTC_NAMES = {b"\x41": "IPTC OriginatingProgram", b"\x78": "IPTC Caption"}
 _XMP_COMMENT = re.compile(
     r"\bUserComment\b(?:[^>]{0,20}>|\s*=\s*[\"'])((?:\s|<[^>]{0,200}>){0,8}[^<]{1,100000})"
 )
@@ -126,6 +139,7 @@ def read_image_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
         )
         if value
     }
+    texts |= _read_iptc(opened.info.get("photoshop"))
     packets = [opened.info[key] for key in _XMP_KEYS if key in opened.info]
     packets.append(getattr(opened, "tag_v2", {}).get(_TIFF_XMP))
     return _unique([*_read_packets(packets), *_read_texts(texts)])
@@ -151,6 +165,20 @@ def read_file_claims(path: Path) -> tuple[MetadataClaim, ...]:
     return _unique(list(_read_packets([packet])))
 
 
+def _read_iptc(blocks: Any) -> dict[str, str]:
+    """Return program and caption of the older form of IPTC's metadata, a block in a JPEG."""
+    block = blocks.get(_IPTC_BLOCK) if isinstance(blocks, dict) else None
+    if not isinstance(block, bytes):
+        return {}
+    fields = islice(_IPTC_FIELD.finditer(block), _MAX_PACKETS)
+    return {
+        _IPTC_NAMES[field[1]]: block[field.end() :][: int.from_bytes(field[2])].decode(
+            "utf-8", "replace"
+        )
+        for field in fields
+    }
+
+
 def _read_packets(packets: list[Any]) -> Iterator[MetadataClaim]:
     for packet in packets:
         text = _decode_packet(packet) if isinstance(packet, bytes) else str(packet or "")
@@ -163,6 +191,9 @@ def _read_packets(packets: list[Any]) -> Iterator[MetadataClaim]:
             if _PROGRAMS.search(match[2]):
                 where = "XMP, credit" if match[1] == "Credit" else "XMP, creator tool"
                 yield MetadataClaim(where, _shorten(match[2]), True)
+        for match in islice(_GENERATED_BY.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
+            where = f"XMP, IPTC's {_GENERATED_BY_NAMES[match[1]]}"
+            yield MetadataClaim(where, _shorten(html.unescape(match[2])), True)
         for match in islice(_XMP_COMMENT.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
             yield from _read_texts({"XMP UserComment": html.unescape(match[1])})
 

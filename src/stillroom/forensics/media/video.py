@@ -154,12 +154,15 @@ class _FrameSeeker:
         self.base = float(base)
         self.start = float((video.start_time or 0) * base)
         self.lead = 0.0  # seconds by which a seek lands too early
+        self.decoding: dict[float, float] = {}  # of keyframes shown at a time: when to decode
+        self.is_stream = container.format.name == "mpegts"
         self.keys, self.end = self._read_index()
         if not exact and not self._is_whole():
             self._seek(0.0)  # Matroska loads its index at the first seek
             self.keys, self.end = self._read_index()
             if not self._is_whole():
-                self.keys, self.end = _list_keys(clip.path, self.start)
+                self.decoding, self.end = _list_keys(clip.path, self.start)
+                self.keys = list(self.decoding)
         self.position = -1.0
         self.shown: av.VideoFrame | None = None
         self.held: av.VideoFrame | None = None  # the next frame, already decoded
@@ -177,11 +180,18 @@ class _FrameSeeker:
         return sorted(float(stamp * self.base) - begin for stamp in stamps), max(end, 0.0)
 
     def _is_whole(self) -> bool:
-        """Return whether the index reaches to the end, within the largest gap of keyframes."""
+        """Return whether the index reaches to the end, within the largest gap of keyframes.
+
+        An MPEG transport stream has none: listed are packets near its beginning and its end.
+        """
+        if self.is_stream:
+            return False
         gaps = [later - earlier for earlier, later in pairwise(self.keys)]
         return bool(self.keys) and self.end >= self.clip.duration - max([*gaps, _FAR])
 
     def at(self, count: int) -> Iterator[Frame]:
+        import av
+
         spacing = self.clip.duration / count
         last = -1.0
         for number in range(count):
@@ -192,7 +202,11 @@ class _FrameSeeker:
             if time <= last:
                 continue
             last = time
-            image = frame.to_ndarray(format="rgb24")
+            try:
+                image = frame.to_ndarray(format="rgb24")
+            except av.FFmpegError as error:
+                self._note(f"damaged about {time:.1f} s: {describe_error(error)}")
+                continue
             turns = round(float(frame.rotation) / 90) % 4
             if turns:
                 self._note("rotated as the file states")
@@ -233,7 +247,7 @@ class _FrameSeeker:
                 # A keyframe at the target: nothing after it needs decoding.
                 if bool(frame.key_frame) and abs(self._time(frame) - time) <= self.base:
                     break
-        except (av.FFmpegError, EOFError) as error:
+        except (av.FFmpegError, EOFError, IndexError) as error:
             self._note(f"damaged about {max(self.position, 0):.1f} s: {describe_error(error)}")
             self.frames = None
             self.position = -1.0
@@ -257,6 +271,8 @@ class _FrameSeeker:
     def _seek(self, time: float) -> None:
         import av
 
+        if self.is_stream and self.decoding:  # any packet is entered, by its time of decoding
+            time = self.decoding[self.keys[max(bisect_right(self.keys, time + self.base) - 1, 0)]]
         stamp = int((time + self.start + self.lead) / self.base) + 1
         try:
             self.container.seek(stamp, stream=self.video, backward=True)
@@ -280,7 +296,7 @@ def _iter_packets(path: Path) -> Iterator[Packet[VideoStream]]:
     with _open(path) as container:
         video = _video(container)
         # damage is reported where frames are decoded
-        with suppress(av.FFmpegError):
+        with suppress(av.FFmpegError, IndexError):  # PyAV's, where a track begins later
             yield from container.demux(video) if video is not None else ()
 
 
@@ -297,15 +313,20 @@ def _read_first(path: Path, stamps: Set[int]) -> tuple[int, int] | None:
     return None
 
 
-def _list_keys(path: Path, start: float) -> tuple[list[float], float]:
-    """Return the times of all keyframes and of the last frame from packets, without decoding."""
-    keys: list[float] = []
+def _list_keys(path: Path, start: float) -> tuple[dict[float, float], float]:
+    """Return when each keyframe is shown and decoded, and the time of the last frame.
+
+    They are read from packets, without decoding.
+    """
+    keys: dict[float, float] = {}
     last = 0.0
     for packet in _iter_packets(path):
         if packet.pts is not None and packet.time_base is not None:
             last = float(packet.pts * packet.time_base) - start
-            keys += [last] if packet.is_keyframe else []
-    return sorted(keys), last
+            if packet.is_keyframe:
+                decoded = packet.pts if packet.dts is None else packet.dts
+                keys[last] = float(decoded * packet.time_base) - start
+    return dict(sorted(keys.items())), last
 
 
 def _measure(clip: Clip, count: int) -> float:
@@ -323,7 +344,7 @@ def _measure(clip: Clip, count: int) -> float:
                 if packet.pts is not None:
                     end = packet.pts + (packet.duration or 0) - start
                     last = max(last, float(end * video.time_base))
-        except av.FFmpegError as error:
+        except (av.FFmpegError, IndexError) as error:
             clip.notes.append(f"damaged about {last:.1f} s: {describe_error(error)}")
     clip.notes.append("the file does not say how long it is; its packets were counted")
     return last or count / _DEFAULT_FRAME_RATE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from stillroom.provenance.digests import load_json
 __all__ = ["KNOWN_TEMPLATES", "choose_chat_template", "read_chat_template", "write_chat_template"]
 
 _FILE = "chat_template.jinja"
+_TRANSFORMERS_TAG = re.compile(r"\{%[-+]?\s*(?:end)?generation\s*[-+]?%\}")
+"""A tag that transformers adds to Jinja: it marks what the model says."""
 
 KNOWN_TEMPLATES = {
     "alpaca": "{% set heads = {'user': '### Instruction:\\n', 'assistant': '### Response:\\n'} %}"
@@ -72,7 +75,7 @@ def choose_chat_template(template: str, sources: Sequence[Path]) -> str:
         sources: The models' folders, the base first.
 
     Raises:
-        RecipeError: If the template is unknown.
+        RecipeError: If the template is unknown or no Jinja.
     """
     if template == "auto":
         counts = Counter(text for source in sources if (text := read_chat_template(source)))
@@ -86,14 +89,33 @@ def choose_chat_template(template: str, sources: Sequence[Path]) -> str:
             expected=f"auto, {', '.join(KNOWN_TEMPLATES)}, or a Jinja text",
             next="pass the text of the template",
         )
+    if template not in KNOWN_TEMPLATES:
+        _check_syntax(text)
     return text
+
+
+def _check_syntax(text: str) -> None:
+    from jinja2 import Environment, TemplateError
+
+    plain = _TRANSFORMERS_TAG.sub("", text)
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)  # noqa: S701  # not run
+    except (TemplateError, RecursionError, ValueError) as error:  # nested too deep; long numbers
+        reason = str(error).partition("\n")[0]
+        raise RecipeError(
+            f"the text {text[:60]!r} is no Jinja template: {reason}",
+            code="merge.chat-template",
+            where="chat_template",
+            expected=f"auto, {', '.join(KNOWN_TEMPLATES)}, or a Jinja text",
+            next="correct the text of the template",
+        ) from error
 
 
 def write_chat_template(template: str, sources: Sequence[Path], folder: Path) -> None:
     """Write the chat template of the result, if there is one.
 
     Raises:
-        RecipeError: If the template is unknown.
+        RecipeError: If the template is unknown or no Jinja.
     """
     text = choose_chat_template(template, sources)
     if not text:

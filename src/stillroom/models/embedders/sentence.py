@@ -35,13 +35,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import CheckpointError
+from stillroom.models.encoders.int8_layers import QUANTIZATION
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.models.encoders.text_encoder import (
     SPECIAL_TOKENS,
@@ -84,13 +85,21 @@ class Sentence(EmbedderMethod):
     max_tokens: int | None = Field(
         None, ge=8, description="maximum tokens per text; default: that of the folder"
     )
+    dtype: Literal["float32", "int8"] = Field(
+        "float32",
+        description="int8 is three times faster on a cpu, and rounds; BERT or MPNet",
+    )
 
     @override
     def open(self, reference: str) -> Embedder:
         layout = _read_layout(Path(reference))
         workers = self.num_threads or len(os.sched_getaffinity(0))
         return _SentenceEmbedder(
-            layout, self.max_tokens, self.device, workers if self.device == "cpu" else 1
+            layout,
+            self.max_tokens,
+            self.device,
+            workers if self.device == "cpu" else 1,
+            is_int8=self.dtype == "int8",
         )
 
 
@@ -110,14 +119,25 @@ class _Layout:
 
 class _SentenceEmbedder:
     def __init__(
-        self, layout: _Layout, max_tokens: int | None, device: str, num_workers: int
+        self,
+        layout: _Layout,
+        max_tokens: int | None,
+        device: str,
+        num_workers: int,
+        *,
+        is_int8: bool,
     ) -> None:
         from stillroom.checkpoints import Checkpoint
 
         self._layout = layout
         self._device = device
         self._bert = open_bert(layout.encoder) if device == "cpu" and not layout.dense else None
-        self._has_torch = find_spec("torch") is not None
+        if is_int8:
+            if self._bert is None:
+                why = "8-bit integers need a plain BERT or MPNet without dense layers, on a cpu"
+                raise not_embedder_error(layout.folder, why)
+            self._bert = self._bert.quantize()
+        self._uses_torch = not is_int8 and find_spec("torch") is not None
         self._torch = None if self._bert else _TorchEncoder(layout, device)
         self._loading = threading.Lock()
         reader = self._bert or self._encoder
@@ -141,6 +161,7 @@ class _SentenceEmbedder:
                 layout.prompts,
                 self._window,
                 *([] if layout.pools_prompt else ["without prompt"]),
+                *([QUANTIZATION] if is_int8 else []),
             ]
         )
 
@@ -192,7 +213,7 @@ class _SentenceEmbedder:
         return np.concatenate([_pool(states, how, skip) for how in self._layout.poolings])
 
     def _embed_one(self, text: str, count: bool = True, skip: int = 0) -> Any:
-        if self._bert is not None and not self._has_torch:
+        if self._bert is not None and not self._uses_torch:
             return self._embed_query(text, count, skip)
         import torch
 
@@ -214,7 +235,7 @@ class _SentenceEmbedder:
 
     def _states(self, ids: list[int]) -> Vectors:
         """Return the last hidden states of tokens, (T, D) float32."""
-        if self._bert is not None and not self._has_torch:
+        if self._bert is not None and not self._uses_torch:
             return self._bert.states(ids)
         import torch
 

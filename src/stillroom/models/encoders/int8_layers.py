@@ -1,29 +1,53 @@
 """Transformer layers of BERT and MPNet with products of 8-bit integers, by onnxruntime.
 
 Weights are quantized once, symmetrically, one scale per output; activations are quantized at each
-product, one scale per tensor. Weights have 7 bits, so that no sum of two products overflows 16 bits
-on processors without VNNI. A passage of 230 tokens takes 12 layers of width 768 0.09 CPU s in place
-of 0.38 in NumPy with float32. One thread, so that results do not depend on the number of threads.
+product, one scale per token. Weights have 7 bits, so that no sum of two products overflows 16 bits
+on processors without VNNI. One thread, so that results do not depend on the number of threads.
+12 layers of width 768 (all-mpnet-base-v2), 24 passages of 149 tokens on average:
+
+=====================================  ==================  ================  ====================
+products                               CPU s a passage     cosine of the     relative error of
+                                                           mean (lowest)     the states
+=====================================  ==================  ================  ====================
+float32, by onnxruntime                              .190  1                 0
+8 bits, one scale per token                          .059  .996 (.993)       .11
+8 bits, one scale per tensor                         .047  .925 (.880)       .50
+8 bits, one scale per 32 weights                     .206  .9998 (.9998)     .02
+=====================================  ==================  ================  ====================
 
 Source: Jacob et al. 2018, arXiv:1712.05877 (integer arithmetic for inference).
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stillroom.errors import MissingExtraError
+from stillroom.errors import MissingExtraError, ResourceError
+from stillroom.jobs.files import cache_folder
 from stillroom.models.interfaces import Vectors
+from stillroom.objects.disk import atomic_write
+from stillroom.provenance.digests import digest_json
 
-__all__ = ["can_quantize", "quantize_layers"]
+__all__ = ["QUANTIZATION", "can_quantize", "quantize_layers"]
 
+QUANTIZATION = "int8, one scale per token"
+"""Name of the arithmetic, for the fingerprints of what it computes."""
 _MOST = 63
+_ZERO = 128
+_TINY = 1e-20
 _OPSET = 20  # the first with GELU
 _IR_VERSION = 9
+_DIGEST_BYTES = 32
+_NUM_CACHED = 6
+"""Quantized encoders that are kept, of 86 MB each for all-mpnet-base-v2."""
 
 
 def can_quantize() -> bool:
@@ -32,23 +56,40 @@ def can_quantize() -> bool:
 
 
 def quantize_layers(
-    read: Callable[[str], Vectors], layers: Sequence[str], *, heads: int, epsilon: float
+    read: Callable[[str], Vectors],
+    layers: Sequence[str],
+    *,
+    heads: int,
+    epsilon: float,
+    key: str,
 ) -> Callable[[Vectors, Vectors], Vectors]:
     """Return a function of states (T, D) and attention bias (H or 1, T or 1, same) to states.
+
+    Any number of threads may call it at once. The quantized layers are kept in the cache folder:
+    quantizing all-mpnet-base-v2 takes 1.3 CPU s, reading it again .1.
 
     Args:
         read: Returns a weight by BERT's name of it.
         layers: Prefixes of the names of each layer's weights.
         heads: Number of attention heads, H.
         epsilon: Addend to the variance in layer normalizations.
+        key: Digest of all weights.
 
     Raises:
         MissingExtraError: If onnx or onnxruntime is not installed.
     """
-    with MissingExtraError.guard("onnxruntime", "large-reader", "reading in 8-bit integers"):
-        import onnx
+    name = digest_json([QUANTIZATION, key, *layers, heads, epsilon])
+    path = cache_folder() / "encoders" / f"{name}.onnx"
+    model = _read_cached(path)
+    with MissingExtraError.guard("onnxruntime", "large-reader", "an encoder in 8-bit integers"):
         import onnxruntime
-    model: bytes = _Graph(onnx, read, heads, epsilon).build(layers).SerializeToString()
+
+        if model is None:
+            import onnx
+    if model is None:
+        model = _Graph(onnx, read, heads, epsilon).build(layers).SerializeToString()
+        with suppress(OSError, ResourceError):  # a cache that cannot be written costs time alone
+            _write_cached(path, model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -60,36 +101,54 @@ def quantize_layers(
     return run
 
 
+def _read_cached(path: Path) -> bytes | None:
+    """Return a model of the cache; None if there is none, or it is damaged."""
+    try:
+        with path.open("rb") as file:
+            digest, model = file.read(_DIGEST_BYTES), file.read()
+    except OSError:
+        return None
+    with suppress(OSError):  # of a cache that can only be read
+        os.utime(path)  # those used last are kept
+    return model if hashlib.blake2b(model, digest_size=_DIGEST_BYTES).digest() == digest else None
+
+
+def _write_cached(path: Path, model: bytes) -> None:
+    with atomic_write(path, "wb", is_synced=False) as file:
+        file.write(hashlib.blake2b(model, digest_size=_DIGEST_BYTES).digest())
+        file.write(model)
+    by_age = sorted(path.parent.glob("*.onnx"), key=lambda file: -file.stat().st_mtime_ns)
+    for old in by_age[_NUM_CACHED:]:
+        old.unlink(missing_ok=True)
+
+
 class _Graph:
-    """Nodes and constants of an ONNX graph, which is extended by each method."""
+    """An ONNX graph, which is extended by each method."""
 
     def __init__(
         self, onnx: Any, read: Callable[[str], Vectors], heads: int, epsilon: float
     ) -> None:
         self._onnx, self._read, self._heads, self._epsilon = onnx, read, heads, epsilon
-        self._nodes: list[Any] = []
-        self._constants: list[Any] = []
+        opsets = [onnx.helper.make_opsetid("", _OPSET)]
+        empty = onnx.helper.make_graph([], "layers", [], [])
+        self._model = onnx.helper.make_model(empty, opset_imports=opsets, ir_version=_IR_VERSION)
+        self._graph = self._model.graph  # filled in place: a copy would hold all constants twice
 
     def build(self, layers: Sequence[str]) -> Any:
         """Return the model of the layers."""
-        onnx, floats = self._onnx, self._onnx.TensorProto.FLOAT
+        value, floats = self._onnx.helper.make_tensor_value_info, self._onnx.TensorProto.FLOAT
         width = len(self._read(f"{layers[0]}output.dense.bias"))
         states = "states"
         for layer in layers:
             states = self._add_layer(states, layer, width)
-        value = onnx.helper.make_tensor_value_info
-        graph = onnx.helper.make_graph(
-            self._nodes,
-            "layers",
+        self._graph.input.extend(
             [
                 value("states", floats, ["tokens", width]),
                 value("bias", floats, ["heads", "rows", "columns"]),
-            ],
-            [value(states, floats, ["tokens", width])],
-            self._constants,
+            ]
         )
-        opsets = [onnx.helper.make_opsetid("", _OPSET)]
-        return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+        self._graph.output.append(value(states, floats, ["tokens", width]))
+        return self._model
 
     def _add_layer(self, states: str, layer: str, width: int) -> str:
         names = [f"{layer}attention.self.{part}." for part in ("query", "key", "value")]
@@ -118,11 +177,19 @@ class _Graph:
         )
         scale = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny) / _MOST
         integers = np.round(weight / scale[:, None]).astype(np.int8).T
-        quantized, step, zero = self._add_several(3, "DynamicQuantizeLinear", states)
-        zeros = self._hold(np.zeros((), dtype=np.int8))
-        product = self._add("MatMulInteger", quantized, self._hold(integers), zero, zeros)
+        # A row's numbers become 1 to 255, its zero 128; the cast cuts off decimals.
+        sizes = self._add("Abs", states)
+        largest = self._add("ReduceMax", sizes, self._hold(np.array([-1])), keepdims=1)
+        largest = self._add("Max", largest, self._hold(np.float32(_TINY)))
+        factor = self._add("Div", self._hold(np.float32(_ZERO - 1)), largest)
+        shifted = self._hold(np.float32(_ZERO + 0.5))
+        real = self._add("Add", self._add("Mul", states, factor), shifted)
+        quantized = self._add("Cast", real, to=self._onnx.TensorProto.UINT8)
+        zeros = self._hold(np.uint8(_ZERO)), self._hold(np.zeros((), dtype=np.int8))
+        product = self._add("MatMulInteger", quantized, self._hold(integers), *zeros)
         real = self._add("Cast", product, to=self._onnx.TensorProto.FLOAT)
-        scaled = self._add("Mul", real, self._add("Mul", step, self._hold(scale)))
+        step = self._add("Div", largest, self._hold(np.float32(_ZERO - 1)))
+        scaled = self._add("Mul", self._add("Mul", real, step), self._hold(scale))
         return self._add("Add", scaled, self._hold(bias))
 
     def _norm(self, states: str, name: str) -> str:
@@ -132,9 +199,9 @@ class _Graph:
 
     def _hold(self, values: Any) -> str:
         """Add a constant."""
-        name = f"c{len(self._constants)}"
+        name = f"c{len(self._graph.initializer)}"
         array = np.ascontiguousarray(values).reshape(np.shape(values))  # a number stays one
-        self._constants.append(self._onnx.numpy_helper.from_array(array, name))
+        self._graph.initializer.append(self._onnx.numpy_helper.from_array(array, name))
         return name
 
     def _add(self, kind: str, *inputs: str, **settings: Any) -> str:
@@ -142,6 +209,6 @@ class _Graph:
         return self._add_several(1, kind, *inputs, **settings)[0]
 
     def _add_several(self, outputs: int, kind: str, *inputs: str, **settings: Any) -> list[str]:
-        names = [f"n{len(self._nodes)}_{number}" for number in range(outputs)]
-        self._nodes.append(self._onnx.helper.make_node(kind, list(inputs), names, **settings))
+        names = [f"n{len(self._graph.node)}_{number}" for number in range(outputs)]
+        self._graph.node.append(self._onnx.helper.make_node(kind, list(inputs), names, **settings))
         return names

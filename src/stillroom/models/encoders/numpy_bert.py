@@ -18,14 +18,14 @@ from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import ReferenceType, WeakValueDictionary, ref
 
 import numpy as np
 
 from stillroom.models.encoders.int8_layers import quantize_layers
 from stillroom.models.interfaces import Vectors
 from stillroom.models.tokenization.growth import check_growth
-from stillroom.provenance.digests import load_json
+from stillroom.provenance.digests import digest_bytes, digest_json, load_json
 from stillroom.text.unicode import replace_surrogates
 
 if TYPE_CHECKING:
@@ -156,8 +156,8 @@ class NumpyBert:
             if "position_ids" not in name
         }
         self._distances = self._weights.get("encoder.relative_attention_bias.weight")
-        if is_mpnet and (self._distances is None or len(self._distances) != _MPNET_BUCKETS):
-            raise ValueError(f"an MPNet needs a relative_attention_bias of {_MPNET_BUCKETS} rows")
+        if is_mpnet and self._distances is None:
+            raise ValueError("an MPNet needs a relative_attention_bias")
         self._layers = [
             f"encoder.layer.{layer}." for layer in range(int(config["num_hidden_layers"]))
         ]
@@ -167,7 +167,9 @@ class NumpyBert:
         self._threads = ThreadpoolController()
         self._lock = threading.Lock()
         self._opened: NumpyBert | None = None
+        self._folder = held.folder
         self._quantized: Callable[[Vectors, Vectors], Vectors] | None = None
+        self._as_int8: ReferenceType[NumpyBert] | None = None
 
     @property
     def is_quantized(self) -> bool:
@@ -179,6 +181,22 @@ class NumpyBert:
         shared = copy.copy(self)
         shared.tokenizer = copy.copy(self.tokenizer)  # under the same lock
         shared._opened = self  # of this class; open as long as one that shares it
+        return shared
+
+    def quantize(self) -> NumpyBert:
+        """Return this encoder in 8-bit integers; what shares weights shares these, too.
+
+        Raises:
+            MissingExtraError: If onnx or onnxruntime is not installed.
+        """
+        opened = self._opened or self
+        with _QUANTIZING:
+            quantized = opened._as_int8() if opened._as_int8 else None
+            if quantized is None:
+                quantized = opened.adapt({}, 1.0, to_int8=True)
+                opened._as_int8 = ref(quantized)
+        shared = quantized.share()
+        shared.tokenizer = copy.copy(self.tokenizer)
         return shared
 
     def adapt(
@@ -210,10 +228,19 @@ class NumpyBert:
             return weight
 
         adapted = copy.copy(self)
+        adapted._opened = self._opened or self
         names = list(self._weights)
         if to_int8:  # one weight at a time: all of them would be held twice
+            from stillroom.checkpoints import Checkpoint
+
+            updates = [
+                [name, str(matrix.dtype), digest_bytes(matrix.tobytes())]
+                for name, pair in sorted(renamed.items())
+                for matrix in pair
+            ]
+            key = digest_json([Checkpoint.open(self._folder).fingerprint, scale, updates])
             adapted._quantized = quantize_layers(
-                read, self._layers, heads=self._heads, epsilon=self._epsilon
+                read, self._layers, heads=self._heads, epsilon=self._epsilon, key=key
             )
             names = [name for name in names if name.startswith("embeddings.")]
         adapted._weights = {name: read(name) for name in names}
@@ -232,26 +259,68 @@ class NumpyBert:
             segments: Token type of each id (0 or 1); default: all 0.
             added: Addends to the word embeddings, (T, D); default: none.
         """
+        if self._quantized is not None:  # without BLAS, so without its lock
+            return self._quantized(*self._embed(ids, segments, added))
         with self._lock, self._threads.limit(limits=1, user_api="blas"):
-            words = self._weights["embeddings.word_embeddings.weight"][list(ids)]
-            words = words.astype(np.float32, copy=False)
-            words = words if added is None else words + added
-            positions = self._weights["embeddings.position_embeddings.weight"]
-            bias: Vectors = np.zeros((1, 1, 1), dtype=np.float32)
-            if self._distances is None:
-                kinds = self._weights["embeddings.token_type_embeddings.weight"]
-                kind = kinds[0] if segments is None else kinds[list(segments)]
-                states = words + kind + positions[: len(ids)]
-            else:
-                is_text = np.array(ids) != MPNET_PADDING  # padding in a text is not counted
-                states = words + positions[np.cumsum(is_text) * is_text + MPNET_PADDING]
-                bias = _bias_by_distance(self._distances, len(ids))
-            states = self._norm(states, "embeddings.LayerNorm.")
-            if self._quantized is not None:
-                return self._quantized(states, bias)
+            states, bias = self._embed(ids, segments, added)
             for layer in self._layers:
                 states = self._read_layer(states, layer, bias)
             return states
+
+    def check_shapes(self) -> None:
+        """Check that every tensor is there and fits, without reading those that are mapped.
+
+        Raises:
+            LookupError: If one is missing.
+            ValueError: If the shape of one is wrong.
+        """
+        width, wide = self.width, len(self._weights[f"{self._layers[0]}intermediate.dense.bias"])
+        square = {f"attention.self.{part}.": (width, width) for part in ("query", "key", "value")}
+        linear: dict[str, tuple[int, ...]] = {
+            **square,
+            "attention.output.dense.": (width, width),
+            "intermediate.dense.": (wide, width),
+            "output.dense.": (width, wide),
+        }
+        names = ("word", "position", *(["token_type"] if self._distances is None else []))
+        shapes: dict[str, tuple[int, ...]] = {
+            f"embeddings.{name}_embeddings.weight": (-1, width) for name in names
+        }
+        if self._distances is not None:
+            shapes["encoder.relative_attention_bias.weight"] = (_MPNET_BUCKETS, self._heads)
+        norms = ["embeddings."]
+        for layer in self._layers:
+            norms += [f"{layer}output.", f"{layer}attention.output."]
+            for name, sizes in linear.items():
+                shapes |= {f"{layer}{name}weight": sizes, f"{layer}{name}bias": sizes[:1]}
+        for norm in norms:
+            shapes |= {f"{norm}LayerNorm.{name}": (width,) for name in ("weight", "bias")}
+        for name, shape in shapes.items():
+            found = self._weights[name].shape
+            if len(found) != len(shape) or found[-1] != shape[-1] or shape[0] not in (-1, found[0]):
+                raise ValueError(f"{name} has the shape {found}, not {shape}")
+        if self._heads < 1 or width % self._heads:
+            raise ValueError(f"{width} is no multiple of {self._heads} heads")
+        self._embed([0], None, None)
+
+    def _embed(
+        self, ids: Sequence[int], segments: Sequence[int] | None, added: Vectors | None
+    ) -> tuple[Vectors, Vectors]:
+        """Return the states before the first layer, (T, D), and the bias of the attention."""
+        words = self._weights["embeddings.word_embeddings.weight"][list(ids)]
+        words = words.astype(np.float32, copy=False)
+        words = words if added is None else words + added
+        positions = self._weights["embeddings.position_embeddings.weight"]
+        bias: Vectors = np.zeros((1, 1, 1), dtype=np.float32)
+        if self._distances is None:
+            kinds = self._weights["embeddings.token_type_embeddings.weight"]
+            kind = kinds[0] if segments is None else kinds[list(segments)]
+            states = words + kind + positions[: len(ids)]
+        else:
+            is_text = np.array(ids) != MPNET_PADDING  # padding in a text is not counted
+            states = words + positions[np.cumsum(is_text) * is_text + MPNET_PADDING]
+            bias = _bias_by_distance(self._distances, len(ids))
+        return self._norm(states, "embeddings.LayerNorm."), bias
 
     def _read_layer(self, states: Vectors, layer: str, bias: Vectors) -> Vectors:
         attended = self._attend(states, f"{layer}attention.self.", bias)
@@ -288,7 +357,7 @@ class NumpyBert:
         return normalized + self._weights[f"{name}bias"]
 
 
-_OPENING = threading.Lock()
+_OPENING, _QUANTIZING = threading.Lock(), threading.Lock()
 _OPENED: WeakValueDictionary[tuple[Any, ...], NumpyBert] = WeakValueDictionary()
 
 
@@ -315,7 +384,7 @@ def open_bert(folder: Path) -> NumpyBert | None:
                 if tokenizer is None:
                     return None
                 opened = NumpyBert(held, tokenizer)
-                opened.states([0])  # fails on missing tensors or wrong shapes
+                opened.check_shapes()
                 _OPENED[key] = opened
     except Exception:  # noqa: BLE001  # tokenizers raises it bare
         return None
@@ -485,7 +554,9 @@ def _set_xlm_steps(tokenizer: Tokenizer, normalizer: Mapping[str, Any]) -> None:
 
 
 def _read_weights(held: Checkpoint, name: str) -> Vectors:
-    """Return a tensor in float32; word embeddings as stored: a lookup widens the few rows it needs.
+    """Return a tensor in float32, mapped from its file if it is stored so.
+
+    Word embeddings stay as stored: a lookup reads and widens the few rows it needs.
 
     Raises:
         ValueError: If it is neither float32 nor float16.
@@ -493,7 +564,8 @@ def _read_weights(held: Checkpoint, name: str) -> Vectors:
     entry = held.entry(name)
     if entry.dtype not in _DTYPES:
         raise ValueError(entry.dtype)
-    data = np.frombuffer(held.read(name, 0, entry.rows), dtype=_DTYPES[entry.dtype])
+    data = np.frombuffer(held.view(name), dtype=_DTYPES[entry.dtype])
+    data = data if data.flags.aligned else data.copy()  # old writers did not align
     weights: Vectors = data.reshape(entry.shape)
     is_looked_up = name.endswith("word_embeddings.weight")
     return weights if is_looked_up else weights.astype(np.float32, copy=False)

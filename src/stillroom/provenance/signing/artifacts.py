@@ -136,7 +136,7 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
         what = error.problems[0].what.removeprefix(f"{SIGNATURE_FILE} ")
         return SignatureCheck("invalid", differences=((SIGNATURE_FILE, what),))
     words = {
-        "changed": "is not what was signed",
+        "changed": "was changed after it was signed",
         "missing": "was signed and is missing",
         "extra": "was added after the signature",
     }

@@ -16,9 +16,10 @@ Spellings are unified: ``1,234`` is ``1234``, ``e-mail`` is ``email``, ``getUser
 ``getusername``, ``café`` also gives ``cafe``, ``Müller`` ``Mueller``; variants of hyphens,
 apostrophes and digits are mapped to ASCII, and invisible characters are removed.
 
-Not supported: word boundaries of Thai, Lao and Khmer (a run is one term), synonyms, misspellings,
-words written separately in one place and together in another (``data base``) without a hyphen or a
-capital letter, British and American spelling, abbreviations.
+Not supported: word boundaries of Thai, Lao and Khmer (a run is one term), synonyms, misspellings
+(those of questions: ``rag.generation.question``), words written separately in one place and
+together in another (``data base``) without a hyphen or a capital letter, British and American
+spelling, abbreviations.
 
 The English stop words are Lucene's 33. The other lists are articles, pronouns, prepositions,
 conjunctions and the forms of to be and to have, and as short: none contains a content word.
@@ -216,6 +217,15 @@ class Analyzer:
         """Return the terms without stop words, or all terms if there are only stop words."""
         terms = self.terms(text)
         return [term for term in terms if term not in self.stop_words] or terms
+
+    def has_content(self, text: str, languages: Sequence[str] = ()) -> bool:
+        """Return whether a text has a term that is no stop word and no English question word.
+
+        ``languages`` (ISO 639-1) are used only by ``auto``: any of them may be that of the text.
+        """
+        empty = self.stop_words | self._question_words
+        codes = set(languages) or {""}
+        return any(term not in empty for code in codes for term in self.terms(text, code))
 
     def _get_rules(self, language: str) -> _LanguageRules:
         return self._rules_by_language.get(LANGUAGES.get(language, ""), self._default_rules)

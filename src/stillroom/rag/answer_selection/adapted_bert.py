@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.checkpoints.safetensors_format import read_header
 from stillroom.errors import CheckpointError
 from stillroom.models.encoders.int8_layers import can_quantize
 from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
@@ -88,7 +89,10 @@ def load_tensors(path: Path) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load_file
 
     try:
+        read_header(path)  # bounds the number of tensors before the library makes objects of them
         tensors: dict[str, NDArray[Any]] = load_file(path)
+    except CheckpointError as error:
+        raise ValueError(error.problems[0].what) from error
     except SafetensorError as error:
         raise ValueError(f"{path.name}: {error}") from error
     if not all(np.isfinite(value).all() for value in tensors.values()):
@@ -155,6 +159,7 @@ def adapt_base(
     }
     with np.errstate(all="ignore"):
         adapted = base.adapt(pairs, alpha / rank, to_int8=to_int8)
+        base = base.quantize() if to_int8 else base
         if not np.isfinite(adapted.states([0, 0])).all():
             raise ValueError("its numbers are too large")
     return base, adapted, {name: tensors[name].astype(np.float32) for name in shapes}

@@ -168,25 +168,25 @@ def find_lists(text: str) -> list[list[Span]]:
     An item of the same kind and indentation goes on with a list, a paragraph that is indented no
     further than its items ends it. An item includes the list within it.
     """
-    starts = {match.start(): str(match.lastgroup) for match in _match_items(text)}
-    found, held = list[list[Span]](), list[tuple[tuple[int, str], list[Span]]]()
+    marks = {match.start(): str(match.lastgroup) for match in _match_items(text)}
+    found, nested = list[list[Span]](), dict[tuple[int, str], list[Span]]()
     is_apart = False
     for line in re.finditer(r"^[ \t]*(?=(\S?))[^\n]*", text, re.MULTILINE):
         if not line[1]:
             is_apart = True
             continue
-        kind = line.start(1) - line.start(), starts.get(line.start(), "")
-        if kind[1] or is_apart or _MARKED_HEADING.match(text, line.start()):
-            held = [one for one in held if one[0][0] < kind[0] or (kind[1] and one[0] == kind)]
-        outer = held
-        if kind[1]:
-            if not held or held[-1][0] != kind:
-                held = [*held, (kind, [])]
-                found.append(held[-1][1])
-            outer = held[:-1]
-            held[-1][1].append(line.span())
-        for _, items in outer:
-            items[-1] = (items[-1][0], line.end())
+        indent, mark = line.start(1) - line.start(), marks.get(line.start(), "")
+        kind = indent, mark
+        if mark or is_apart or _MARKED_HEADING.match(text, line.start()):
+            nested = {key: nested[key] for key in nested if key[0] < indent or key == kind}
+        if mark and kind not in nested:
+            nested[kind] = []
+            found.append(nested[kind])
+        for key, items in nested.items():
+            if mark and key == kind:
+                items.append(line.span())
+            else:
+                items[-1] = (items[-1][0], line.end())
         is_apart = False
     return [items for items in found if len(items) > 1]
 
@@ -202,12 +202,8 @@ def _find_items(text: str) -> list[int]:
 
 
 def _match_items(text: str) -> list[re.Match[str]]:
-    fenced = _find_fences(text)
-    found = [
-        match
-        for match in _ITEM.finditer(text)
-        if not any(first <= match.start() < last for first, last in fenced)
-    ]
+    fences = _find_fences(text)
+    found = [m for m in _ITEM.finditer(text) if not _is_fenced(fences, m.start())]
     counts = Counter(match.lastgroup for match in found)
     return [match for match in found if counts[match.lastgroup] > 1]
 
@@ -279,13 +275,13 @@ def _find_headings(text: str, known: set[str], starts: Collection[int]) -> list[
     A marked line is a heading if an empty line or the end follows: in settings and scripts "#"
     begins a comment.
     """
-    fenced = _find_fences(text)
+    fences = _find_fences(text)
     rows, lines, start = text.split("\n"), [], 0
     for number, line in enumerate(rows):
         is_marked = (
             bool(_MARKED_HEADING.match(line))
             and not (number + 1 < len(rows) and rows[number + 1].strip())
-            and not any(first <= start < last for first, last in fenced)
+            and not _is_fenced(fences, start)
         )
         if is_marked or start in starts or _letters(line) in known:
             lines.append((start, start + len(line)))
@@ -298,10 +294,14 @@ def _letters(text: str) -> str:
     return "".join(filter(str.isalnum, text)).casefold()
 
 
-def _find_fences(text: str) -> list[Span]:
-    """Return the spans of fenced code, where "#" begins a comment or a prompt."""
-    marks = [match.start() for match in _FENCE.finditer(text)]
-    return list(zip(marks[::2], [*marks[1::2], len(text)], strict=False))
+def _find_fences(text: str) -> list[int]:
+    """Return where fences of code begin and end, by turns."""
+    return [match.start() for match in _FENCE.finditer(text)]
+
+
+def _is_fenced(fences: Sequence[int], place: int) -> bool:
+    """Return whether a place is in fenced code, where "#" begins a comment or a prompt."""
+    return bisect_right(fences, place) % 2 == 1
 
 
 def encode_passages(

@@ -21,9 +21,11 @@ The folder of a reader holds ``reader.json`` and ``reader.safetensors``; no torc
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from filecmp import cmpfiles
 from functools import cache, lru_cache
 from pathlib import Path
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import CheckpointError, StillroomError
-from stillroom.models.encoders.int8_layers import can_quantize
+from stillroom.models.encoders.int8_layers import QUANTIZATION, can_quantize
 from stillroom.models.hub import is_local, resolve_checkpoint
 from stillroom.provenance import ARTIFACT_FILE, digest_json, read_artifact
 from stillroom.provenance.digests import load_json
@@ -139,7 +141,7 @@ class SentenceReader:
             raise ValueError(f"the threshold {self.threshold} is not a probability")
         if not 1 <= self.passages <= MAX_READ_PASSAGES:
             raise ValueError(f"{self.passages} passages cannot be read")
-        rounding = [self.precision] if self.precision == "int8" else []
+        rounding = [QUANTIZATION] if self._encoder.is_quantized else []
         self.fingerprint = digest_json([self.config, digest_tensors(tensors), *rounding])
 
     @property
@@ -162,14 +164,17 @@ class SentenceReader:
         tokenizer, weights = self._encoder.tokenizer, self._weights
         sentences: list[ScoredSentence] = []
         none_logits: list[float] = []
-        for window in encode_passages(
+        windows = encode_passages(
             tokenizer,
             question,
             passages,
             special=find_special_tokens(tokenizer),
             max_tokens=self._encoder.max_positions,
-        ):
-            states, ends = self._encode(window)
+        )
+        # Threads divide the passages of an encoder in 8-bit integers; others have a lock.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            encoded = list(pool.map(self._encode, windows))
+        for window, (states, ends) in zip(windows, encoded, strict=True):
             none_logits.append(float(states[0] @ self._none) + self._none_bias)
             for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
                 if last > first:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from stillroom.rag.answer_selection.encoding import Span
     from stillroom.rag.answer_selection.overlap import ScoredSentence
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
-    from stillroom.records import Document
+    from stillroom.records import Document, Passage
     from stillroom.records.document import Heading
 
 __all__ = ["Quote"]
@@ -51,13 +51,16 @@ Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
 _Candidates = tuple[str, str, list[tuple[int, int]]]
 # English words whose meaning stands in the sentence before.
 _ANAPHOR = re.compile(
-    r"(?:(?:it|its|they|their|them|he|his|she|her|both|the (?:latter|former)"
+    r"(?!(?-i:[A-Z]{2,}\b(?! [A-Z]{2})))"  # not IT, nor the OR of SQL, but in a text in capitals
+    r"(?:it|its|they|their|them|he|his|she|her|both|the (?:latter|former)"
     r"|(?:(?:after|as|at|because of|before|by|due to|during|for|from|if|in|of|on|since|to|under"
-    r"|when|with|without) )?(?:this|that|these|those|such))\b(?!['’]s\b)"
-    r"|(?:accordingly|and|but|consequently|conversely|hence|however|if (?:so|not)|instead"
-    r"|nevertheless|nonetheless|nor|or|otherwise|so|therefore|thus|yet)\b)",
+    r"|when|with|without) )?(?:this|that|these|those|such)"
+    r"|accordingly|and|but|consequently|conversely|hence|however|if (?:so|not)|instead"
+    r"|nevertheless|nonetheless|nor|or|otherwise|so|therefore|thus|yet)\b(?!-)",
     re.IGNORECASE,
 )
+# Without it, the sentence that follows it may say the opposite.
+_YES_OR_NO = re.compile(r"(?:yes|no|ja|nein|oui|non|sí|si)\W*", re.IGNORECASE)
 _QUESTION_MARKS = ("?", "？", "؟")
 _CLOSING = "\"'”’»“‘)]*_ 」』"
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
@@ -165,30 +168,27 @@ class Quote(AnswerStrategy):
         """
         texts = [hit.passage.text for hit in hits]
         chosen = self._choose(sentences, texts)
-        every, lists = _follow_announced(chosen, sentences, texts)
+        followed, lists = _follow_announced(chosen, sentences, texts)
         while True:
-            runs = _join_runs(every, sentences, texts)
+            runs = _join_runs(followed, sentences, texts)
             found = inquiry.find_quotes(hits, runs)
-            for (number, (_, end), _), quotes in zip(runs, found, strict=True):
-                if (number, end) in lists:
-                    for quote in quotes[:-1]:
-                        quote["continues"] = True
-            is_single = len(chosen) < 2 and len(every) == len(chosen)
-            if is_single or sum(map(count_citations, found)) <= self.max_quotes:
+            listed = [
+                (run, quotes)
+                for run, quotes in zip(runs, found, strict=True)
+                if quotes and (run[0], run[1][1]) in lists
+            ]
+            for _, quotes in listed:
+                for quote in quotes[:-1]:
+                    quote["continues"] = True
+            if len(followed) < 2 or sum(map(count_citations, found)) <= self.max_quotes:
                 break
-            if len(every) > len(chosen) and len(chosen) < 2:
-                every.pop()
+            if len(chosen) < 2:
+                followed.pop()
                 continue
             chosen.pop()
-            every, lists = _follow_announced(chosen, sentences, texts)
-        for (number, end), (shown, total) in lists.items():
-            passage = hits[number].passage
-            text = inquiry.index.document(passage.document_id).text
-            if shown < total:
-                add_warning(f"a list of {total} items is quoted in part: the first {shown}")
-            elif end == len(passage.text) and is_item(text[passage.end :].lstrip("\r\n")):
-                count = count_noun(shown, "item")
-                add_warning(f"a list goes on after its passage, of which {count} are quoted")
+            followed, lists = _follow_announced(chosen, sentences, texts)
+        for (number, (_, end), _), _ in listed:
+            _warn_of_rest(inquiry, hits[number].passage, end, *lists[number, end])
         return found
 
     def _choose(
@@ -209,6 +209,19 @@ class Quote(AnswerStrategy):
         return list(chosen.values())
 
 
+def _warn_of_rest(
+    inquiry: AnswerSession, passage: Passage, end: int, shown: int, total: int
+) -> None:
+    """Warn of the items that are not quoted of a list whose quote ends at ``end``."""
+    if shown < total:
+        add_warning(f"a list of {total} items is quoted in part: the first {shown}")
+    elif end == len(passage.text):
+        below = inquiry.index.document(passage.document_id).text[passage.end :]
+        if is_item(below.lstrip("\r\n")):
+            count = count_noun(shown, "item")
+            add_warning(f"a list goes on after its passage, of which {count} are quoted")
+
+
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:
     """Answer as a person judged: by quotes in their passages, or not at all."""
     inquiry.followed = judged
@@ -225,10 +238,10 @@ def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -
             shown.append(Hit(passage, 0.0, len(shown) + 1))
         spans.append((number, (start, end), None))
     parts = inquiry.find_quotes(shown, spans)
-    for (quotes, ahead), (one, other) in zip(pairwise(parts), pairwise(spans), strict=True):
-        text, end, start = shown[one[0]].passage.text, one[1][1], other[1][0]
-        is_list = one[0] == other[0] and is_item(text[start:]) and not text[end:start].strip()
-        if is_list and quotes and ahead:
+    for (quotes, below), (span, following) in zip(pairwise(parts), pairwise(spans), strict=True):
+        text, end, start = shown[span[0]].passage.text, span[1][1], following[1][0]
+        is_list = span[0] == following[0] and is_item(text[start:]) and not text[end:start].strip()
+        if is_list and quotes and below:
             quotes[-1]["continues"] = True
     found = [quote for quotes in parts for quote in quotes]
     yield from inquiry.quote(shown, [found], probability=None, fingerprint="")
@@ -373,27 +386,23 @@ def _follow_announced(
     In place of those of a list that is asked for there is one, of all that is quoted of it. Of
     each, by passage and end, the number of its items that are quoted and of all are returned.
     """
-    lists, found = _Lists(), list(chosen)
+    counts: dict[ScoredSentence, tuple[int, int]] = {}
+    found = list(chosen)
     for number in dict.fromkeys(sentence.passage for sentence in chosen):
-        own = [sentence for sentence in every if sentence.passage == number]
+        beside = [sentence for sentence in every if sentence.passage == number]
         for items in reversed(find_lists(texts[number])):  # the inner before the outer
-            whole = _find_asked_list(found, own, items, texts[number])
+            whole = _find_asked_list(found, beside, items, texts[number])
             if whole is None:
                 continue
             inner = [
-                one
-                for one in found
-                if one.passage == number and whole.start <= one.start < whole.end
+                sentence
+                for sentence in found
+                if sentence.passage == number and whole.start <= sentence.start < whole.end
             ]
-            rank = min(map(found.index, inner))
-            found = [one for one in found if one not in inner]
-            found.insert(rank, whole)
-            lists = _Lists(
-                (key, value)
-                for key, value in lists.items()
-                if key[0] != number or not whole.start <= key[1] <= whole.end
-            )
-            lists[number, whole.end] = sum(end <= whole.end for _, end in items), len(items)
+            found[found.index(inner[0])] = whole
+            found = [sentence for sentence in found if sentence not in inner]
+            counts[whole] = sum(end <= whole.end for _, end in items), len(items)
+    lists = {(part.passage, part.end): counts[part] for part in found if part in counts}
     announced = []
     for sentence in found:
         text = texts[sentence.passage]
@@ -437,26 +446,42 @@ def _find_asked_list(
         items: Spans of the items of the list.
         text: Text of the passage.
     """
-    first = items[0][0]
-    ahead = [one for one in every if one.end <= first and not text[one.end : first].strip()]
-    if not ahead or not _announces(text, ahead[0], first):
+    first, stop = items[0][0], items[-1][1]
+    opening = next((s for s in every if s.end <= first and not text[s.end : first].strip()), None)
+    if opening is None or not _announces(text, opening, first):
         return None
-    opening, stop = ahead[0], items[-1][1]
-    own = [one for one in chosen if one.passage == opening.passage and first <= one.start < stop]
     last = max((end for _, end in items[:_MAX_ITEMS] if end - first <= _MAX_LIST), default=first)
-    held = [[one.overlap for one in every if start <= one.start < end] for start, end in items]
-    if last == first or any(one.start >= last for one in own) or not all(held):
+    within = [s for s in chosen if s.passage == opening.passage and first <= s.start < stop]
+    overlaps = [[s.overlap for s in every if start <= s.start < end] for start, end in items]
+    if last == first or any(s.start >= last for s in within) or not all(overlaps):
         return None
     whole = replace(opening, end=last, short=None)
-    if opening in chosen and not (own and chosen.index(own[0]) < chosen.index(opening)):
+    if opening in chosen and not (within and chosen.index(within[0]) < chosen.index(opening)):
         return whole
-    own = [one for one in own if one in every]  # no list within an item
-    if not own:
+    best = next((s for s in within if s in every), None)  # no list within an item
+    if best is None:
         return None
-    shares = [max(overlaps) for overlaps in held]
-    share = shares[sum(start <= own[0].start for start, _ in items) - 1]
+    shares = [max(values) for values in overlaps]
+    share = shares[sum(start <= best.start for start, _ in items) - 1]
     is_distinct = share == max(shares) and shares.count(share) == 1
     return None if is_distinct or share >= opening.overlap else whole
+
+
+def _find_beginning(sentence: ScoredSentence, every: Sequence[ScoredSentence], text: str) -> int:
+    """Return where a sentence's quote begins: before it, if its first word points there.
+
+    Also after "Yes." or "No.".
+    """
+    is_anaphor = _ANAPHOR.match(text, sentence.start)
+    gaps = {
+        other.start: text[other.end : sentence.start]
+        for other in every
+        if other.passage == sentence.passage
+        and other.end <= sentence.start
+        and (is_anaphor or _YES_OR_NO.fullmatch(text, other.start, other.end))
+    }
+    before = (start for start, gap in gaps.items() if not (gap.strip() or _PARAGRAPH.search(gap)))
+    return max(before, default=sentence.start)
 
 
 def _join_runs(
@@ -466,31 +491,20 @@ def _join_runs(
 
     Those of one passage are in reading order. The short answer of several is that of the best. Rows
     of a table stay apart. A sentence that begins with a word such as "It" is quoted with the one
-    right before it, if that one may be quoted.
+    right before it, if that one may be quoted, and so is one after "Yes." or "No.".
     """
     spans = []
     for sentence in chosen:
-        start, text = sentence.start, texts[sentence.passage]
-        if _ANAPHOR.match(text, start):
-            before = [
-                other.start
-                for other in every
-                if other.passage == sentence.passage
-                and other.end <= start
-                and not _PARAGRAPH.search(text[other.end : start])
-                and not text[other.end : start].strip()
-            ]
-            start = max(before, default=start)
+        text = texts[sentence.passage]
         short = None if _is_head(text, sentence) else sentence.short
+        start = _find_beginning(sentence, every, text)
         spans.append((sentence.passage, (start, sentence.end), short))
     runs: list[Quoted] = []
     best = list[int]()  # of each run, the rank of the sentence that its short answer is of
     places = {passage: rank for rank, (passage, *_) in reversed([*enumerate(spans)])}
     ranked = sorted(enumerate(spans), key=lambda item: (places[item[1][0]], *item[1][:2]))
     edges = {(n, edge) for n, text in enumerate(texts) for row in find_rows(text) for edge in row}
-    edges |= {
-        (one.passage, edge) for one in chosen if one not in every for edge in (one.start, one.end)
-    }
+    edges |= {(s.passage, edge) for s in chosen if s not in every for edge in (s.start, s.end)}
     for rank, (passage, (start, end), short) in ranked:
         text = texts[passage]
         if runs and runs[-1][0] == passage:

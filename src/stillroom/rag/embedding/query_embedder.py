@@ -82,6 +82,11 @@ class QueryEmbedder:
         self._token_vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._vectors: OrderedDict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = OrderedDict()
 
+    def replace(self, description: IndexConfig, where: Path) -> QueryEmbedder:
+        """Return an embedder for another index, of the same open model if that made its vectors."""
+        is_same = description.embedder == self._recorded
+        return QueryEmbedder(description, where, self._embedder if is_same else None)
+
     @property
     def embedder(self) -> Embedder:
         """The embedder, opened when first needed.

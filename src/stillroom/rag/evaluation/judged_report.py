@@ -62,16 +62,19 @@ def report_judgments(
         report.add(metric)
     report.section(
         "Effect of the judgments",
-        f"{line} {first} was trained on the judgments of the other questions, {control} was not; "
+        f"{line} The {first} reader was trained on the judgments of the other questions, the "
+        f"{control} reader was not; "
         "all else is the same. An accepted answer is one that a person called right or quoted, "
         "which favors the reader that had given it. The figures are those of the comparison of "
         "readers.",
         table=tabulate_arms(report, comparison),
     )
     rows = tuple(
-        (arm, format_difference(metric), str(metric.n)) for arm, metric in differences.items()
+        (comparison.labels[arm], format_difference(metric), str(metric.n))
+        for arm, metric in differences.items()
     )
-    table = Table(f"{first} less the others, right words", ("arm", "difference", "questions"), rows)
+    title = f"{first} reader minus the others, right words"
+    table = Table(title, ("compared with", "difference", "questions"), rows)
     report.section("Differences on judged questions", table=table)
     return report, line
 

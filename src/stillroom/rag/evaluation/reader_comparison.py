@@ -379,13 +379,13 @@ def add_comparison(
     report.sections.clear()
     report.section(
         "Is it worth it",
-        f"All arms answer the same questions from the same passages. {first} answers as it is "
-        "served; the other readers quote as many sentences and are silent on as many answerable "
-        "questions, and what the model wrote is cut to as many words and counts as silent where "
-        f"{first} is. Served: each arm with its own settings instead. Holds: the right words stand "
-        "in the answer; wrong: an answer without them; silent: no answer. Unanswerable: asked of "
-        "the index without the documents that answer. Cited: share of the citations that support "
-        "their sentence. 95 % intervals over questions." + same,
+        f"All answer the same questions from the same passages. The {first} reader answers as it "
+        "is served; the other readers quote as many sentences and are silent on as many answerable "
+        "questions, and what the generating model wrote is cut to as many words and counts as "
+        f"silent where the {first} reader is. Served: each with its own settings instead. Holds: "
+        "the right words stand in the answer; wrong: an answer without them; silent: no answer. "
+        "Unanswerable: asked of the index without the documents that answer. Cited: share of the "
+        "citations that support their sentence. 95 % intervals over questions." + same,
         table=tabulate_arms(report, comparison),
     )
     report.section(
@@ -393,15 +393,15 @@ def add_comparison(
         "Share of the answerable questions whose right words the answers hold, on the same "
         "questions.",
         table=Table(
-            f"{first} less the others",
-            ("arm", "difference", "questions"),
+            f"{first} reader minus the others",
+            ("compared with", "difference", "questions"),
             tuple(
-                (arm, format_difference(metric), str(metric.n))
+                (comparison.labels[arm], format_difference(metric), str(metric.n))
                 for arm, metric in differences.items()
             ),
         ),
     )
-    table = _show_answers(compared)
+    table = _show_answers(comparison)
     report.section("Ten answers", "Cut to the page.", table=table)
     report.sections.extend(sections)
     report.summary = f"{decision.line} {report.summary}"
@@ -461,7 +461,7 @@ def are_synthetic(questions: str) -> bool:
 
 
 def tabulate_arms(report: Report, comparison: ArmComparison) -> Table:
-    """Return the figures of the arms side by side."""
+    """Return the figures of the readers, and of the model, side by side."""
     compared = comparison.arms
     rows: list[tuple[str, ...]] = [
         ("questions", *(str(len(arm.rows)) for arm in compared.values()))
@@ -481,7 +481,7 @@ def tabulate_arms(report: Report, comparison: ArmComparison) -> Table:
     rows.append(
         ("bytes of the model", *(_measure_bytes(comparison.recipe, arm) for arm in compared))
     )
-    return Table("arms side by side", ("", *compared), tuple(rows))
+    return Table("readers side by side", ("", *comparison.columns), tuple(rows))
 
 
 def _format_share(metric: Metric | None) -> str:
@@ -518,7 +518,8 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
-def _show_answers(compared: Mapping[str, ComparedArm]) -> Table:
+def _show_answers(comparison: ArmComparison) -> Table:
+    compared = comparison.arms
     texts = {
         arm: {
             row.question.id: "(counted as silent) "
@@ -539,4 +540,5 @@ def _show_answers(compared: Mapping[str, ComparedArm]) -> Table:
         )
         for name in order[:_SHOWN_ANSWERS]
     )
-    return Table(count_noun(len(rows), "question"), ("question", "expected", *texts), rows)
+    columns = ("question", "expected", *comparison.columns)
+    return Table(count_noun(len(rows), "question"), columns, rows)

@@ -128,6 +128,19 @@ class ArmComparison:
         """References of the readers by arm."""
         return self.recipe.compare.readers if self.recipe.compare is not None else {}
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each arm is called in sentences; without its article, in tables."""
+        labels = {
+            arm: _LABELS.get(self.readers.get(arm, ""), f"the {arm} reader") for arm in self.arms
+        }
+        return labels | {self.first: f"the {self.first} reader", BASE_ARM: "the generating model"}
+
+    @property
+    def columns(self) -> list[str]:
+        """What each arm is called at the head of a column."""
+        return [self.labels[arm].removeprefix("the ") for arm in self.arms]
+
     def find_differences(self, *, served: bool = False) -> dict[str, Metric]:
         """Return the paired difference of the first arm from each other one.
 
@@ -190,8 +203,7 @@ def decide_reader(
     """
     compared, readers, first = comparison.arms, comparison.readers, comparison.first
     sides = comparison.find_sides(differences)
-    labels = {arm: _LABELS.get(readers.get(arm, ""), f"the {arm} reader") for arm in compared}
-    labels |= {first: f"the {first} reader", BASE_ARM: "the generating model"}
+    labels = comparison.labels
     better = [arm for arm in sides.better if arm in readers and arm not in sides.loud]
     if not better:  # the model reads for nobody, so it never replaces a reader
         better = [arm for arm in sides.better if arm == BASE_ARM and arm not in sides.loud]

@@ -1,9 +1,4 @@
-"""Answers from an index (``ask``): generation, abstention, sources, and prompt-injection flags.
-
-Content flags never refuse or change anything: retrieved text is data, whatever its content, and
-patterns can be evaded. Hits and answers carry the flags so that a person or a program can inspect
-them. Not detected: paraphrased instructions, other languages, and instructions in pictures.
-"""
+"""Answers from an index (``ask``): generation, abstention and sources."""
 
 from __future__ import annotations
 
@@ -16,15 +11,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.generation.cited_sentences import CitationStream, CitedSentence
+from stillroom.rag.generation.content_flags import flag_text
 from stillroom.rag.generation.prompt import PROMPT_VERSION, REQUEST
 from stillroom.rag.generation.refusals import AbstentionTranslator, is_abstention, is_declined
 from stillroom.rag.generation.semantic_cache import build_cache_scope
 from stillroom.rag.generation.session import (
     AnswerSession,
     JudgedAnswer,
-    PromptEchoStripper,
-    PromptLeakFilter,
 )
+from stillroom.rag.generation.stream_filters import PromptEchoStripper, PromptLeakFilter
 from stillroom.rag.interfaces import (
     ANSWER_STRATEGIES,
     CHECKERS,
@@ -46,7 +41,6 @@ from stillroom.rag.settings import AnswerSettings, read_answer_settings
 from stillroom.rag.types import format_heading_path, get_readable_text
 from stillroom.records import Answer, Citation, Hit, Origin, Sampling
 from stillroom.registry import Method
-from stillroom.text.unicode import count_invisible, strip_invisible
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -55,14 +49,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANSWER_SAMPLING",
-    "CONTENT_FLAGS",
     "SUSPECTED_STEP",
     "AnswerSettings",
     "ask",
     "ask_stream",
     "count_origins",
     "describe_sources",
-    "flag_text",
     "get_origin_label",
 ]
 
@@ -194,8 +186,8 @@ def _stream_answer(
     """Yield checked pieces of a strategy's answer, then the Answer."""
 
     def work() -> Generator[str]:
-        session.condense_question()
-        yield from method.answer(session)
+        if session.prepare_question():
+            yield from method.answer(session)
 
     draft, warnings, times = _AnswerDraft(session), list[str](), StageTimes()
 
@@ -235,9 +227,7 @@ def _build_answer_scope(
     if asking.retriever is None:
         settings["retriever"] = _to_plain(retriever)
     strategy = ANSWER_STRATEGIES.build(asking.answering)
-    calls_model = (
-        strategy.needs_model or asking.transform is not None or asking.reranker is not None
-    )
+    is_helped = asking.transform is not None or asking.reranker is not None
     methods = [
         retriever,
         strategy,
@@ -250,7 +240,7 @@ def _build_answer_scope(
     return build_cache_scope(
         index=index.digest,
         scope=index.scope,
-        model=model.fingerprint if calls_model else "",
+        model=model.fingerprint if strategy.needs_model or is_helped else "",
         prompt=PROMPT_VERSION,
         query={name: value for name, value in asdict(query).items() if name != "text"},
         sampling=asdict(sampling),
@@ -292,7 +282,7 @@ class _AnswerDraft:
         self._text = ""
         self._leak_filter = PromptLeakFilter()
         self._echo_stripper = PromptEchoStripper(inquiry.query.text, REQUEST)
-        self._named_numbers: tuple[int, ...] = ()
+        self._nearest: tuple[int, ...] = ()
         self._translator = AbstentionTranslator(inquiry.query.text)
 
     def feed(self, raw: str) -> str:
@@ -307,7 +297,8 @@ class _AnswerDraft:
         if session.quotes:
             return ""
         if session.shown is None:
-            return self._append(self._build_refusal(self._translator.wording.refusal))
+            opening = self._translator.wording.open_refusal(session.refusal)
+            return self._append(self._build_refusal(opening))
         composer = self._open_stream()
         text = self._echo_stripper.feed(self._leak_filter.finish()) + self._echo_stripper.finish()
         text = self._translator.feed(text) + self._translator.finish()
@@ -333,24 +324,19 @@ class _AnswerDraft:
         return "" if any(map(str.isalnum, _CITATIONS.sub("", self._text))) else "empty"
 
     def to_answer(self, warnings: list[str], times: StageTimes) -> Answer:
-        session, composer = self._session, self._stream
-        hits = session.shown.hits if session.shown else session.nearest
-        quoted = [quote["number"] for quote in session.quotes]
-        numbers = {*self._named_numbers, *(composer.numbers if composer else quoted)}
+        session, cited, hits = self._session, self._list_cited(), self._hits
+        hits = tuple(hits[place] for place in dict.fromkeys([*cited, *range(len(hits))]))
         details = {**self._describe(hits, warnings), "stage_ms": times.to_json()}
-        details["origins"] = count_origins(details["sources"], numbers)
+        details["origins"] = count_origins(details["sources"], range(1, len(cited) + 1))
         completion = replace(session.completion, text=self._text)
-        return Answer(completion, _resolve_citations(numbers, hits), hits, details)
+        return Answer(completion, _resolve_citations(hits[: len(cited)]), hits, details)
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
         abstained = bool(session.refusal) or (not session.quotes and is_declined(self._text))
         note = self._translator.wording.describe_reason(session.refusal) if abstained else ""
-        statements = (
-            composer.statements
-            if composer
-            else [_state_quote(quote, self._text) for quote in session.quotes]
-        )
+        quoted = [_state_quote(quote, self._text) for quote in session.quotes]
+        statements = composer.statements if composer else quoted
         return {
             "index": session.index.digest,
             "answered_by": session.completion.model,
@@ -372,7 +358,7 @@ class _AnswerDraft:
             "abstained": abstained,
             "refusal": session.refusal,
             "refusal_note": note,
-            "nearest": [hits[number - 1].passage.id for number in self._named_numbers],
+            "nearest": [self._hits[place].passage.id for place in self._nearest],
             "support": dict(sorted(Counter(statement.status for statement in statements).items())),
             "statements": [statement.to_json() for statement in statements],
             "dropped_statements": [
@@ -403,22 +389,33 @@ class _AnswerDraft:
 
     def _build_refusal(self, opening: str) -> str:
         """Return a refusal that names the nearest passages, best first."""
-        session = self._session
-        hits = session.shown.hits if session.shown else session.nearest
-        order = sorted(range(len(hits)), key=lambda i: (hits[i].rank, i))
-        self._named_numbers = tuple(sorted(i + 1 for i in order[:_MAX_NAMED_SOURCES]))
-        nearest = self._translator.wording.describe_nearest(self._named_numbers)
+        hits = self._hits
+        order = sorted(range(len(hits)), key=lambda place: (hits[place].rank, place))
+        self._nearest = tuple(order[:_MAX_NAMED_SOURCES])
+        cited = self._list_cited()
+        numbers = tuple(sorted(cited.index(place) + 1 for place in self._nearest))
+        nearest = self._translator.wording.describe_nearest(numbers)
         return f"{opening} {nearest}" if nearest else opening
+
+    @property
+    def _hits(self) -> Sequence[Hit]:
+        return self._session.shown.hits if self._session.shown else self._session.nearest
+
+    def _list_cited(self) -> list[int]:
+        """Return the places in the hits of what the answer numbers 1, 2, 3, in this order."""
+        quoted = (quote["number"] for quote in self._session.quotes)
+        numbers = self._stream.numbers if self._stream else quoted
+        return list(dict.fromkeys([*(number - 1 for number in numbers), *self._nearest]))
 
     def _append(self, text: str) -> str:
         self._text += text
         return text
 
 
-def _resolve_citations(numbers: set[int], hits: Sequence[Hit]) -> tuple[Citation, ...]:
-    """Map citation numbers to the passages shown, with their locations (byte spans)."""
-    shown = ((number, hits[number - 1].passage) for number in sorted(numbers))
-    return tuple(Citation(number, part.id, part.location, part.text) for number, part in shown)
+def _resolve_citations(hits: Sequence[Hit]) -> tuple[Citation, ...]:
+    """Return the citations of the cited hits, with their locations (byte spans)."""
+    parts = (hit.passage for hit in hits)
+    return tuple(Citation(n, part.id, part.location, part.text) for n, part in enumerate(parts, 1))
 
 
 def _state_quote(quote: Mapping[str, Any], text: str) -> CitedSentence:
@@ -504,93 +501,3 @@ def _get_check_verdict(origin: Origin) -> str:
     if any(link.method.startswith(_STATEMENT_STEP_PREFIX) for link in origin.chain):
         verdicts = verdicts or ["stated"]
     return verdicts[-1] if verdicts else ""
-
-
-CONTENT_FLAGS: dict[str, str] = {
-    "control-tokens": "text that a chat template could parse as control tokens",
-    "hidden-text": "characters or markup invisible to a reader",
-    "instruction": "an instruction to the model instead of a statement",
-    "planted-citation": "demands that a certain passage be cited or trusted",
-    "remote-content": "a picture or link in Markdown or HTML that could send data out",
-    "role-play": "a faked turn of the system, user or assistant",
-    "secrets": "asks for prompts, keys, passwords, or other people's documents",
-}
-"""Description of each flag."""
-_INJECTION_VERBS = (
-    r"(?:ignore|disregard|forget|override|bypass|skip|discard|drop|set aside|pay no attention to)"
-)
-_INJECTION_QUALIFIERS = (
-    r"(?:previous|prior|above|preceding|earlier|foregoing|other|all|any|every|the|your|these|those"
-    r"|system|original|initial)"
-)
-_INJECTION_OBJECTS = (
-    r"(?:instructions?|prompts?|rules?|directions?|guidelines?|orders?|commands?|passages?)"
-)
-_PATTERNS: dict[str, re.Pattern[str]] = {
-    "control-tokens": re.compile(
-        r"<\s*[|｜][^<>\n]{0,64}[|｜]\s*>|\[\s*/?\s*(?:INST|SYS|SYSTEM_PROMPT)\s*\]|<<\s*/?\s*SYS\s*>>"
-        r"|<\s*/?\s*(?:s|start_of_turn|end_of_turn|system|assistant|tool_call)\s*>"
-        r"|<\s*/\s*(?:passage|document|context|data|source)[\w-]*\s*>",
-        re.IGNORECASE,
-    ),
-    "hidden-text": re.compile(
-        r"<!--|display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0|opacity\s*:\s*0(?!\.)",
-        re.IGNORECASE,
-    ),
-    "instruction": re.compile(
-        rf"\b{_INJECTION_VERBS}\s+(?:\w+\s+){{0,3}}?{_INJECTION_QUALIFIERS}\s+(?:\w+\s+){{0,3}}?{_INJECTION_OBJECTS}\b"
-        r"|\b(?:you\s+(?:must|should|will|shall|are\s+to)|always|instead,?|please)\s+(?:now\s+|only\s+)?"
-        r"(?:answer|respond|reply|say|output|write|print|repeat|tell\s+the\s+user)\b"
-        r"|\b(?:answer|respond|reply|say|output|print|repeat)\s+(?:only\s+|exactly\s+|with\s+){1,3}"
-        r"(?:the\s+)?(?:word|phrase|text|sentence|following|[\"'“‘])"
-        r"|\bnew\s+(?:instructions?|rules?|task)\s*:|\byou\s+are\s+now\b|\bfrom\s+now\s+on\b"
-        r"|\b(?:note|message|instructions?|attention)\s+(?:to|for)\s+(?:the\s+)?"
-        r"(?:ai|assistant|model|language\s+model|chatbot|reader\s+model)\b"
-        r"|\bif\s+you\s+are\s+an?\s+(?:ai|assistant|language\s+model)\b",
-        re.IGNORECASE,
-    ),
-    "planted-citation": re.compile(
-        r"\b(?:cite|trust|quote|use|prefer|rely\s+on|refer\s+to|believe)\s+(?:only\s+)?(?:this\s+|the\s+)?"
-        r"(?:passage|source|document|citation)?\s*(?:number\s+)?[\[【［(]\s*\d{1,3}\s*[\])】］]"
-        r"|\b(?:all|every)\s+other\s+(?:passages?|sources?|documents?)\s+"
-        r"(?:is|are)\s+(?:\w+\s+)?(?:wrong|false|outdated|obsolete|incorrect|retracted)",
-        re.IGNORECASE,
-    ),
-    "remote-content": re.compile(
-        # a path without scheme or root stays on the page's host; [&\\] may hide either
-        r"!\[(?:[^\]\\]|\\.|\](?!\s*[(\[])){0,300}\]\s*"
-        r"(?:\[|\([\s\x00-\x1f<]*+(?:[/\\]|[a-z\d.+\t-]*[:&\\]))|\]\(\s*(?:https?:)?//[^)\s?]{0,1000}\?"
-        r"|<\s*(?:base|ima?ge?|iframe|script|object|embed|video|audio|source|input|link|form)\b[^>]{0,400}"
-        r"(?:src(?:set)?|href|data|action|poster)\s*=|javascript:|data:text/html",
-        re.IGNORECASE,
-    ),
-    "role-play": re.compile(
-        r"(?:\A|\n)[ \t#>*-]*(?:system|assistant|user|human|ai|developer)\s*(?:prompt\s*)?:\s*\S",
-        re.IGNORECASE,
-    ),
-    "secrets": re.compile(
-        r"\b(?:reveal|print|show|repeat|output|send|leak|give|list|disclose|forward)\s+(?:\w+\s+){0,4}?"
-        r"(?:system\s+prompt|hidden\s+prompt|initial\s+prompt|passwords?|api\s+keys?|secrets?"
-        r"|credentials?|other\s+(?:tenants?|users?|customers?)['’]?s?)\b",
-        re.IGNORECASE,
-    ),
-}
-_SHORT_PICTURE = re.compile(r"!\[([^\[\]]{1,200})\](?![(\[])")
-_DEFINITION = re.compile(r"^[ \t>]*\[([^\[\]]{1,200})\]:", re.MULTILINE)
-_SOFT_HYPHEN = re.compile(r"(?<=\w)\u00ad(?=\w)")  # where a line may break: usual in print
-
-
-def flag_text(text: str) -> tuple[str, ...]:
-    """Return the keys of ``CONTENT_FLAGS`` that match a text, sorted.
-
-    Patterns are matched after invisible characters are stripped, so that words split by them are
-    detected; the invisible characters themselves are flagged too.
-    """
-    visible = strip_invisible(text)
-    flags = {name for name, pattern in _PATTERNS.items() if pattern.search(visible)}
-    if count_invisible(_SOFT_HYPHEN.sub("", text)):
-        flags.add("hidden-text")
-    defined = {label.casefold() for label in _DEFINITION.findall(visible)}
-    if any(label.casefold() in defined for label in _SHORT_PICTURE.findall(visible)):
-        flags.add("remote-content")
-    return tuple(sorted(flags))

@@ -87,14 +87,14 @@ class CitationStream:
         self._out: list[str] = []
         self._length = 0
         self.statements: list[CitedSentence] = []
-        self.numbers: dict[int, None] = {}
-        """Cited numbers in order of appearance."""
+        self.numbers: dict[int, int] = {}
+        """Number in the answer of each cited passage, from 1 in order of appearance."""
         self.dropped: list[tuple[str, CitedSentence]] = []
         """Dropped sentences with their check results."""
         self.repeats = 0
         """Number of sentences dropped as repetitions."""
         self._seen: dict[str, None] = {}
-        self._saved_state = 0, 0, dict[int, None]()
+        self._saved_state = 0, 0, dict[int, int]()
         self._has_code = False
         self._restatements = 0
 
@@ -198,9 +198,12 @@ class CitationStream:
             self._start = self._length
         self._marks.update(dict.fromkeys(fresh))
         space = self._space + mark.space if self._length else ""
-        self._write(space + format_citations(fresh) if fresh else "")
+        self._write(space + format_citations(self._renumber(fresh)) if fresh else "")
         self._space = ""
-        self.numbers.update(dict.fromkeys(fresh))
+
+    def _renumber(self, passages: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the numbers in the answer of passages that the prompt numbers."""
+        return tuple(self.numbers.setdefault(name, len(self.numbers) + 1) for name in passages)
 
     def _end_sentence(self) -> None:
         """End the sentence: compute its support, and add a citation if the model gave none."""
@@ -217,10 +220,10 @@ class CitationStream:
         if self._unsupported != "mark" and statement.status in {"unsupported", "unverified"}:
             self._drop_sentence(statement)
             return
+        cited = self._renumber(statement.cited)
         if statement.added:
-            self._write(" " + format_citations(statement.cited))
-            self.numbers.update(dict.fromkeys(statement.cited))
-        self.statements.append(replace(statement, end=self._length))
+            self._write(" " + format_citations(cited))
+        self.statements.append(replace(statement, end=self._length, cited=cited))
         self._sentence, self._marks = "", {}
 
     def _save_state(self) -> None:

@@ -38,10 +38,15 @@ class RefusalWording:
 
     abstention: str
     refusal: str
+    nothing_asked: str
     nearest: str
     nearest_two: str
     language_notice: str
     reasons: Mapping[str, str]
+
+    def open_refusal(self, code: str) -> str:
+        """Return the sentence that refuses, by the code of its reason."""
+        return self.nothing_asked if code == "no-question" else self.refusal
 
     def describe_nearest(self, numbers: Sequence[int]) -> str:
         """Return the sentence that names the nearest passages; empty if there are none."""
@@ -58,12 +63,14 @@ class RefusalWording:
 _ENGLISH = RefusalWording(
     abstention=ABSTENTION,
     refusal=REFUSAL,
+    nothing_asked="This asks nothing that can be looked up.",
     nearest="The nearest passage, {}, does not support an answer.",
     nearest_two="The nearest passages, {} and {}, do not support an answer.",
     language_notice="the question is in another language ({}) than the passages found ({}): "
     "ask in theirs",
     reasons={
         "model": "the model found no answer in the passages",
+        "no-question": "no word of the question says what it is about: ask a whole question",
         "nothing-found": "no passage was found",
         "no-answer": "no sentence of the passages answers the question with enough probability: "
         "look at the nearest passages, or ask in their words",
@@ -78,12 +85,15 @@ _WORDINGS = {
     "de": RefusalWording(
         abstention="Die Dokumente beantworten das nicht.",
         refusal="Keine gefundene Textstelle beantwortet das.",
+        nothing_asked="Das fragt nach nichts, was sich nachschlagen lässt.",
         nearest="Die nächstliegende Textstelle, {}, stützt keine Antwort.",
         nearest_two="Die nächstliegenden Textstellen, {} und {}, stützen keine Antwort.",
         language_notice="die Frage ist in einer anderen Sprache ({}) als die gefundenen "
         "Textstellen ({}): bitte in deren Sprache fragen",
         reasons={
             "model": "das Modell hat in den Textstellen keine Antwort gefunden",
+            "no-question": "kein Wort der Frage sagt, worum es geht: bitte eine ganze Frage "
+            "stellen",
             "nothing-found": "es wurde keine Textstelle gefunden",
             "no-answer": "kein Satz der Textstellen beantwortet die Frage mit genügender "
             "Wahrscheinlichkeit: bitte in den nächstliegenden nachsehen oder mit deren Worten "
@@ -97,12 +107,15 @@ _WORDINGS = {
     "fr": RefusalWording(
         abstention="Les documents ne répondent pas à cette question.",
         refusal="Aucun passage trouvé ne répond à cette question.",
+        nothing_asked="Cela ne demande rien que l'on puisse chercher.",
         nearest="Le passage le plus proche, {}, ne permet pas de répondre.",
         nearest_two="Les passages les plus proches, {} et {}, ne permettent pas de répondre.",
         language_notice="la question est dans une autre langue ({}) que les passages trouvés "
         "({}) : posez-la dans la leur",
         reasons={
             "model": "le modèle n'a pas trouvé de réponse dans les passages",
+            "no-question": "aucun mot de la question ne dit de quoi il s'agit : posez une question "
+            "entière",
             "nothing-found": "aucun passage n'a été trouvé",
             "no-answer": "aucune phrase des passages ne répond à la question avec une probabilité "
             "suffisante : consultez les passages les plus proches, ou reprenez leurs mots",
@@ -116,12 +129,15 @@ _WORDINGS = {
     "es": RefusalWording(
         abstention="Los documentos no responden a esta pregunta.",
         refusal="Ningún pasaje encontrado responde a esta pregunta.",
+        nothing_asked="Esto no pregunta nada que se pueda buscar.",
         nearest="El pasaje más cercano, {}, no permite responder.",
         nearest_two="Los pasajes más cercanos, {} y {}, no permiten responder.",
         language_notice="la pregunta está en otro idioma ({}) que los pasajes encontrados ({}): "
         "pregunte en el de ellos",
         reasons={
             "model": "el modelo no encontró una respuesta en los pasajes",
+            "no-question": "ninguna palabra de la pregunta dice de qué se trata: haga una pregunta "
+            "completa",
             "nothing-found": "no se encontró ningún pasaje",
             "no-answer": "ninguna frase de los pasajes responde a la pregunta con suficiente "
             "probabilidad: consulte los pasajes más cercanos, o pregunte con sus palabras",
@@ -137,7 +153,8 @@ ABSTENTIONS = frozenset(wording.abstention for wording in _WORDINGS.values())
 """``ABSTENTION`` in every language."""
 _OPENINGS = tuple(
     opening.rstrip(".")
-    for opening in (*ABSTENTIONS, *(wording.refusal for wording in _WORDINGS.values()))
+    for wording in _WORDINGS.values()
+    for opening in (wording.abstention, wording.refusal, wording.nothing_asked)
 )
 
 

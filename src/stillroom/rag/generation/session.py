@@ -1,28 +1,24 @@
-"""Answer session: model calls and budget of a question, and filters of echoed prompts.
+"""Answer session: the model calls and the budget of a question.
 
 A strategy of ``stillroom.rag.answer_strategies`` works through it: ``retrieve``, ``grade``,
 ``ask``, ``read``, ``abstain``. All model calls are counted here. No state is shared between
 questions.
-
-``PromptEchoStripper`` removes the question, the request and labels like "Answer:" from the start
-of a stream. ``PromptLeakFilter`` removes passage fences, and ends the answer where the model
-continues the prompt: after a closing fence, or with a question of its own. The output does not
-depend on how the stream was split. Only the English words of the prompt are recognized.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Self
 
+from stillroom.errors import StillroomError
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json, digest_text
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
-from stillroom.rag.generation.verbatim import describe_quote, find_verbatim_parts
+from stillroom.rag.generation.question import correct_spelling, has_content, select_asking
+from stillroom.rag.generation.verbatim import ITEM_MARK, describe_quote, find_verbatim_parts
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
@@ -51,8 +47,6 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerSession",
     "JudgedAnswer",
-    "PromptEchoStripper",
-    "PromptLeakFilter",
     "count_citations",
     "digest_sentence",
 ]
@@ -202,6 +196,32 @@ class AnswerSession:
         self.note("stand_alone", query=rewritten.text)
         self.query = Query(rewritten.text)
 
+    def prepare_question(self) -> bool:
+        """Make the question one that can be searched; return whether it asks anything.
+
+        The text that a model reads stays as it is: it tells a question from what leads to it.
+        """
+        self.condense_question()
+        is_judged = self.judged is not None and self.judged.is_decided
+        if not is_judged and not has_content(self.query.text, self.index):
+            self.abstain("no-question")
+            return False
+        if not self._limits.needs_model:
+            asking = select_asking(self.query.text)
+            if asking != self.query.text:
+                add_warning(f"of the long question, what asks was read: {asking}")
+            try:
+                text, replaced = correct_spelling(asking, self.index)
+            except StillroomError as error:  # no embedder; a search by words needs none
+                text, replaced = asking, {}
+                add_warning(f"words were read as they are written: {error.problems[0].what}")
+            for word, meant in replaced.items():
+                add_warning(f'"{word}", which no passage has, was read as "{meant}"')
+            if text != self.query.text:
+                self.note("reword", query=text)
+                self.query = replace(self.query, text=text)
+        return True
+
     def retrieve(
         self, query: Query | None = None, k: int = 0, *, retriever: str | Retriever | None = None
     ) -> list[Hit]:
@@ -285,8 +305,8 @@ class AnswerSession:
     ) -> list[list[dict[str, Any]]]:
         """Return for each span its parts that stand in the document, none for what is known.
 
-        ``hits`` are numbered from 1 in the answer. A span is the index of a hit, a character span
-        of its passage's text, and the span of a short answer within, if known.
+        Their ``number`` is that of their hit, from 1. A span is the index of a hit, a character
+        span of its passage's text, and the span of a short answer within, if known.
         """
         found, known = list[list[dict[str, Any]]](), set[str]()
         ids = {hits[number].passage.document_id for number, _, _ in spans}
@@ -319,22 +339,28 @@ class AnswerSession:
 
         ``quotes`` says where each stands in the text and in its source. Parts that a parser
         rendered from the same bytes, as the cells of a row, and the items of a list (all but the
-        last with ``continues``) have one citation, after the last.
+        last with ``continues``) have one citation, after the last. Passages are numbered from 1 as
+        they are quoted; those that are not quoted follow in the order of ``hits``.
 
-        ``hits`` are numbered from 1 in the answer. ``probability`` is that the best quote answers,
-        or None if a person chose them; ``fingerprint`` is the reader's, empty without one.
+        ``probability`` is that the best quote answers, or None if a person chose them;
+        ``fingerprint`` is the reader's, empty without one.
         """
-        self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
+        quoted = (quote["number"] - 1 for quotes in found for quote in quotes)
+        order = list(dict.fromkeys([*quoted, *range(len(hits))]))
+        self.shown = RenderedPrompt(Prompt(()), tuple(hits[i] for i in order), 0, 0, "")
         pieces, length = list[str](), 0
-        for fresh in found:
+        for quotes in found:
             separator = " " * bool(pieces)
-            for quote, is_cited in zip(fresh, _find_citations(fresh), strict=True):
+            ends = zip(_find_citations(quotes), _find_separators(hits, quotes), strict=True)
+            for quote, (is_cited, mark_of_item) in zip(quotes, ends, strict=True):
+                quote["number"] = order.index(quote["number"] - 1) + 1
                 quote["answer_start"] = length + len(separator)
                 mark = f" [{quote['number']}]" if is_cited else ""
                 pieces.append(f"{separator}{quote['text']}{mark}")
-                separator = " " if is_cited else "\n- " if quote.get("continues") else "; "
+                separator = " " if is_cited else mark_of_item
                 length += len(pieces[-1])
-            self.quotes += fresh
+            self.quotes += quotes
+        _warn_of_marks(self.quotes)
         if not pieces:  # what was chosen are marks of a parser
             self.shown = None
             self.abstain("no-answer", hits)
@@ -411,139 +437,33 @@ def _get_method_name(retriever: str | Retriever) -> str:
     return retriever if isinstance(retriever, str) else retriever.method_name()
 
 
-_ECHOED_LABELS = (
-    *("question:", "answer:", "q:", "a:"),
-    *("the answer is:", "the answer to the question is:", "the answer to this question is:"),
-)
-_SPACE = re.compile(r"\s+")
 _NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""
-_QUESTION_LABELS = ("Question:", "QUESTION:", "Q:")
-_FENCE_MARK = re.compile(r"<(/?)passage-[0-9a-f]{1,8}>")
-_PARTIAL_FENCE_MARK = re.compile(
-    r"<(?:/?(?:p(?:a(?:s(?:s(?:a(?:g(?:e(?:-[0-9a-f]{0,8})?)?)?)?)?)?)?)?)?"
-)
-_SENTENCE_END = re.compile(r"(?:[.!?。！？…][\"'”’)*]*|\])[ \t]+\Z|\n[ \t]*\Z")
-_HELD_CHARACTERS = 64
 
 
-class PromptLeakFilter:
-    """Removes passage fences from a stream, and ends it where the model continues the prompt."""
+def _find_separators(hits: Sequence[Hit], quotes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what follows each quote if no citation does: in a list the mark of the next item.
 
-    def __init__(self) -> None:
-        self._pending = ""
-        self._emitted = ""
-        self._is_over = False
-
-    def feed(self, text: str) -> str:
-        """Return the text that is final after more input; empty once the answer is over."""
-        output = ""
-        for character in text:
-            if self._is_over:
-                break
-            self._pending += character
-            output += self._resolve_pending()
-        return output
-
-    def finish(self) -> str:
-        """Return the pending text, except an incomplete fence."""
-        held, self._pending = self._pending, ""
-        return "" if self._is_over or held.startswith(("<passage", "</passage")) else held
-
-    def _resolve_pending(self) -> str:
-        """Return the pending text unless it is, or may become, a part of the prompt."""
-        held = self._pending
-        mark = _FENCE_MARK.fullmatch(held)
-        if mark is not None:
-            self._pending = ""
-            self._is_over = bool(mark[1]) and bool(self._emitted.strip())
-            return ""
-        if held in _QUESTION_LABELS:
-            self._pending, self._is_over = "", True
-            return ""
-        if _PARTIAL_FENCE_MARK.fullmatch(held) or (
-            any(label.startswith(held) for label in _QUESTION_LABELS) and self._may_start_question()
-        ):
-            return ""
-        # Only the last character may begin another fence or label.
-        self._pending = ""
-        if len(held) > 1 and held[-1] in "<Q":
-            return self._emit(held[:-1]) + self.feed(held[-1])
-        return self._emit(held)
-
-    def _may_start_question(self) -> bool:
-        """Return whether a question would begin a line or a sentence, after some text."""
-        return bool(_SENTENCE_END.search(self._emitted)) and bool(self._emitted.strip())
-
-    def _emit(self, text: str) -> str:
-        self._emitted = (self._emitted + text)[-_HELD_CHARACTERS:]
-        return text
+    That is the passage's own, with the number or the level of the item.
+    """
+    separators, level = list[str](), 0
+    for quote, following in pairwise(quotes):
+        text = hits[quote["number"] - 1].passage.text[quote["end"] : following["start"]]
+        mark = text.rpartition("\n")[2]
+        indent = len(mark) - len(mark.lstrip())
+        if not separators or not separators[-1].startswith("\n"):
+            level = indent
+        mark = mark[min(level, indent) :] if ITEM_MARK.fullmatch(mark) else ""
+        is_below = quote.get("continues") and "\n" in text
+        separators.append(f"\n{mark}" if is_below else "; ")
+    return [*separators, ""]
 
 
-class PromptEchoStripper:
-    """Buffers the beginning of an answer until it is no echo of the prompt."""
-
-    def __init__(self, question: str, request: str = "") -> None:
-        self._question = _normalize_text(question)
-        self._labels = (*_ECHOED_LABELS, *([request.casefold()] if request else []))
-        self._pending = ""
-        self._is_open = True
-
-    def feed(self, text: str) -> str:
-        """Return the text that is final after more input."""
-        if not self._is_open:
-            return text
-        self._pending += text
-        while self._is_open:
-            remainder = self._strip_echo()
-            if remainder is None:
-                return ""
-            if remainder == self._pending:
-                self._is_open = False
-            self._pending = remainder
-        held, self._pending = self._pending, ""
-        return held
-
-    def finish(self) -> str:
-        """Return the pending text, except labels without anything after them."""
-        held, self._pending, self._is_open = self._pending, "", False
-        return "" if _normalize_text(held) in self._labels else held
-
-    def _strip_echo(self) -> str | None:
-        """Return the pending text without one leading echo, or None to wait for more."""
-        held = self._pending.lstrip()
-        plain = held.casefold()
-        if not plain:
-            return None
-        for label in self._labels:
-            if plain.startswith(label):
-                return self._after_label(held[len(label) :].lstrip(), label)
-            if label.startswith(plain):
-                return None
-        return self._after_question(held)
-
-    def _after_label(self, remainder: str, label: str) -> str | None:
-        """Return the text after a label; for "Question:", only if the question follows."""
-        if label[0] != "q":
-            return remainder or None
-        after = self._after_question(remainder)
-        return self._pending if after == remainder and remainder else after
-
-    def _after_question(self, text: str) -> str | None:
-        """Return the text after the leading question; the text itself if it does not match."""
-        known = 0
-        for i, character in enumerate(text):
-            if known == len(self._question):
-                return text[i:].lstrip() or None if character.isspace() else text
-            plain = _normalize_text(text[: i + 1])
-            if not self._question.startswith(plain):
-                return text
-            known = len(plain)
-        return None
-
-
-def _normalize_text(text: str) -> str:
-    return _SPACE.sub(" ", text).strip().casefold()
+def _warn_of_marks(quotes: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of marks in quotes, as of footnotes, that read as citations of the answer."""
+    text, marks = "".join(quote["text"] for quote in quotes), {f"[{q['number']}]" for q in quotes}
+    if listed := ", ".join(sorted(mark for mark in marks if mark in text)):
+        add_warning(f"{listed} within a quote stands so in its document and is no citation")
 
 
 def _find_citations(quotes: Sequence[Mapping[str, Any]]) -> list[bool]:

@@ -17,9 +17,10 @@ from stillroom.text.line_wrapping import find_soft_breaks
 if TYPE_CHECKING:
     from stillroom.records import Document, Passage
 
-__all__ = ["describe_quote", "find_verbatim_parts"]
+__all__ = ["ITEM_MARK", "describe_quote", "find_verbatim_parts"]
 
-_ITEM_MARK = re.compile(r"[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+")
+ITEM_MARK = re.compile(r"[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+")
+"""The mark of a list item, as parsers write it."""
 _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
 _FENCED = re.compile(r"^(`{3,})$.*?^\1$", re.DOTALL | re.MULTILINE)
@@ -86,7 +87,7 @@ def _find_rendered(text: str, start: int, end: int, *, items: bool) -> Iterator[
         line = text[first:last]
         if _FENCE.fullmatch(line):
             yield first, last
-        if items and (item := _ITEM_MARK.match(line)):
+        if items and (item := ITEM_MARK.match(line)):
             yield first, first + item.end()
         if line.lstrip().startswith("|") or line.rstrip().endswith("|"):
             if _TABLE_RULE.fullmatch(line):

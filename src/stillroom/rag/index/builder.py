@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError, StillroomError, count_noun
 from stillroom.jobs import Estimate
 from stillroom.jobs.replay import ReplayJob
-from stillroom.models.hub import MULTILINGUAL_EMBEDDER
+from stillroom.models.hub import LARGE_EMBEDDER, MULTILINGUAL_EMBEDDER
 from stillroom.provenance import digest_text, find_output
 from stillroom.rag.embedding.passages import estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
 from stillroom.rag.index.replay import DrawnContent, commit_document
 from stillroom.rag.index_settings import AUTO_EMBEDDER
-from stillroom.rag.ingestion.embedder_choice import choose_embedder
+from stillroom.rag.ingestion.embedder_choice import choose_embedder, has_large_embedder
 from stillroom.rag.ingestion.pipeline import (
+    MOST_READ_IN_VAIN,
     IngestPipeline,
     build_documents_parent,
     build_embedder_parent,
@@ -26,6 +27,9 @@ from stillroom.rag.ingestion.pipeline import (
     check_failures,
     digest_files,
     discover_documents,
+    find_entity_lists,
+    has_nothing_to_read,
+    may_use_entities,
     read_document_metadata,
 )
 from stillroom.rag.ingestion.preparation import (
@@ -90,8 +94,8 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
     reusable = _open_previous(job, description)
     with ParserProcess() as worker, contexts or nullcontext():
         ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)
-        parts, failures, reused = _ingest(files, ingester, reusable, description, job)
-    failures = sorted([*unread, *failures], key=lambda failed: failed.path)
+        parts, failures, reused = _ingest(files, unread, ingester, reusable, description, job)
+    failures.sort(key=lambda failed: failed.path)
     _check_usable(recipe, len(parts), failures, str(root), reusable, job)
     metadata = read_document_metadata(recipe, [file.path for file in files], job)
     snapshot, recall = _write(
@@ -151,8 +155,12 @@ def _check_usable(
     root: str,
     reusable: ReusableContent | None,
     job: Job,
+    remaining: int = 0,
 ) -> None:
-    """Raise an error if too many documents failed; all may only where no index is replaced."""
+    """Raise an error if too many documents failed; all may only where no index is replaced.
+
+    ``remaining`` of the usable documents were not read yet.
+    """
     if not usable and recipe.max_failed == 1 and reusable is None:
         job.warn(
             f"none of {len(failures)} documents can be used: the index is empty and "
@@ -160,7 +168,8 @@ def _check_usable(
         )
         return
     try:
-        check_failures(failures, usable + len(failures), recipe.max_failed, root)
+        total = usable + len(failures)
+        check_failures(failures, total, recipe.max_failed, root, remaining=remaining)
     except DataError:
         if reusable is not None:
             reusable.close()
@@ -181,10 +190,14 @@ def estimate_index(recipe: IndexSettings) -> Estimate:
     texts = size / _BYTES_PER_PASSAGE
     width = 384 * (4 if recipe.vectors == "float32" else 2)
     rate, encoder = _PASSAGES_PER_SECOND, "MiniLM-L6"
+    is_auto = recipe.embedder == AUTO_EMBEDDER
     if recipe.embedder == MULTILINGUAL_EMBEDDER:
         rate, encoder = rate // 2, "multilingual-e5-small"
-    elif recipe.embedder == AUTO_EMBEDDER:
-        encoder += ", or multilingual-e5-small at half the rate if most are not in English,"
+    elif recipe.embedder == LARGE_EMBEDDER or (is_auto and has_large_embedder()):
+        rate, encoder, width = rate // 2, "all-mpnet-base-v2 in 8-bit integers", 2 * width
+    if is_auto:
+        other = _PASSAGES_PER_SECOND // 2
+        encoder += f", or multilingual-e5-small at {other} if most are not in English,"
     embedding = Estimate(
         memory_bytes=600_000_000 + 12 * largest + passages * (width + 400),
         disk_bytes=6 * size + passages * 2 * width,
@@ -246,20 +259,23 @@ def _describe_vectors(description: IndexConfig) -> tuple[str, str]:
 
 def _ingest(
     files: Sequence[DocumentFile],
+    unread: Sequence[FailedDocument],
     ingester: IngestPipeline,
     reusable: ReusableContent | None,
     description: IndexConfig,
     job: Job,
 ) -> tuple[list[StagedDocument], list[FailedDocument], int]:
+    recipe, total = ingester.recipe, len(files) + len(unread)
     parts: list[StagedDocument] = []
-    failures: list[FailedDocument] = []
-    reused = 0
+    failures = list(unread)
+    lost, reused = sum(not has_nothing_to_read(part) for part in unread), 0
     same = reusable is not None and reusable.description["preparation"] == description.preparation
+    has_entities = bool(find_entity_lists(files))  # whose state then no digest of a document tells
     known: dict[str, StagedDocument | FailedDocument] = {}
     for item in files:
         job.check_cancelled()
         part: StagedDocument | FailedDocument | None = None
-        if reusable is not None and same:
+        if reusable is not None and same and not (has_entities and may_use_entities(item)):
             part = reusable.take(item.path, item.digest)
             reused += part is not None
         part = part or ingester.recall(item.path, item.digest)
@@ -272,6 +288,11 @@ def _ingest(
             if isinstance(part, FailedDocument):
                 failures.append(part)
                 job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
+                lost += not has_nothing_to_read(part)
+                usable, root = total - len(failures), str(ingester.root)
+                remaining = usable - len(parts)
+                if lost > recipe.max_failed * total and remaining > MOST_READ_IN_VAIN:
+                    _check_usable(recipe, usable, failures, root, reusable, job, remaining)
             else:
                 parts.append(part)
             commit_document(job, item.path, item.digest, part)

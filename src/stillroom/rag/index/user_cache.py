@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import CheckpointError, DataError, IntegrityError, ResourceError
 from stillroom.provenance import find_output
 from stillroom.rag.embedding.query_embedder import QueryEmbedder
 from stillroom.rag.index.searcher import Index
@@ -51,7 +51,8 @@ class PerUserIndexCache:
         self._indexes: OrderedDict[AccessContext | None, Index] = OrderedDict()
         self.folder = find_output(Path(path), "index")
         self._identity = _identify(self.folder)
-        self.rule, self._vectors = self._describe(self.folder)
+        self.rule, description = _describe(self.folder)
+        self._vectors = QueryEmbedder(description, self.folder, None)
         if default is not None:
             build_access_condition(self.rule, default, self.folder)
 
@@ -66,27 +67,33 @@ class PerUserIndexCache:
         """The embedder that made the vectors, opened when first needed, shared by all users."""
         return self._vectors.embedder
 
-    def seen_by(self, access: AccessContext | None) -> Index:
-        """Return the newest index that a user may see; the caller must not close it.
+    @contextmanager
+    def seen_by(self, access: AccessContext | None) -> Iterator[Index]:
+        """Give the newest index that a user may see until the body ends; it is not to be closed.
 
         Raises:
             DataError: If an index with tenants has no access context, or one without tenants has
                 one.
-            IntegrityError: If it is damaged, or is being built again.
+            IntegrityError: If it is damaged; ``rag.index-replaced`` in place of any failure in the
+                body if it is being built again, or was: the next call opens what is there then.
         """
-        context = access or self.default
-        with self._lock:
-            self._follow()
-            with self.guard():
-                index = self._indexes.pop(context, None)
-                if index is None:
-                    index = Index.open(
-                        self.folder, access=context, embedder=self._vectors.embedder, verify=False
-                    )
-                self._indexes[context] = index = index.newest()
-            if len(self._indexes) > _MAX_OPEN_INDEXES:
-                self._indexes.popitem(last=False)  # closed by the last reference to it
-            return index
+        with ExitStack() as guards:
+            with self._lock:
+                self._follow()
+                guards.enter_context(_name_replacement(self.folder, self._identity))
+                index = self._open_newest(access or self.default)
+            yield index
+
+    def _open_newest(self, context: AccessContext | None) -> Index:
+        index = self._indexes.pop(context, None)
+        if index is None:
+            index = Index.open(
+                self.folder, access=context, embedder=self._vectors.embedder, verify=False
+            )
+        self._indexes[context] = index = index.newest()
+        if len(self._indexes) > _MAX_OPEN_INDEXES:
+            self._indexes.popitem(last=False)  # closed by the last reference to it
+        return index
 
     @property
     def is_present(self) -> bool:
@@ -94,21 +101,6 @@ class PerUserIndexCache:
         with suppress(DataError, OSError):
             return _identify(find_output(self._locate(), "index")) is not None
         return False
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Say of a failure in the body that the open index was replaced, if it was.
-
-        Raises:
-            IntegrityError: ``rag.index-replaced``; the next ``seen_by`` opens what is there then.
-        """
-        folder, identity = self.folder, self._identity
-        try:
-            yield
-        except (DataError, IntegrityError, OSError) as error:
-            if _identify(folder) == identity:
-                raise
-            raise _make_replaced_error(folder, "it is being built again, or was") from error
 
     def _follow(self) -> None:
         """Open the index that took the place of the open one, if it can be opened.
@@ -122,7 +114,7 @@ class PerUserIndexCache:
             identity = _identify(folder)
             if identity is None or (folder, identity) == (self.folder, self._identity):
                 return
-            rule, vectors = self._describe(folder)
+            rule, description = _describe(folder)
         except (DataError, OSError):  # unfinished: the open one may still answer
             return
         if rule != self.rule:
@@ -130,16 +122,9 @@ class PerUserIndexCache:
                 f"its access rule was {self.rule} and is {rule}, so the server must be restarted"
             )
             raise _make_replaced_error(folder, reason)
-        self.folder, self._identity, self._vectors = folder, identity, vectors
+        self.folder, self._identity = folder, identity
+        self._vectors = self._vectors.replace(description, folder)
         self._indexes.clear()  # those in use are closed by the last reference to them
-
-    @staticmethod
-    def _describe(folder: Path) -> tuple[str, QueryEmbedder]:
-        """Return the access rule of an index, and the embedder of its queries."""
-        with closing(open_store(folder).read(None, verify=True)) as opened:
-            description = IndexConfig.from_json(opened.description)
-        rule = str(description.settings.get("access", "open"))
-        return rule, QueryEmbedder(description, folder, None)
 
     def close(self) -> None:
         """Close all open indexes."""
@@ -149,13 +134,35 @@ class PerUserIndexCache:
             self._indexes.clear()
 
 
+def _describe(folder: Path) -> tuple[str, IndexConfig]:
+    """Return the access rule of an index, and its description."""
+    with closing(open_store(folder).read(None, verify=True)) as opened:
+        description = IndexConfig.from_json(opened.description)
+    return str(description.settings.get("access", "open")), description
+
+
 def _identify(folder: Path) -> tuple[int, ...] | None:
     """Return what differs between two indexes built in one place, and not after an update."""
     try:
-        started, output = (folder.parent / "recipe.yaml").stat(), folder.stat()
+        output = folder.stat()
     except OSError:
         return None
-    return started.st_mtime_ns, started.st_ino, output.st_ino
+    try:
+        started = (folder.parent / "recipe.yaml").stat()
+    except OSError:  # an index of another program has none
+        return (output.st_ino,)
+    return output.st_ino, started.st_ino, started.st_mtime_ns
+
+
+@contextmanager
+def _name_replacement(folder: Path, identity: tuple[int, ...] | None) -> Iterator[None]:
+    """Say of a failure in the body that the index of an identity was replaced, if it was."""
+    try:
+        yield
+    except (CheckpointError, DataError, IntegrityError, ResourceError, OSError) as error:
+        if _identify(folder) == identity:
+            raise
+        raise _make_replaced_error(folder, "it is being built again, or was") from error
 
 
 def _make_replaced_error(folder: Path, reason: str) -> IntegrityError:

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from stillroom import __version__
 from stillroom.errors import Cancelled, DataError, Problem, StillroomError
+from stillroom.models.hub import LARGE_EMBEDDER, LARGE_EMBEDDER_BASE
 from stillroom.objects import find_address, resolve_local
 from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import (
@@ -56,6 +57,8 @@ from stillroom.rag.types import (
     open_auxiliary_vectors,
 )
 from stillroom.records import Document, Passage
+from stillroom.text.documents.entities import ENTITY_SUFFIXES
+from stillroom.text.parsers.docbook import Docbook
 from stillroom.text.parsers.image import Image
 from stillroom.text.parsers.md import Md
 from stillroom.text.reader import EMPTY_FILE, FolderScan, scan_folder
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from stillroom.text.parser_process import ParserProcess
 
 __all__ = [
+    "MOST_READ_IN_VAIN",
     "IngestPipeline",
     "ScratchDocument",
     "build_documents_parent",
@@ -80,6 +84,9 @@ __all__ = [
     "check_failures",
     "digest_files",
     "discover_documents",
+    "find_entity_lists",
+    "has_nothing_to_read",
+    "may_use_entities",
     "read_document_metadata",
 ]
 
@@ -327,6 +334,8 @@ def _make_no_text_error(path: str) -> DataError:
 
 
 _SHOWN_FAILURES = 20
+MOST_READ_IN_VAIN = 100
+"""Documents that are read, to name all failures and their share, though too many failed before."""
 _PREPARATION_SETTINGS = (
     "chunker",
     "limits",
@@ -393,6 +402,21 @@ def digest_files(
     return sorted(files.values(), key=lambda item: item.path), failures
 
 
+def find_entity_lists(files: Iterable[DocumentFile]) -> dict[str, str]:
+    """Return the digests by path of files that declare entities for documents beside them."""
+    return {file.path: file.digest for file in files if file.path.lower().endswith(ENTITY_SUFFIXES)}
+
+
+def may_use_entities(file: DocumentFile) -> bool:
+    """Return whether the text of a document may depend on lists of entities."""
+    if not file.path.lower().endswith((*Docbook.suffixes, ".xml")):
+        return False
+    try:
+        return Docbook.has_entities(file.file.read_bytes())
+    except OSError:  # its failure is told when it is read
+        return True
+
+
 def build_documents_parent(root: Path, files: Sequence[DocumentFile]) -> Parent:
     """Return the parent entry of artifact.json for the source documents."""
     address = find_address(root) or str(root)
@@ -402,8 +426,10 @@ def build_documents_parent(root: Path, files: Sequence[DocumentFile]) -> Parent:
 def build_embedder_parent(reference: str, fingerprint: str) -> Parent:
     """Return the parent entry of artifact.json for the embedder.
 
-    A built-in method (``static``) is not a file and is recorded as a reference.
+    A built-in method (``static``) is not a file and is recorded as a reference; the large embedder
+    by its base, whose publisher and license matter: the index itself names the arithmetic.
     """
+    reference = LARGE_EMBEDDER_BASE if reference == LARGE_EMBEDDER else reference
     is_name = ":" not in reference and not Path(reference).exists()
     return Parent(
         "embedder", f"embedder:{reference}" if is_name else reference, fingerprint, "checkpoint"
@@ -465,6 +491,22 @@ def read_document_metadata(
     return facts
 
 
+def has_nothing_to_read(failed: FailedDocument, indexed: Container[str] = ()) -> bool:
+    """Return whether a document has nothing to read, as many in any wiki: it is then no failure.
+
+    Such are empty files, notes of front matter alone and pictures without text; but not one whose
+    text is ``indexed``: a file that has become empty may have been damaged.
+    """
+    return (
+        failed.code == "document.no-text"
+        and failed.path not in indexed
+        and (
+            failed.reason.startswith(EMPTY_FILE)
+            or failed.path.lower().endswith((*Image.suffixes, *Md.suffixes))
+        )
+    )
+
+
 def check_failures(
     failures: Sequence[FailedDocument],
     total: int,
@@ -472,30 +514,22 @@ def check_failures(
     root: str,
     *,
     indexed: Container[str] = (),
+    remaining: int = 0,
 ) -> None:
     """Raise an error if none or too few of the documents could be ingested.
 
-    What has nothing to read, as any wiki has it (empty files, notes of front matter alone, pictures
-    without text), counts neither as documents nor as failures, unless there is nothing else or its
-    text is ``indexed``: a file that has become empty may have been damaged.
+    What has nothing to read counts neither as documents nor as failures, unless there is nothing
+    else. ``remaining`` documents were not read yet: the error says so.
 
     Raises:
         DataError: If so; lists the first failures with their reasons.
     """
-    blank = sum(
-        failed.code == "document.no-text"
-        and failed.path not in indexed
-        and (
-            failed.reason.startswith(EMPTY_FILE)
-            or failed.path.lower().endswith((*Image.suffixes, *Md.suffixes))
-        )
-        for failed in failures
-    )
+    blank = sum(has_nothing_to_read(failed, indexed) for failed in failures)
     lost = (len(failures) - blank) / max(1, total - blank)
     if len(failures) < total and lost <= max_failed:
         return
     counts = Counter(failed.code for failed in failures)
-    share = math.ceil(100 * lost) / 100
+    share = 1 if remaining else math.ceil(100 * lost) / 100
     expected, repair = (
         ("one at least that can be read and holds text", "repair them, or add documents with text")
         if len(failures) == total
@@ -507,22 +541,20 @@ def check_failures(
         )
     )
     shown = failures[:_SHOWN_FAILURES]
-    remaining = len(failures) - len(shown)
+    more = len(failures) - len(shown)
     raise DataError(
         [
             Problem(
                 f"{len(failures)} of {total} documents cannot be used "
-                f"({', '.join(f'{code} {count}' for code, count in sorted(counts.items()))})",
+                f"({', '.join(f'{code} {count}' for code, count in sorted(counts.items()))})"
+                + f"; stopped before the remaining {remaining} were read"
+                * bool(remaining),
                 "rag.documents-failed",
                 root,
                 expected,
                 repair,
             ),
             *(Problem(failed.reason, failed.code, failed.path) for failed in shown),
-            *(
-                [Problem(f"and {remaining} more", "rag.documents-failed", root)]
-                if remaining
-                else []
-            ),
+            *([Problem(f"and {more} more", "rag.documents-failed", root)] if more else []),
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,7 +13,6 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.jobs.segments import ReplayRequest, SegmentOutcome
-from stillroom.models.hub import MULTILINGUAL_EMBEDDER, is_local
 from stillroom.provenance import Artifact
 from stillroom.rag.index_settings import AUTO_EMBEDDER, IndexSettings
 from stillroom.recipes import ENGINE, EngineChoice, Recipe
@@ -67,19 +67,25 @@ class _IndexReplayer(JournalReplayer):
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Build the index again, and compare its catalog row by row, too: what is read and served.
 
-        The other files of the index are compared byte for byte (``compared``).
+        The other files of the index are compared byte for byte (``compared``). Of embedders that
+        may be chosen, the one then is taken: another one may be installed here.
         """
         from stillroom.rag.index.replay import compare_catalogs
+        from stillroom.rag.ingestion.embedder_choice import find_chosen_embedder
 
+        if cast("IndexRecipe", request.recipe).embedder == AUTO_EMBEDDER:
+            chosen = {"embedder": find_chosen_embedder(request.artifact)}
+            request = replace(request, recipe=request.recipe.model_copy(update=chosen))
         yield from super().replay(request, names)
         built = request.scratch / request.folder.name
         yield compare_catalogs(request.folder / "output", built / "output", request.restore_places)
 
 
 def _list_embedders(recipe: IndexRecipe) -> list[str]:
-    """Return the multilingual embedder if it is installed and may be chosen."""
-    is_here = recipe.embedder == AUTO_EMBEDDER and is_local(MULTILINGUAL_EMBEDDER)
-    return [MULTILINGUAL_EMBEDDER] * is_here
+    """Return the installed embedders that may be chosen."""
+    from stillroom.rag.ingestion.embedder_choice import list_installed_embedders
+
+    return list_installed_embedders() if recipe.embedder == AUTO_EMBEDDER else []
 
 
 JOB_KIND = JobKind(

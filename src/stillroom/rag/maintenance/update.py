@@ -27,12 +27,16 @@ from stillroom.rag.embedding.query_embedder import open_index_embedder
 from stillroom.rag.index.ann_recall import measure_recall_if_due
 from stillroom.rag.index_settings import IndexSettings
 from stillroom.rag.ingestion.pipeline import (
+    MOST_READ_IN_VAIN,
     IngestPipeline,
     build_documents_parent,
     build_index_config,
     check_failures,
     digest_files,
     discover_documents,
+    find_entity_lists,
+    has_nothing_to_read,
+    may_use_entities,
     read_document_metadata,
 )
 from stillroom.rag.ingestion.preparation import (
@@ -208,6 +212,7 @@ class _Update:
     removes: list[int] = field(default_factory=list)
     failures: list[FailedDocument] = field(default_factory=list)
     unchanged: int = 0
+    total: int = 0
 
     def run(self) -> UpdateResult:
         """List the documents, ingest new ones, commit the changes, and update the manifest."""
@@ -218,12 +223,11 @@ class _Update:
         self.metadata = read_document_metadata(self.recipe, paths, self.job)
         self.before = self.writer.list_documents()
         self._plan_changes(files, unread)
+        planned = self.metadata_changes, self.puts, self.moves, self.failures, self.ingests
+        self.total = self.unchanged + sum(map(len, planned))
         parsed, embedded = self._ingest(root) if self.ingests else (0, 0)
-        documents = sum(map(len, (self.metadata_changes, self.puts, self.moves, self.failures)))
-        documents += self.unchanged
-        check_failures(
-            self.failures, documents, self.recipe.max_failed, str(root), indexed=self.before
-        )
+        self._check_failures(root)
+        self._warn_of_entities(files)
         # If the new bytes of a file cannot be used, the indexed version is outdated.
         failed = {failure.path for failure in self.failures if failure.code != "rag.unreadable"}
         self.removes += [key for path, (key, *_) in self.before.items() if path in failed]
@@ -256,6 +260,13 @@ class _Update:
         )
         return done
 
+    def _check_failures(self, root: Path, remaining: int = 0) -> None:
+        """Raise an error if too many documents failed; ``remaining`` were not read yet."""
+        most, before = self.recipe.max_failed, self.before
+        check_failures(
+            self.failures, self.total, most, str(root), indexed=before, remaining=remaining
+        )
+
     def _plan_changes(
         self, files: Sequence[DocumentFile], unread: Sequence[FailedDocument]
     ) -> None:
@@ -278,6 +289,27 @@ class _Update:
                 self.unchanged += 1
             else:
                 self.metadata_changes[stored[0]] = facts
+
+    def _warn_of_entities(self, files: Sequence[DocumentFile]) -> None:
+        """Warn of unchanged documents that were read with entities which other files now change.
+
+        They keep their text, since the id of a document covers its own bytes alone.
+        """
+        before = [DocumentFile(Path(path), path, row.digest) for path, row in self.before.items()]
+        failed = {failure.path for failure in self.failures}  # the digests of these are not stored
+        read = [file for file in files if file.path not in failed]
+        changed = find_entity_lists(before).items() ^ find_entity_lists(read).items()
+        same = {(file.path, file.digest) for file in before}
+        users = changed and [
+            file for file in read if (file.path, file.digest) in same and may_use_entities(file)
+        ]
+        if users:
+            documents = count_noun(len(users), "unchanged document")
+            self.job.warn(
+                f"{min(changed)[0]} has changed, which may declare entities: {documents} may use "
+                "them and stay as they were read; to read them again: stillroom rag index FOLDER "
+                "--out INDEX --overwrite"
+            )
 
     def _metadata_of(self, path: str) -> DocumentMetadata:
         return self.metadata.get(path, DocumentMetadata())
@@ -329,12 +361,17 @@ class _Update:
             ingester = IngestPipeline(
                 recipe, root, embedder, worker, job, self.reusable, contexts, encoders
             )
-            for item in self.ingests:
+            lost = sum(not has_nothing_to_read(part, self.before) for part in self.failures)
+            for number, item in enumerate(self.ingests, start=1):
                 job.check_cancelled()
                 part = ingester.recall(item.path, item.digest) or ingester.ingest(item)
                 if isinstance(part, FailedDocument):
                     self.failures.append(part)
                     job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
+                    lost += not has_nothing_to_read(part, self.before)
+                    remaining = len(self.ingests) - number
+                    if lost > recipe.max_failed * self.total and remaining > MOST_READ_IN_VAIN:
+                        self._check_failures(root, remaining)
                 else:
                     self.puts.append((part, self._metadata_of(item.path)))
                 progress.advance(note=item.path)

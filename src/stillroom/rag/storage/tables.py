@@ -88,17 +88,19 @@ class ThreadConnections(Generic[ConnectionT]):
     descriptors, or the connections that a database allows.
     """
 
-    def __init__(self, connect: Callable[[], ConnectionT]) -> None:
+    def __init__(self) -> None:
         """Open no connection yet."""
-        self._connect = connect
         self.close()
 
     @contextmanager
-    def use(self) -> Iterator[ConnectionT]:
-        """Give the connection of the current thread, which stays open until the body ends."""
+    def use(self, connect: Callable[[], ConnectionT]) -> Iterator[ConnectionT]:
+        """Give the connection of the current thread, which stays open until the body ends.
+
+        ``connect`` opens it; it is not stored, so that its owner is closed with the last reference.
+        """
         held: _HeldConnection[ConnectionT] | None = getattr(self._local, "held", None)
         if held is None or getattr(held.connection, "closed", False):
-            held = self._local.held = _HeldConnection(self._connect())
+            held = self._local.held = _HeldConnection(connect())
         yield held.connection
 
     def close(self) -> None:

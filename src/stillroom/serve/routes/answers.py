@@ -63,6 +63,7 @@ class EvidenceEnvelope(StrictModel):
     payload: str
     payloadType: Literal["application/vnd.in-toto+json"]  # noqa: N815  # DSSE's name
     signatures: list[_EnvelopeSignature]
+    payload_sha256: str = Field(default="", description="digest of the payload, if it is unsigned")
 
 
 def add_routes(table: RouteTable, server: ServerContext) -> None:

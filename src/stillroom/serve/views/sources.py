@@ -99,8 +99,9 @@ class Sources:
 
         folder = self.index_of(name).resolve()
         access = self.access if has_tenants(folder) else None
-        with self._open.use(folder, partial(PerUserIndexCache, folder, default=access)) as audience:
-            yield audience.seen_by(access)
+        opened = self._open.use(folder, partial(PerUserIndexCache, folder, default=access))
+        with opened as audience, audience.seen_by(access) as index:
+            yield index
 
     def passages(self, name: str, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return passages by id; a missing one is marked ``missing``."""

@@ -344,14 +344,19 @@ _QUESTION_MARKS = re.compile(r"[?？؟]")
 _QUESTION_END = re.compile(r"[?？؟][\s\"'”’)\]]*$")
 
 _LABEL = re.compile(
-    r"^[ \t>*#]*(?:question|query|frage|pregunta|pergunta|domanda|вопрос|问题|問題|質問)"
-    r"(?:[ \t]*\d+)?[ \t*]*[:：.)][ \t*]*",
+    r"^[ \t>*#<]*(?:question|query|q|frage|pregunta|pergunta|domanda|вопрос|问题|問題|質問)"
+    r"(?:[ \t]*\d+)?[ \t*]*(?:[:：.)>]|$)[\s*]*",
     re.IGNORECASE | re.MULTILINE,
 )
+"""A label before its question (``Question:``), a heading above it, or a tag around it."""
+_CLOSING_TAG = re.compile(r"</\w+>\s*$")
+_LINE = re.compile(".*")
+_TO_MARK = re.compile(rf"(?:.*\n)*?.*{_QUESTION_MARKS.pattern}.*|.*")
+"""Lines below a heading through the first with a question mark; one line if none has."""
 
 _ANSWER = re.compile(
-    r"\n[ \t>*#]*(?:answer|antwort|respuesta|resposta|réponse|risposta|ответ|答案|回答|a)"
-    r"[ \t*]*[:：][ \t*]*$",
+    r"\n[ \t>*#]*(?:answer|antwort|respuesta|resposta|réponse|risposta|ответ|答案|回答|"
+    r"a(?=[ \t*]*[:：]))[ \t*]*[:：]?[ \t*]*$",
     re.IGNORECASE,
 )
 
@@ -392,8 +397,10 @@ def split_question(text: str) -> QuestionParts:
         return QuestionParts(text)
     labels = list(_LABEL.finditer(body))
     if labels:
-        question, _, after = body[labels[-1].end() :].partition("\n")
-        split = _check_parts(question, f"{body[: labels[-1].start()]}\n{after}")
+        label = labels[-1]
+        below = next((_TO_MARK if "\n" in label[0] else _LINE).finditer(body, label.end()))
+        question = _CLOSING_TAG.sub("", below[0])
+        split = _check_parts(question, body[: label.start()] + body[below.end() :])
         if split is not None:
             return split
     for parts in (_PARAGRAPHS.split(body), body.split("\n")):

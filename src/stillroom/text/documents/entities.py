@@ -18,7 +18,7 @@ from html.entities import html5
 from itertools import islice
 from pathlib import Path
 
-__all__ = ["EntityExpander", "find_subset", "read_entity_declarations"]
+__all__ = ["ENTITY_SUFFIXES", "EntityExpander", "find_subset", "read_entity_declarations"]
 
 _SUBSET = re.compile(r"<!DOCTYPE[^\[>]{0,1000}\[.*?\]\s*>", re.DOTALL)
 _NAME = r"[A-Za-z_:][\w.:-]{0,63}"
@@ -34,7 +34,7 @@ _PREDEFINED = frozenset({"amp", "lt", "gt", "apos", "quot"})
 _SPACE = re.compile(r"\s+")
 _TAG = re.compile(r"<[^<>]*>")
 _CDATA = re.compile(r"<!\[CDATA\[.*?(?:\]\]>|\Z)", re.DOTALL)
-_ENTITY_SUFFIXES = (".ent", ".mod")
+ENTITY_SUFFIXES = (".ent", ".mod")
 _DOCUMENT_SUFFIXES = (".xml", ".docbook", ".dbk")
 _MAX_FILES, _MAX_LOOKED = 32, 256  # that are read, and looked for
 _MAX_FILE_BYTES = 256 * 1024
@@ -164,7 +164,7 @@ def _list_beside(file: Path) -> list[Path]:
         return []
     found = (
         file.parent / name
-        for suffixes in (_ENTITY_SUFFIXES, _DOCUMENT_SUFFIXES)
+        for suffixes in (ENTITY_SUFFIXES, _DOCUMENT_SUFFIXES)
         for name in names
         if name.lower().endswith(suffixes)
     )

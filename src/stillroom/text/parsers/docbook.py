@@ -76,9 +76,14 @@ class Docbook(Parser):
     media_type: ClassVar[str] = "application/docbook+xml"
     is_risky: ClassVar[bool] = True
 
+    @staticmethod
+    def has_entities(data: bytes) -> bool:
+        """Return whether a document has entities that other files may declare."""
+        return bool(_ENTITY.search(data))
+
     @override
     def read_declared(self, data: bytes, file: Path, root: Path) -> Mapping[str, str]:
-        if not _ENTITY.search(data):
+        if not self.has_entities(data):
             return {}
         start = data[:_MAX_SUBSET_BYTES].decode("utf-8", "replace")
         return read_entity_declarations(start, file, root)

@@ -274,6 +274,7 @@ def test_card_of_a_reader_says_base_data_licenses_and_what_was_not_kept(reader):
     assert "| documents of index-1 | 0 (0%) | 0 (0%) | 0 (0%) | unknown |" in card
     assert "base_model_relation" not in front
     assert "not kept: these are the weights of builtin:reader, unchanged. For documents in" in card
+    assert "The training on these data was not kept: nothing of them is in the weights." in card
 
 
 def test_card_of_a_kept_start_gives_no_figures_of_the_reader_in_its_place(reader):
@@ -372,4 +373,4 @@ def test_card_of_a_reader_without_held_out_questions_gives_no_figure(reader):
         json.dumps({**told, "details": {**told["details"], "comparison": nothing}}),
         encoding="utf-8",
     )
-    assert "(mean, low, high): not measured" in render_card(read_graph(path.parent))
+    assert "with its 95 % interval: not measured" in render_card(read_graph(path.parent))

@@ -82,6 +82,65 @@ def test_the_digital_source_type_in_xmp_is_told(ending, how, tmp_path):
     assert "unsigned" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            f'<r i:DigitalSourcefileType="{IPTC}trainedAlgorithmicMedia"/>',
+            "trainedAlgorithmicMedia",
+        ),
+        ('<r i:AISystemUsed="Imagine 3"/>', "XMP, IPTC's AI system used: Imagine 3"),
+        ("<i:AIPromptInformation>a castle</i:AIPromptInformation>", "AI prompt: a castle"),
+        ("<i:AIPromptInformation>\n'a castle'</i:AIPromptInformation>", "AI prompt: a castle"),
+    ],
+)
+def test_other_properties_of_iptc_for_generated_media_are_told(said, told, tmp_path):
+    path = picture(
+        tmp_path / "a.jpg", xmp=f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{said}</x:xmpmeta>'
+    )
+    assert told in check_file(path).verdict
+    assert "a program made or composed it" in check_file(path).verdict
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '<r i:AISystemUsed="" x:Rating="5"/>',
+        "<i:AISystemUsed></i:AISystemUsed>\n  <x:Rating>5</x:Rating>",
+        "<i:AISystemUsed/>\n<i:AIPromptInformation> </i:AIPromptInformation>",
+    ],
+)
+def test_properties_of_iptc_that_are_empty_tell_nothing(said, tmp_path):
+    path = picture(
+        tmp_path / "a.jpg", xmp=f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{said}</x:xmpmeta>'
+    )
+    assert check_file(path).claims == ()
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "told"),
+    [
+        (65, "Stable Diffusion", "IPTC OriginatingProgram: Stable Diffusion"),
+        (120, SETTINGS, "IPTC Caption: settings of a Stable Diffusion interface"),
+        (65, "Stable Diffusion" + "x" * 40_000, ""),  # a long form of the length, not used by any
+        (65, "Darktable", ""),
+        (120, "made on a morning of steady diffusion", ""),
+    ],
+    ids=str,
+)
+def test_the_older_block_of_iptc_in_a_jpeg_is_read(number, value, told, tmp_path):
+    path = picture(tmp_path / "a.jpg")
+    size = struct.pack(">H", min(len(value), 0xFFFF))
+    block = b"\x1c\x02" + bytes([number]) + size + value.encode()
+    body = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(block)) + block
+    body += b"\0" * (len(block) % 2)
+    whole = path.read_bytes()
+    marker = b"\xff\xed" + struct.pack(">H", len(body) + 2) + body
+    path.write_bytes(whole[:2] + marker + whole[2:])
+    found = check_file(path)
+    assert (told in found.verdict) if told else (found.claims == ())
+
+
 def test_a_camera_in_xmp_is_told_and_makes_nothing_synthetic(tmp_path):
     path = picture(tmp_path / "a.jpg", xmp=packet("digitalCapture"))
     found = check_file(path)

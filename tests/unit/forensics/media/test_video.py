@@ -108,6 +108,34 @@ def test_of_a_clip_with_enough_keyframes_nothing_else_is_decoded(name, codec, be
     assert [number_of(frame) for frame in found] == [round(frame.time * RATE) for frame in found]
 
 
+@pytest.mark.parametrize(("codec", "gop"), [("mpeg2video", 10), ("mpeg4", 10), ("mpeg4", 100)])
+def test_a_stream_without_an_index_is_decoded_about_its_keyframes(tmp_path, codec, gop):
+    write_clip(tmp_path / "stream.ts", numbered(250) * 4, codec=codec, gop=gop, between=2)
+    opened = open_clip(tmp_path / "stream.ts")
+    found = list(sample_frames(opened, 16))
+    assert len(found) == 16
+    assert opened.decoded <= (100 if gop < 100 else 1000)  # of 1,000
+    assert [number_of(frame) for frame in found] == [
+        round(frame.time * RATE) % 250 for frame in found
+    ]
+
+
+def test_a_damaged_stream_without_an_index_is_decoded_about_its_keyframes(tmp_path):
+    path = tmp_path / "stream.ts"
+    write_clip(path, numbered(250) * 4, codec="mpeg2video", between=2)
+    whole, found, decoded = path.read_bytes(), 0, 0
+    for seed in range(40):  # times of packets, tables of tracks and pictures are hit
+        damaged = bytearray(whole)
+        for place in np.random.default_rng(seed).integers(len(whole), size=300):
+            damaged[place] ^= 0x55
+        path.write_bytes(damaged)
+        opened = open_clip(path)
+        found += len(list(sample_frames(opened, 16)))
+        decoded += opened.decoded
+    assert found > 0.9 * 40 * 16
+    assert decoded < 2 * found
+
+
 def test_a_clip_that_was_cut_without_coding_it_anew_is_sought_in_as_others(tmp_path):
     write_clip(tmp_path / "whole.mp4", numbered(240), gop=24, between=2)
     with (

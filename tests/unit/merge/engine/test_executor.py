@@ -41,7 +41,7 @@ def as_merge(name, base, parents, **settings):
 @pytest.mark.parametrize(
     ("name", "kind", "smallest"),  # tests/property cuts arrays of float32 and float64 by rows
     [
-        *((name, "half_family", 100) for name in NAMES),
+        *((name, "half_family", 300) for name in NAMES),
         *((name, "half_family", 1) for name in ("linear", "ties")),
         ("ties", "family", 5000),
     ],

@@ -106,6 +106,31 @@ def test_an_unknown_name_is_told_and_nothing_is_left(family, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{% for m in messages %}", "{{ messages[0] }", "{% loop %}"),
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{{ " + "9" * 5000 + " }}",
+    ],
+    ids=range(5),
+)
+def test_a_text_that_is_no_template_is_refused(family, tmp_path, text):
+    with pytest.raises(RecipeError) as caught:
+        merge_with(text, family[1], tmp_path / "out")
+    assert caught.value.code == "merge.chat-template"
+    assert "is no Jinja template" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_template_with_the_tags_of_transformers_is_kept(tmp_path):
+    text = (
+        "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}"
+        "{%- generation -%}{{ m['content'] }}{%+ endgeneration +%}{% endfor %}"
+    )
+    assert choose_chat_template(text, [tmp_path]) == text
+
+
 def test_a_template_that_is_a_link_out_of_a_model_is_not_published(tmp_path):
     (tmp_path / "secret").write_text("a key")
     (tmp_path / "model").mkdir()

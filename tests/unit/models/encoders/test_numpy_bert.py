@@ -3,12 +3,14 @@
 import gc
 import json
 import math
+import mmap
 import os
 import struct
 import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +148,25 @@ def test_layers_of_8_bit_integers_give_nearly_the_same_states(folder, kind):
         cosine = (exact * rounded).sum() / np.linalg.norm(exact) / np.linalg.norm(rounded)
         assert cosine > 0.98
         assert not np.array_equal(exact, rounded)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"num_attention_heads": 8}, {"num_hidden_layers": 2}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_equal_weights_with_other_settings_share_no_quantized_layers(folder, setting):
+    before = open_bert(folder).quantize().states([2, 5, 7, 3])
+    change(folder / "config.json", **setting)
+    bert = open_bert(folder)
+    exact, rounded = bert.states([2, 5, 7, 3]), bert.quantize().states([2, 5, 7, 3])
+    assert np.linalg.norm(exact - rounded) < 0.5 * np.linalg.norm(exact - before)
+
+
+def test_an_mpnet_whose_bias_by_distance_has_other_heads_is_left_to_torch(folder):
+    make_mpnet(folder)
+    change(folder / "config.json", num_attention_heads=6)
+    assert open_bert(folder) is None
 
 
 def test_an_mpnet_without_its_bias_by_distance_is_left_to_torch(folder):
@@ -363,6 +384,24 @@ def test_an_encoder_that_is_open_is_read_once_and_shared(folder):
     del first, second
     gc.collect()
     assert held() is None
+
+
+def test_weights_are_mapped_from_their_file_unless_they_lie_at_odd_offsets(folder):
+    name, path = "encoder.layer.1.output.dense.weight", folder / "model.safetensors"
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    bert = open_bert(folder)
+    assert isinstance(bert._weights[name].base.base.obj, mmap.mmap)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2  # not one for each tensor
+    states = bert.states([2, 5, 3])
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    moved = path.with_name("moved")
+    moved.write_bytes((end - 7).to_bytes(8, "little") + data[8:end] + b" " + data[end:])
+    moved.replace(path)  # mapped files are replaced, not written over
+    unaligned = open_bert(folder)
+    assert unaligned._weights[name].flags.aligned
+    assert unaligned._weights[name].base is not bert._weights[name].base
+    assert unaligned.states([2, 5, 3]).tobytes() == states.tobytes()
 
 
 def test_word_embeddings_in_half_precision_are_not_widened_as_a_whole(folder):

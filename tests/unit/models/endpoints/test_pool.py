@@ -149,15 +149,15 @@ def test_tokens_a_minute_space_the_requests(serve, completion, connect):
     # no answer counts its tokens, so that nothing of what was reserved is given back
     uncounted = {key: value for key, value in completion("x").items() if key != "usage"}
     server = serve(lambda path, body, headers: uncounted)
-    model = open_text_model(f"{server.address}#m", tokens_per_minute=6000, concurrency=4)
+    model = open_text_model(f"{server.address}#m", tokens_per_minute=12_000, concurrency=4)
     begun = time.monotonic()
     model.generate([prompt(f"p{number}") for number in range(3)], Sampling(max_new_tokens=40))
     spent = time.monotonic() - begun
     model.close()
     times = [at for *_, at in server.requests]
     # each is held back to its own moment; on a busy machine one may come late, near the next
-    assert all(at - begun > 0.2 * number for number, at in enumerate(sorted(times)))
-    assert spent > 1.0
+    assert all(at - begun > 0.1 * number for number, at in enumerate(sorted(times)))
+    assert spent > 0.5
 
 
 def test_what_was_reserved_and_not_used_is_given_back(serve, completion, connect):

@@ -2,20 +2,26 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import BackendError, CheckpointError
+from stillroom.evaluate.qa.judgments import JudgmentStore
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import _open_cached, find_reader, open_reader
 from stillroom.rag.answer_strategies.quote import Quote, _join_runs
+from stillroom.rag.evaluation.judging import describe_asked, record_judgment
 from stillroom.rag.generation.answer import ask_stream
+from stillroom.rag.generation.judged import find_judged
 from stillroom.rag.generation.semantic_cache import SemanticCache
+from stillroom.rag.generation.session import JudgedAnswer
+from stillroom.rag.index import builder
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.serve.openai.replies import locate_citations
@@ -40,6 +46,14 @@ class Untouched:
 
     def __getattr__(self, name):
         raise BackendError(name, code="backend.broken", expected="no call", next="")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_process():
+    """Have the documents of every test read in one process."""
+    with builder.ParserProcess() as process, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "ParserProcess", lambda: nullcontext(process))
+        yield
 
 
 def build_index(folder):
@@ -577,6 +591,48 @@ def test_a_list_that_is_asked_for_is_one_quote(tmp_path, most):
     ] == [items[0]["byte_start"]]
 
 
+def test_a_list_keeps_its_numbers_and_its_levels(tmp_path):
+    text = (
+        "<html><body><h1>Mill</h1><p>The mill has these rules:</p><ol><li>Grind:<ul><li>barley</li>"
+        "<li>oats</li></ul></li><li>Rest at noon.</li></ol></body></html>"
+    )
+    found = ask_about(tmp_path / "x", "mill.html", text, "Which rules has the mill?")
+    shown = "The mill has these rules:\n1. Grind:\n  - barley\n  - oats\n2. Rest at noon. [1]"
+    assert found.completion.text == shown
+    store = JudgmentStore(tmp_path / "index.judgments")
+    with Index.open(tmp_path / "x/index") as opened:
+        asked = describe_asked("Which rules has the mill?", found, None)
+        record_judgment(store, opened, asked, "right")
+        judged = find_judged(store, opened, "Which rules has the mill?")
+        again = ask(opened, Untouched(), "Which rules has the mill?", judged=judged)
+    assert again.details["judged"]["verdict"] == "right"
+    assert again.completion.text == shown
+
+
+def test_a_mark_in_a_quote_that_reads_as_a_citation_is_told(tmp_path):
+    text = "The weir was built in 1802.[1] It was sold [7] in 1850.\n"
+    found = ask_about(tmp_path / "x", "weir.txt", text, "When was the weir built?", max_quotes=1)
+    assert found.completion.text.endswith("[1] [1]")
+    assert found.details["notices"] == [
+        "[1] within a quote stands so in its document and is no citation"
+    ]
+
+
+def test_passages_are_numbered_as_they_are_quoted(index):
+    question = "Which barrel, weir, ferry or kiln?"
+    hits = retrieve(index, question, 4)
+    quotes = tuple((hit.passage.id, 0, len(hit.passage.text)) for hit in (hits[3], hits[1]))
+    judged = JudgedAnswer("x", "right", "2026-01-01", quotes)
+    found = ask(index, Untouched(), question, answering=OVERLAP, k=4, judged=judged)
+    assert [quote["number"] for quote in found.details["quotes"]] == [1, 2]
+    ids = [hits[place].passage.id for place in (3, 1, 0, 2)]
+    assert [hit.passage.id for hit in found.hits][:4] == ids
+    assert [source["passage_id"] for source in found.details["sources"]][:4] == ids
+    assert [(one.number, one.passage_id) for one in found.citations] == [(1, ids[0]), (2, ids[1])]
+    assert [one["cited"] for one in found.details["statements"]] == [[1], [2]]
+    assert found.completion.text.endswith(" [2]")
+
+
 OPTIONS = """# Options
 
 The options of the mill are:
@@ -633,7 +689,8 @@ def test_a_list_that_goes_on_in_another_passage_is_said_to(tmp_path):
     "second",
     ["In this mode it holds rye.", "Thus the weir holds rye.", "But the weir holds rye.",
      "Or, the weir holds rye.", "Otherwise the weir holds rye.", "If this is so, rye is held.",
-     "These weirs hold rye."],
+     "These weirs hold rye.", "It's a weir that holds rye.", "That’s where it holds rye.",
+     "IT HOLDS RYE AT THE WEIR.", "BUT THE WEIR HOLDS RYE."],
 )  # fmt: skip
 def test_a_sentence_that_depends_on_the_one_before_is_quoted_with_it(tmp_path, second):
     text = f"Boats come at noon. The gate is shut. {second}\n"
@@ -641,7 +698,11 @@ def test_a_sentence_that_depends_on_the_one_before_is_quoted_with_it(tmp_path, s
     assert [one["text"] for one in found.details["quotes"]] == [f"The gate is shut. {second}"]
 
 
-@pytest.mark.parametrize("second", ["Button weirs hold rye.", "In thistle weirs rye is held."])
+@pytest.mark.parametrize(
+    "second",
+    ["Button weirs hold rye.", "In thistle weirs rye is held.", "IT and rye are held.",
+     "OR holds rye.", "So-called weirs hold rye."],
+)  # fmt: skip
 def test_a_word_that_begins_like_a_connective_is_none(tmp_path, second):
     text = f"The gate is shut. {second}\n"
     found = ask_about(tmp_path / "x", "weir.txt", text, "What of rye is held?", max_quotes=1)
@@ -749,3 +810,23 @@ def test_a_list_of_headings_takes_no_place_among_the_passages_that_are_read(tmp_
         one = {**OVERLAP, "passages": 1}
         answer = ask(opened, Untouched(), question, k=1, answering=one)
     assert answer.details["quotes"][0]["text"] == text.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "quote"),
+    [
+        ("Yes. The kiln may be sold.", "Yes. The kiln may be sold."),
+        ("No! The kiln may be sold.", "No! The kiln may be sold."),
+        ("Ja. The kiln may be sold.", "Ja. The kiln may be sold."),
+        ("Yes.\n\nThe kiln may be sold.", "The kiln may be sold."),  # another paragraph
+        ("Not yet. The kiln may be sold.", "The kiln may be sold."),
+    ],
+)
+def test_a_sentence_is_quoted_with_the_yes_or_no_before_it(tmp_path, text, quote):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/faq.txt").write_text(f"May the kiln be sold?\n\n{text} Oak is sold.")
+    build_index(tmp_path)
+    with Index.open(tmp_path / "index") as opened:
+        asked = {**OVERLAP, "max_quotes": 1}
+        found = ask(opened, Untouched(), "May the kiln be sold to me?", answering=asked)
+    assert found.details["quotes"][0]["text"] == quote

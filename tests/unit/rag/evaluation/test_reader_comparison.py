@@ -83,6 +83,10 @@ def test_better_than_no_model_is_to_be_used():
         "Is it worth it", "Differences", "Ten answers", "Before",
     ]  # fmt: skip
     assert len(report.sections[2].table.rows) == 10
+    named = ("owned reader", "packaged reader", "word overlap", "generating model")
+    assert report.sections[0].table.columns == ("", *named)
+    assert report.sections[2].table.columns[2:] == named
+    assert not any(" arm" in one.text or "arm" in one.table.columns for one in report.sections[:2])
 
 
 def test_an_arm_that_is_better_reads_instead():

@@ -40,6 +40,25 @@ def test_a_citation_opens_to_the_source(index, built):
     assert found.details["prompt_tokens"] > 0
 
 
+def test_passages_are_numbered_as_the_answer_cites_them(index):
+    before = answer(index, "It lies on the moon.", k=3).hits
+    text = "Mars is red [3]. It is old [1][3]."
+    found = answer(index, text, k=3)
+    assert found.completion.text == "Mars is red [1]. It is old [2][1]."
+    ids = [before[place].passage.id for place in (2, 0, 1)]
+    assert [source["passage_id"] for source in found.details["sources"]] == ids
+    assert [(one.number, one.passage_id) for one in found.citations] == [(1, ids[0]), (2, ids[1])]
+    assert [one["cited"] for one in found.details["statements"]] == [[1], [2, 1]]
+
+
+def test_the_nearest_passages_are_numbered_without_gaps(index):
+    found = answer(index, ABSTENTION, k=3, best_at_ends=True)
+    nearest = [one.passage_id for one in found.citations]
+    assert [one.number for one in found.citations] == [1, 2]
+    assert sorted(nearest) == sorted(found.details["nearest"])
+    assert "[1] and [2]" in found.completion.text
+
+
 def test_a_citation_that_was_left_out_is_added_where_a_passage_supports(index):
     found = answer(index, "The capital of France is Paris. It lies on the moon.")
     assert found.completion.text == "The capital of France is Paris. [1] It lies on the moon."
@@ -98,11 +117,11 @@ def test_statements_name_their_place_in_the_answer(index):
 
 def test_without_any_hit_the_model_is_not_asked(index):
     model = scripted_model(lambda prompt: "invented")
-    found = ask(index, model, "🙂", retriever="keyword")
+    found = ask(index, model, "quokka", retriever="keyword")
     assert found.completion.text == REFUSAL
     assert found.details["abstained"]
     assert model.asked == []
-    assert next(ask_stream(index, model, "🙂", retriever="keyword")) == REFUSAL
+    assert next(ask_stream(index, model, "quokka", retriever="keyword")) == REFUSAL
 
 
 @pytest.mark.parametrize("opening", [ABSTENTION, REFUSAL])

@@ -10,8 +10,10 @@ from stillroom.errors import DataError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.provenance import read_artifact
+from stillroom.rag.index import builder
 from stillroom.rag.ingestion.pipeline import FailedDocument, check_failures, digest_files
 from stillroom.rag.jobs.index import IndexRecipe, run
+from stillroom.rag.maintenance import update
 from stillroom.text import FolderScan, ParseFailure
 from stillroom.text.interfaces import Chunker
 
@@ -112,6 +114,70 @@ def test_the_share_that_a_refusal_names_is_enough():
         caught.value
     )
     check_failures(failed, 100, 0.29, "papers")
+
+
+@pytest.mark.parametrize("command", ["index", "update"])
+def test_reading_stops_once_too_many_documents_have_failed(tmp_path, monkeypatch, command):
+    for module in (builder, update):
+        monkeypatch.setattr(module, "MOST_READ_IN_VAIN", 3)
+    folder, out = tmp_path / "documents", tmp_path / "index"
+    folder.mkdir()
+
+    def invoke(*words):
+        return CliRunner().invoke(stillroom, ["rag", *map(str, words)])
+
+    for n in range(4):
+        (folder / f"e{n}.txt").write_text("")
+        (folder / f"z{n}.txt").write_text(f"The mill number {n} grinds corn.\n")
+    settings = ("--out", out, "embedder=builtin:static")
+    if command == "update":
+        assert invoke("index", folder, *settings).exit_code == 0
+        settings = ()
+    for n in range(4):
+        (folder / f"b{n}.txt").write_bytes(bytes(range(256)) * 4)
+        (folder / f"y{n}.txt").write_text(f"The miller number {n} sells flour.\n")
+    done = invoke(command, *([folder] if command == "index" else [out]), *settings)
+    assert done.exit_code == 1, done.output
+    assert "left out: b3.txt" in done.stderr
+    assert not {"e0.txt", "y0.txt"} & set(done.stderr.replace(":", " ").split()), done.stderr
+    assert "4 of 16 documents cannot be used (document.binary 4); stopped before" in str(
+        done.exception
+    )
+    assert "--overwrite max_failed=1 " in str(done.exception)
+    if command == "index":
+        with pytest.raises(DataError, match="by the command that started it, with --resume"):
+            read_artifact(out)
+
+
+@pytest.mark.parametrize("names", ["names.ent", "names.mod"])
+def test_documents_are_read_again_with_a_changed_list_of_entities(tmp_path, names):
+    folder, out = tmp_path / "documents", tmp_path / "index"
+    folder.mkdir()
+    (folder / "page.docbook").write_text(
+        f'<!DOCTYPE article [ <!ENTITY % names SYSTEM "{names}"> %names; ]>\n'
+        "<article><para>The product &app; grinds corn.</para></article>\n"
+    )
+    (folder / "plain.xml").write_text("<article><para>Flour &amp; bran.</para></article>\n")
+    (folder / "none.ent").write_text("")  # has no text, so that no index has it
+
+    def call(name, *words):
+        command = ["rag", name, *map(str, words)]
+        return CliRunner().invoke(stillroom, command, catch_exceptions=False)
+
+    def search():
+        return call("search", out, "corn").stdout
+
+    build = ("index", folder, "--out", out, "--overwrite", "embedder=builtin:static")
+    for name in ("Millwright", "Stonegrinder"):
+        (folder / names).write_text(f'<!ENTITY app "{name}">\n')
+        done = call(*build)
+        assert name in search(), done.output
+    assert "has changed" not in call("update", out).stderr
+    (folder / names).write_text('<!ENTITY app "Sifter">\n')
+    assert f"{names} has changed, which may declare entities: 1 unch" in call("update", out).stderr
+    assert "has changed" not in call("update", out).stderr
+    call(*build)
+    assert "Sifter" in search()
 
 
 def test_pictures_without_text_are_no_failures_as_long_as_a_document_is_read():

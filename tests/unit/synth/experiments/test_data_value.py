@@ -161,6 +161,12 @@ def test_one_human_record_many_times_is_one(world, tmp_path):
     plan = plan_of(world / "mixed.jsonl", tmp_path / "human.jsonl")
     with pytest.raises(DataError, match=r"1 of 40 human records.*39 are repetitions"):
         run_in(tmp_path / "out", run_data_value_study, plan)
+    question, answer = one.messages
+    texts = [answer.content + " " * n + "\n" * (n % 3) for n in range(40)]
+    spaced = [Record((question, Message("assistant", text))) for text in texts]
+    write_records(tmp_path / "human.jsonl", spaced)
+    with pytest.raises(DataError, match=r"1 of 40 human records.*39 are repetitions"):
+        run_in(tmp_path / "again", run_data_value_study, plan)
 
 
 def stop(*given):

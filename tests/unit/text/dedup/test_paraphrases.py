@@ -22,6 +22,12 @@ QUESTION = "Who built the old mill of Elm?"
         f"Passage: {PASSAGE}\nQuestion: {QUESTION}\nAnswer:",
         f"**Question:** {QUESTION}\nContext: {PASSAGE}",
         f"Kontext: {PASSAGE}\nFrage: {QUESTION}\nAntwort:",
+        f"### Context\n{PASSAGE}\n\n### Question\n{QUESTION}\n\n### Answer",
+        f"**Context**\n\n{PASSAGE}\n\n**Question**\n\n{QUESTION}\n\n**Answer:**",
+        f"Question:\n{QUESTION}\nText:\n{PASSAGE}\nThe end.",
+        f"<text>{PASSAGE}</text>\n<question>{QUESTION}</question>",
+        f"<question>\n{QUESTION}\n</question>\n<text>{PASSAGE}</text>",
+        f"{PASSAGE}\nQ: {QUESTION}\nA:",
         f"{PASSAGE} Its cheese is sold in all nine of the villages. {QUESTION}",
     ],
 )
@@ -52,6 +58,15 @@ def test_any_text_is_told_apart_without_inventing_a_word(text):
     found = split_question(text)
     assert found.question in text
     assert set(found.passage.split()) <= set(text.split())
+
+
+def test_a_question_of_several_lines_below_its_heading_is_read_to_its_mark():
+    wrapped = QUESTION.replace("mill ", "mill\n")
+    found = split_question(f"### Question\n{wrapped}\n### Text\n{PASSAGE}")
+    assert (found.question, found.passage) == (wrapped, f"### Text\n{PASSAGE}")
+    problem = f"Ada grinds rye.\n{PASSAGE}\n{PASSAGE}\nHow many villages have bread?"
+    found = split_question(f"### Question\n{problem}")
+    assert found.question == "How many villages have bread?"
 
 
 def test_options_at_the_end_belong_to_no_part_and_lists_within_stay():

@@ -163,7 +163,7 @@ class Catalog(IndexTables):
             IntegrityError: If it is missing, damaged or of another format.
         """
         self.path = folder / LEDGER
-        self._connections = ThreadConnections(self._connect)
+        self._connections = ThreadConnections[sqlite3.Connection]()
         if not self.path.is_file():
             raise _make_missing_error(folder)
         self._identity = _identify_file(self.path)
@@ -188,7 +188,7 @@ class Catalog(IndexTables):
     @override
     def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] | None = None) -> list[Any]:
         try:
-            with self._connections.use() as connection:
+            with self._connections.use(self._connect) as connection:
                 return connection.execute(sql, values or ()).fetchall()
         except sqlite3.Error as error:
             raise self.damaged(str(error)) from error

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
-from stillroom.errors import DataError, IntegrityError, ResourceError
+from stillroom.errors import DataError, IntegrityError, StillroomError
 from stillroom.provenance.digests import load_json
 from stillroom.rag.storage.filters import SqlCondition
 from stillroom.rag.storage.postgres.connection import (
@@ -115,7 +115,7 @@ class PostgresSession(PostgresTables):
             IntegrityError: If it does not have the index.
         """
         self.server = server
-        self._connections = ThreadConnections(self._connect_reader)
+        self._connections = ThreadConnections["psycopg.Connection[Any]"]()
         self.released: deque[int] = deque()
         """Snapshots to release: held, but not read any more."""
         self._held = Counter[int]()
@@ -132,7 +132,7 @@ class PostgresSession(PostgresTables):
     @property
     def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """Connection of the current thread, which stays open until the body ends."""
-        return self._connections.use()
+        return self._connections.use(self._connect_reader)
 
     def _connect(self) -> psycopg.Connection[Any]:
         connection = self.server.connect("reader")
@@ -146,7 +146,7 @@ class PostgresSession(PostgresTables):
     def _renew(self) -> None:
         """Hold again what is read, if the connection that holds it was ended."""
         with self._renewing:
-            with suppress(ResourceError), self.server.errors():
+            with suppress(StillroomError), self.server.errors():
                 self._lease_connection.execute("SELECT 1")
                 return
             self._lease_connection = self._connect()
@@ -178,7 +178,7 @@ class PostgresSession(PostgresTables):
     def close(self) -> None:
         """Close every connection; what is held is free at once, not when the server notices."""
         self._connections.close()
-        with suppress(ResourceError), self.server.errors():
+        with suppress(StillroomError), self.server.errors():
             self._lease_connection.execute("SELECT pg_advisory_unlock_all()")
         self._lease_connection.close()
 

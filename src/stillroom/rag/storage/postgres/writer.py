@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import override
 
+from stillroom.errors import StillroomError
 from stillroom.provenance import FileEntry
 from stillroom.rag.storage.postgres.commit import (
     insert_batch,
@@ -222,7 +223,10 @@ class PostgresIndexWriter(PostgresTables):
             reusable.close()
 
     def close(self) -> None:
-        """Close the session, which releases the lock."""
+        """Close the session; the lock is free at once, not when the server notices."""
+        with suppress(StillroomError), self.server.errors():
+            self.connection.rollback()
+            self.connection.execute("SELECT pg_advisory_unlock_all()")
         self.connection.close()
 
     @contextmanager

@@ -241,7 +241,7 @@ def test_an_index_that_is_closed_while_a_thread_reads_closes_when_it_has_read(pl
         return is_closed.wait(60)
 
     def read():
-        with catalog._connections.use() as connection:
+        with catalog._connections.use(catalog._connect) as connection:
             connection.create_function("wait", 0, wait)
         found.extend(catalog.query("SELECT wait() UNION ALL SELECT 2"))
 

@@ -83,14 +83,29 @@ def test_threads_that_have_ended_leave_no_connection(tmp_path, server):
         assert count_readers() - before <= 2
 
 
-def test_a_reader_that_is_closed_holds_nothing_any_more(tmp_path, server):
+@pytest.mark.parametrize(
+    "open_index",
+    [
+        lambda folder: Index.open(folder, embedder=WordEmbedder()),
+        lambda folder: open_store(folder).write(),
+    ],
+    ids=["reader", "writer"],
+)
+def test_what_is_closed_holds_nothing_any_more(tmp_path, server, open_index):
     folder = make(tmp_path, {"a.md": "purr one"})
     sql, held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", []
     with psycopg.connect(server, autocommit=True) as connection:
         for _ in range(20):
-            Index.open(folder, embedder=WordEmbedder()).close()
+            open_index(folder).close()
             held.append(connection.execute(sql).fetchone()[0])
     assert set(held) == {0}
+
+
+def test_a_writer_is_closed_whatever_its_server_says(tmp_path, server):
+    writer = open_store(make(tmp_path, {"a.md": "purr one"})).write()
+    with writer.connection.transaction():  # allows no rollback
+        writer.close()
+    assert writer.connection.closed
 
 
 def end_readers(server):

@@ -1,6 +1,6 @@
 import pytest
 
-from stillroom.rag.generation.session import PromptEchoStripper, PromptLeakFilter
+from stillroom.rag.generation.stream_filters import PromptEchoStripper, PromptLeakFilter
 
 QUESTION = "Which model does it use?"
 
@@ -44,6 +44,13 @@ def test_only_an_echo_is_taken_out_however_the_stream_is_cut(said, left):
         ("It uses one.\nQuestion: Which two?\nAnswer: Two.", "It uses one.\n"),
         ("It uses one. [3] Question: Which two?", "It uses one. [3] "),
         ("It uses one.\n  Question: Which", "It uses one.\n  "),
+        ("It is one.\n\n**Question:** Which?\n**Answer:** Two.", "It is one.\n\n"),
+        ("It is one. **Question**: Which?", "It is one. "),
+        ("It is one.\n### Question: Which?", "It is one.\n"),
+        ("It is one.\n## Question\nWhich?\n## Answer\nTwo.", "It is one.\n"),
+        ("It is one.\n\n**Q: Which?**", "It is one.\n\n"),
+        ("It is one.\n**Quite** so.\n## Questions\n***Question:", None),
+        ("Of the form **Question:** it is.\n* **", None),
         ("It is in Question: a form.", "It is in Question: a form."),
         ("Questions are many. Question", "Questions are many. Question"),
         ("Question: Which? One.", "Question: Which? One."),
@@ -56,7 +63,7 @@ def test_what_goes_on_with_the_prompt_is_cut_however_the_stream_is_cut(said, lef
     for size in (1, 2, 3, 7, 100):
         own = PromptLeakFilter()
         pieces = [own.feed(said[at : at + size]) for at in range(0, len(said), size)]
-        assert "".join(pieces) + own.finish() == left
+        assert "".join(pieces) + own.finish() == (said if left is None else left)
 
 
 @pytest.mark.parametrize("label", ["Question:", "QUESTION:", "Q:"])

@@ -5,13 +5,12 @@ import time
 import pytest
 
 from stillroom.rag.generation.answer import (
-    CONTENT_FLAGS,
     SUSPECTED_STEP,
     ask,
     describe_sources,
-    flag_text,
     get_origin_label,
 )
+from stillroom.rag.generation.content_flags import CONTENT_FLAGS, flag_text
 from stillroom.records import Hit, Link, Location, Origin, Passage
 from stillroom.testing import scripted_model
 

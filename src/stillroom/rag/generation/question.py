@@ -1,0 +1,137 @@
+"""What is read of a question: whether it asks anything, the sentences that ask, and its spelling.
+
+No model is used. A misspelt word is looked for among all words within one edit of it, as by Norvig
+("How to Write a Spelling Corrector"), so that the cost does not grow with the index; in place of a
+dictionary there are the passages of the index, and what more than one of their words may mean
+stays as it is written. Edits put in letters of the Latin alphabet without accents alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from string import ascii_lowercase
+from typing import TYPE_CHECKING
+
+from stillroom.rag.analysis.phrases import parse_query
+from stillroom.text.language import detect_language, split_sentences
+
+if TYPE_CHECKING:
+    from stillroom.rag.index.searcher import Index
+
+__all__ = ["correct_spelling", "has_content", "select_asking"]
+
+_ADDRESS = re.compile(r"\b[a-z][a-z\d+.-]{0,20}://\S+|\bwww\.\S+", re.IGNORECASE)
+_NAME = re.compile(r"\b[A-Z]{2,}\b|`[^`]*\w")  # in capitals, or written as code
+_LONG_QUESTION, _SHORT_QUESTION = 40, 6  # words
+_ASKING = re.compile(r"[?？؟][\"'”’»)\]]*$")
+# Asks for help, and does not say with what.
+_PLEA = re.compile(
+    r"\b(?:help|ideas?|thoughts|suggestions|any(?:one|body)|some(?:one|body)|hilfe|\w*helfen"
+    r"|jemand|ideen?|aider?|quelqu.un|idées?|ayud\w+|alguien)\b",
+    re.IGNORECASE,
+)
+# English words whose meaning stands in a sentence before.
+_PRONOUN = re.compile(r"\b(?:it|its|this|that|these|those|they|them)\b", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\w./:@#$%&+-])[^\W\d_]+(?![\w/:@#$%&+'’-]|\.\w)")
+_MIN_MISSPELT, _MAX_MISSPELT, _MAX_CORRECTED = 5, 24, 8  # letters of a word, and words
+_MIN_PASSAGES, _MIN_RATIO = 5, 10
+
+
+def has_content(text: str, index: Index) -> bool:
+    """Return whether a text has anything to ask: not stop words, signs or addresses alone.
+
+    Quoted words are exact words to search for, and a stop word in capitals or between backticks
+    may be a name (``IN``).
+    """
+    plain, clauses = parse_query(_ADDRESS.sub(" ", text))
+    if clauses or _NAME.search(plain):
+        return True
+    return index.analyzer.has_content(plain, index.languages)
+
+
+def select_asking(text: str) -> str:
+    """Return the sentences of a long text that ask, if they are its smaller part; else all of it.
+
+    It is read whole, too, if they only ask for help, or in a few words ("Why?"). Before a question
+    with a pronoun (in English) stands the sentence before it.
+    """
+    sentences = [text[start:end] for start, end in split_sentences(text)]
+    asking = [n for n, sentence in enumerate(sentences) if _ASKING.search(sentence)]
+    size = len(text.split())
+    if size <= _LONG_QUESTION or all(_PLEA.search(sentences[n]) for n in asking):
+        return text
+    chosen = {n for n in asking if n and _PRONOUN.search(sentences[n])}
+    selected = " ".join(sentences[n] for n in sorted({*asking, *(n - 1 for n in chosen)}))
+    return selected if _SHORT_QUESTION <= len(selected.split()) <= size / 2 else text
+
+
+def correct_spelling(text: str, index: Index) -> tuple[str, dict[str, str]]:
+    """Return a question with words that no passage has replaced by the one that was meant.
+
+    Such a word is replaced if within one edit of it there is one word in several passages, and in
+    many more than any other. Usual words stay, as do names (capitalized words, but the first),
+    words with digits or signs, and all words of a text in another language than the passages, or
+    most of whose words are in none.
+
+    Returns:
+        The text, and the replacements by word.
+    """
+    words = list(_WORD.finditer(text))
+    unknown = [match for match in words if not _count_passages(match.group(), index)]
+    if not unknown or 2 * len(unknown) > len(words):
+        return text, {}
+    replaced = dict[str, str]()
+    for match in unknown[:_MAX_CORRECTED]:
+        word = match.group()
+        is_name = not word.islower() and bool(text[: match.start()].strip())
+        is_long = _MIN_MISSPELT <= len(word) <= _MAX_MISSPELT
+        if is_long and not is_name and (meant := _find_meant(word, index)):
+            replaced[word] = meant
+    if not replaced or detect_language(text) not in {"", *index.languages}:
+        return text, {}
+    return _WORD.sub(lambda match: replaced.get(match.group(), match.group()), text), replaced
+
+
+def _find_meant(word: str, index: Index) -> str:
+    """Return the word that a misspelt one stands for; empty if none or several may be meant."""
+    # An endpoint's embedder has no tokenizer: its count is an estimate by length.
+    if _is_word(word, index) or not _is_word("information", index):
+        return ""
+    found = dict[str, tuple[int, str]]()  # by term: inflections are one word
+    for other in _edit(word):  # few are words, and tokens cost less than terms
+        if _is_word(other, index) and (count := _count_passages(other, index)):
+            found.setdefault(index.analyzer.terms(other)[0], (count, other))
+    (most, meant), (second, _) = (*sorted(found.values(), reverse=True), (0, ""), (0, ""))[:2]
+    return meant if most >= max(_MIN_PASSAGES, _MIN_RATIO * second) else ""
+
+
+def _is_word(text: str, index: Index) -> bool:
+    """Return whether the embedder's tokenizer has a text as one token, as it has usual words.
+
+    Terms are stems, which are no words to read, and not in an index is many a word.
+    """
+    return index.embedder.count_tokens(text) <= index.embedder.count_tokens("a")
+
+
+def _edit(word: str) -> Iterator[str]:
+    """Yield the words within one edit, two letters swapped being one.
+
+    The first letter stays, and so does the last unless it is swapped: words that differ there are
+    mostly other words or forms (``login`` and ``logic``, ``router`` and ``route``).
+    """
+    for at in range(1, len(word) - 1):
+        before, letter, after = word[:at], word[at], word[at + 1 :]
+        yield before + after
+        yield before + after[0] + letter + after[1:]
+        for other in ascii_lowercase:
+            yield before + other + after
+            yield before + other + letter + after
+    for other in ascii_lowercase:
+        yield word[:-1] + other + word[-1]
+
+
+def _count_passages(word: str, index: Index) -> int:
+    """Return how many passages have a word, in any language of the index."""
+    terms = index.analyzer.query_terms(word)
+    return max(map(index.lexicon.document_frequency, terms), default=1)

@@ -1,0 +1,179 @@
+"""What is read of a question: whether it asks anything, the sentences that ask, its spelling."""
+
+import re
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from stillroom.errors import BackendError
+from stillroom.jobs import Job
+from stillroom.models import open_embedder
+from stillroom.rag import Index, ask
+from stillroom.rag.analysis.analyzer import Analyzer
+from stillroom.rag.generation.question import correct_spelling, has_content, select_asking
+from stillroom.rag.generation.refusals import is_declined
+from stillroom.rag.jobs.index import IndexRecipe, run
+
+DOCUMENT = "\n\n".join(
+    f"The length of string {n} is {n} letters. A caution: database {n} holds a journal IN a folder."
+    for n in range(30)
+)
+TOKENS = {*re.findall(r"\w+", DOCUMENT), "caption", "information"}
+"""Usual words, which a tokenizer of words and their parts has as one token."""
+PREAMBLE = (
+    "Hello, I am new here. We use the program since many years in our company and yesterday my "
+    "colleague told me that the disk of one server was nearly full. We also have some spreadsheets "
+    "and another server for pictures of all kinds, which nobody wants to look after. "
+)
+OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
+
+
+class NoModel:
+    """A text model that nothing may call."""
+
+    def __getattr__(self, name):
+        raise BackendError(name, code="backend.broken", expected="no call", next="")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    place = tmp_path_factory.mktemp("question")
+    (place / "documents").mkdir()
+    (place / "documents/manual.txt").write_text(DOCUMENT)
+    recipe = IndexRecipe(
+        documents=str(place / "documents"),
+        embedder="static",
+        chunker={"name": "sentence", "size": 24},
+    )
+    run(recipe, Job.start(place / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(place / "index") as opened, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(opened.embedder), "count_tokens", lambda self, text: 1 + (text not in TOKENS)
+        )
+        yield opened
+
+
+@pytest.mark.parametrize(
+    "text", ["🙂", "???", "...", "the", "how", "what is it?", "https://example.com/a/b?c=d", " "]
+)
+def test_what_asks_nothing_is_refused_as_such(index, text):
+    assert not has_content(text, index)
+    for answering in (OVERLAP, "generate"):
+        found = ask(index, NoModel(), text, answering=answering)
+        assert found.details["refusal"] == "no-question"
+        assert found.details["abstained"]
+        assert "ask a whole question" in found.details["refusal_note"]
+        assert found.completion.text == "This asks nothing that can be looked up."
+        assert is_declined(found.completion.text)
+        assert not found.hits
+
+
+SHORT = ["pragma?", "WAL", "IN", "什么是索引？", "水", "42", "C++", '"to be or not to be"', "ask"]
+
+
+@pytest.mark.parametrize(
+    "text", [*SHORT, "What is `in`?", "was ist Öl?", "what does https://example.com/ hold?"]
+)
+def test_short_questions_are_asked(index, text):
+    assert has_content(text, index)
+
+
+def test_a_stop_word_is_one_in_the_languages_of_the_documents():
+    analyzer = Analyzer("auto")
+    assert not analyzer.has_content("die", ["de"])
+    assert analyzer.has_content("die", ["en"])
+    assert analyzer.has_content("die", ["de", "en"])
+    assert not analyzer.has_content("the")
+
+
+def test_a_text_of_a_stranger_costs_little(index):
+    many = ["en"] * 1000
+    words = " ".join("bcdfghjklmnpqrstvwxz"[n:] + "bcdfgh" for n in range(8))
+    started = time.process_time()
+    assert has_content("a." * 20_000, index)
+    assert not Analyzer("auto").has_content("what is the " * 1000, many)
+    auto = SimpleNamespace(
+        analyzer=Analyzer("auto"), lexicon=index.lexicon, embedder=index.embedder, languages=many
+    )
+    assert correct_spelling(f"the string in a folder is a journal or {words}", auto)[1] == {}
+    assert time.process_time() - started < 2
+
+
+def test_of_a_long_text_the_sentences_that_ask_are_read(index):
+    question = "What is the length of string 7?"
+    assert select_asking(f"{PREAMBLE}{question} Thanks a lot!") == question
+    found = ask(index, NoModel(), PREAMBLE + question, answering=OVERLAP)
+    assert found.details["notices"] == [f"of the long question, what asks was read: {question}"]
+    reworded = [step for step in found.details["trace"] if step["step"] == "reword"]
+    assert [step["query"] for step in reworded] == [question]
+    plain = ask(index, NoModel(), question, answering=OVERLAP)
+    assert found.completion.text == plain.completion.text
+
+
+def test_a_question_with_a_pronoun_is_read_with_the_sentence_before(index):
+    text = f"{PREAMBLE}One file is a database with a journal. How can I shrink it? Any idea?"
+    selected = "One file is a database with a journal. How can I shrink it? Any idea?"
+    assert select_asking(text) == selected
+
+
+@pytest.mark.parametrize(
+    "plea",
+    ["Can you help me?", "Any ideas?", "Why?", "What should I do? Thanks.", "Kann jemand helfen?",
+     "Can anyone help me to find out what goes wrong here?", "¿Alguien puede ayudarme?",
+     "Quelqu'un peut-il m'aider avec le disque, s'il vous plaît ?"],
+)  # fmt: skip
+def test_a_long_text_that_only_asks_for_help_is_read_whole(plea):
+    assert select_asking(PREAMBLE + plea) == PREAMBLE + plea
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Hello, I am new. {'What is a journal? '}",  # short
+        PREAMBLE,  # asks nothing
+        "What is a journal? " * 20,  # asks with most of its words
+    ],
+)
+def test_other_texts_are_read_whole(text):
+    assert select_asking(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("What is the lenght of a sring?", "What is the length of a string?"),
+        ("Where is the jornal of the databse?", "Where is the journal of the database?"),
+        ("where is the Jornal of it?", None),  # a name
+        ("where is the jornal_mode of it?", None),  # a name with a sign
+        ("what is a login of the string?", None),  # another word
+        ("what is the caption of a string?", None),
+        ("what is a lnth of the string?", None),  # two edits
+        ("lenght sring jornal", None),  # no word is known: another language
+        ("Was ist die lenght of a string in dem Ordner mit den Dateien?", None),
+    ],
+)
+def test_words_that_no_passage_has_are_read_as_those_that_were_meant(index, text, read):
+    assert correct_spelling(text, index)[0] == (read or text)
+
+
+def test_an_endpoint_does_not_tell_usual_words(index, monkeypatch):
+    monkeypatch.setattr(type(index.embedder), "count_tokens", lambda self, text: -(-len(text) // 4))
+    assert correct_spelling("what is hould in the folder of a string?", index)[1] == {}
+
+
+def test_without_the_embedder_words_are_read_as_written(index, monkeypatch):
+    def fail(self):
+        raise BackendError("no embedder", code="backend.broken", expected="one", next="")
+
+    monkeypatch.setattr(Index, "embedder", property(fail))
+    question = "What is the lenght of string 7?"
+    found = ask(index, NoModel(), question, answering=OVERLAP, retriever="keyword")
+    assert found.details["notices"] == ["words were read as they are written: no embedder"]
+    assert found.details["quotes"]
+
+
+def test_what_was_read_is_said(index):
+    found = ask(index, NoModel(), "What is the lenght of string 7?", answering=OVERLAP)
+    assert found.details["notices"] == ['"lenght", which no passage has, was read as "length"']
+    assert found.details["quotes"][0]["text"].startswith("The length of string 7")
