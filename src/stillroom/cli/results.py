@@ -164,10 +164,13 @@ def print_answer(
     """
     answer: Answer | None = None
     for piece in pieces:
-        if isinstance(piece, Answer):
-            answer = piece
-        elif not as_json:
-            print_text(unwrap_lines(piece), nl=False)
+        if not isinstance(piece, Answer):
+            if not as_json:
+                print_text(unwrap_lines(piece), nl=False)
+            continue
+        answer = piece
+        if not as_json:  # before a file is named that the answer is written to
+            print_text("" if answer.completion.text.strip() else "(the model returned no text)")
     if answer is None:
         return
     name = keep(answer) if keep is not None else ""
@@ -175,7 +178,7 @@ def print_answer(
         where = {"asked_of": str(asked_of.absolute())} if asked_of else {}
         print_json({**({"id": name} if name else {}), **_to_json(answer), **where})
         return
-    print_text("\n" if answer.completion.text.strip() else "(the model returned no text)\n")
+    print_text("")
     cached = answer.details.get("cached")
     if cached:
         print_text(f"cached answer ({cached['kind']}), to the question: {cached['question']}")

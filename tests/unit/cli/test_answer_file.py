@@ -57,7 +57,7 @@ def test_nothing_asked_and_a_folder_of_documents_are_refused_with_what_to_do(run
 def test_a_quoted_answer_is_written_with_its_sources_and_a_mark(run, tmp_path, suffix):
     out = tmp_path / f"answer.{suffix}"
     told = call("ask", run, "Where does the river rise?", "--answering", BY_WORDS, "--out", out)
-    assert f"written  {out}, with a content credential, signed by a key that is not kept" in told
+    assert f"\nwritten  {out}, with a content credential, signed by a key that is not kept" in told
     text = out.read_bytes().decode()
     (found,) = read_credentials(text)
     assert (found.state, found.source_type, found.says_synthetic) == ("valid", "composite", False)
