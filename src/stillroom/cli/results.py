@@ -162,15 +162,7 @@ def print_answer(
     be judged and returns its id, or an empty text. ``model`` is the one that the caller named; a
     note says if it was not used.
     """
-    answer: Answer | None = None
-    for piece in pieces:
-        if not isinstance(piece, Answer):
-            if not as_json:
-                print_text(unwrap_lines(piece), nl=False)
-            continue
-        answer = piece
-        if not as_json:  # before a file is named that the answer is written to
-            print_text("" if answer.completion.text.strip() else "(the model returned no text)")
+    answer = _print_stream(pieces, is_shown=not as_json)
     if answer is None:
         return
     name = keep(answer) if keep is not None else ""
@@ -194,6 +186,18 @@ def print_answer(
         print_text(f"note: {model} was not used, since quotes need none: --answering generate")
     if steps:
         _print_steps(answer)
+
+
+def _print_stream(pieces: Iterable[str | Answer], *, is_shown: bool) -> Answer | None:
+    """Print the pieces of an answer, and end its line before a file is named that it is in."""
+    answer: Answer | None = None
+    for piece in pieces:
+        answer = piece if isinstance(piece, Answer) else answer
+        if is_shown and isinstance(piece, str):
+            print_text(unwrap_lines(piece), nl=False)
+        elif is_shown and answer is not None:
+            print_text("" if answer.completion.text.strip() else "(the model returned no text)")
+    return answer
 
 
 def _print_steps(answer: Answer) -> None:
