@@ -66,7 +66,7 @@ def quantize_layers(
     """Return a function of states (T, D) and attention bias (H or 1, T or 1, same) to states.
 
     Any number of threads may call it at once. The quantized layers are kept in the cache folder:
-    quantizing all-mpnet-base-v2 takes 1.3 CPU s, reading it again .1.
+    quantizing all-mpnet-base-v2 takes about 1 CPU s more than reading it again.
 
     Args:
         read: Returns a weight by BERT's name of it.

@@ -184,7 +184,7 @@ class NumpyBert:
         return shared
 
     def quantize(self) -> NumpyBert:
-        """Return this encoder in 8-bit integers; what shares weights shares these, too.
+        """Return this encoder as opened, without updates, in 8-bit integers: one for all it shares.
 
         Raises:
             MissingExtraError: If onnx or onnxruntime is not installed.
