@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,7 @@ _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # none be
 _CLAUSE = re.compile(r"[,;:，；：、](?:(?<=[,;:])\s++|(?<=[，；：、]))(?=\S)")
 _LINE = re.compile(r"[\r\n]\s*+(?=\S)")
 _PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
+_ANNOUNCED = re.compile(r"[:：][*_]*+[^\S\r\n]*+[\r\n]\s*+(?=\S)")
 _ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\r\n]*$", re.MULTILINE)
 _ROW = re.compile(r"^[ \t]*\|[^\r\n]*\|[ \t]*$", re.MULTILINE)
@@ -84,6 +85,10 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
         rows = [match.span() for match in _FULL_LINE.finditer(text)]
     unsplit += [span for span in rows if ruler.measure(*span) <= size]
     paragraphs = _match_ends(_PARAGRAPH, text)
+    lines = _match_ends(_LINE, text)
+    starts = array("q", (line for line in lines if _ITEM.match(text, line)))
+    items = lines if by_line else _union_positions(starts, _within(lines, large))
+    sentences = array("q", (start for start, _ in split_sentences(text)))
     if not by_line:
         ends = dict(unsplit)  # a block after a term stays whole only if both fit
         unsplit += [
@@ -92,10 +97,8 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
             if 2 * ruler.measure(start, end) <= size
             and ruler.measure(start, ends.get(end, end)) <= size
         ]
-    lines = _match_ends(_LINE, text)
-    starts = array("q", (line for line in lines if _ITEM.match(text, line)))
-    items = lines if by_line else _union_positions(starts, _within(lines, large))
-    sentences = array("q", (start for start, _ in split_sentences(text)))
+        parts = _union_positions(_union_positions(paragraphs, items), sentences)
+        unsplit += _find_announcements(ruler, parts, ends, size)
     blocked = _merge_spans(unsplit)
     outside = [
         _outside(positions, blocked)
@@ -312,6 +315,34 @@ def _is_defined_term(line: str) -> bool:
         and not _ITEM.match(line)
         and _LETTER.search(line) is not None
     )
+
+
+def _find_announcements(
+    ruler: TokenRuler, parts: array[int], ends: Mapping[int, int], size: int
+) -> Iterator[Span]:
+    """Yield the spans from sentences that end a line with a colon into the part that follows them.
+
+    Those that announce one another are one span. None is yielded above half the size, or if the
+    part that follows does not fit beside it.
+
+    Args:
+        ruler: Measures the text.
+        parts: Starts of its paragraphs, items and sentences.
+        ends: Ends of the blocks to keep whole, by their starts.
+        size: Maximum tokens of a passage.
+    """
+    first = last = -1
+    for match in _ANNOUNCED.finditer(ruler.text):
+        start = parts[bisect_right(parts, match.start()) - 1]
+        number, end = bisect_left(parts, match.end()), match.end()
+        if number == len(parts) or parts[number] != end:
+            continue
+        start = first if start == last else start
+        below = parts[number + 1] if number + 1 < len(parts) else len(ruler.text)
+        fits = ruler.measure(start, ends.get(end, below)) <= size
+        if fits and 2 * ruler.measure(start, end) <= size:
+            yield start, end + 1
+            first, last = start, end
 
 
 def _match_ends(pattern: re.Pattern[str], text: str) -> array[int]:

@@ -215,3 +215,50 @@ def test_a_term_does_not_break_the_code_that_it_explains_but_cannot_fit_with():
     size = int(TokenRuler(code, None).measure(0, len(code))) + 2
     passages = cut(f"A caption of this listing\n\n{code}\n\nAnd an end.", size)
     assert any(code in passage for passage in passages)
+
+
+ANNOUNCED = {
+    "items": ("\n\n", "\n".join(f"- item {n} names a file" for n in range(40))),
+    "items below": ("\n", "\n".join(f"{n}. step {n} of all these" for n in range(1, 40))),
+    "code": ("\n\n", "```\npump --fast\npump --stop\n```"),
+    "paragraph": ("\n\n", "Stop the pump before anything else is done to it. Then wait."),
+    "table": ("\n\n", "| part | bar |\n| --- | --- |\n| valve | 7 |"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CHUNKERS.names() if name != "fixed"])
+@pytest.mark.parametrize("kind", ANNOUNCED)
+@pytest.mark.parametrize("mark", [":", ":**", "："])
+def test_what_a_sentence_with_a_colon_announces_begins_in_its_passage(name, kind, mark):
+    gap, block = ANNOUNCED[kind]
+    announcement = f"The manual names these{mark}"
+    for count in range(3, 30):
+        text = f"{'The valve is old. ' * count}{announcement}{gap}{block}\n\nAn end. And more."
+        document = Document("manual.md", "0" * 64, "text/markdown", text)
+        passages = list(CHUNKERS.build({"name": name, "size": 64}).chunk(document))
+        holding = next(p for p in passages if p.text.count(announcement))
+        below = holding.text.split(announcement)[1].strip()
+        assert below.startswith(block[:13]), (count, holding.text)
+        assert max(estimate_tokens(passage.text) for passage in passages) <= 64
+
+
+def test_an_announcement_does_not_break_the_code_that_cannot_fit_with_it():
+    code = "```\n" + "\n".join(f"run --step {n}" for n in range(14)) + "\n```"
+    size = int(TokenRuler(code, None).measure(0, len(code))) + 2
+    passages = cut(f"Run these commands:\n\n{code}\n\nAnd an end.", size)
+    assert any(code in passage for passage in passages)
+
+
+def test_an_announcement_may_end_a_passage_if_its_first_item_does_not_fit_beside_it():
+    item = "- " + "a long item whose words go on and on without an end " * 4
+    opening = (
+        "The manual lists the parts of this pump and of its valve, and says of each what it does:"
+    )
+    assert cut(f"{opening}\n\n{item}", 56) == [opening, item.strip()]
+
+
+def test_many_lines_with_colons_are_cut_between_them():
+    lines = [f"The speaker of number {n} in this long meeting of ours said:" for n in range(300)]
+    passages = cut("\n\n".join(lines), 40)
+    assert len(passages) < 250
+    assert all(passage.startswith("The speaker") for passage in passages)
