@@ -39,11 +39,13 @@ _MAX_TITLE_TOKENS = 32
 _MARKED_HEADING = re.compile(r"#{1,6} ")
 # The rule below a table's head, or two rows: a long table continues in passages without its head.
 _TABLE = re.compile(
-    r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t\r]*$|^\|.+\|[ \t\r]*\n\|.+\|[ \t\r]*$", re.MULTILINE
+    r"^[ \t]*\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t\r]*$"
+    r"|^[ \t]*\|.+\|[ \t\r]*\n[ \t]*\|.+\|[ \t\r]*$",
+    re.MULTILINE,
 )
-_ROW = re.compile(r"^\|.+\|(?=[ \t\r]*$)", re.MULTILINE)
+_ROW = re.compile(r"^[ \t]*(\|.+\|)(?=[ \t\r]*$)", re.MULTILINE)
 _MAX_ROW = 300  # characters; the sentences of a longer row are quoted apart from its first cell
-_FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 # By kind, since one line that begins with a dash may be prose. The lines of a block comment begin
 # with an odd number of blanks and "*".
 _ITEM = re.compile(
@@ -135,7 +137,7 @@ def find_rows(text: str) -> list[Span]:
         return records[1:]
     if not _TABLE.search(text):
         return []
-    rows = [row.span() for row in _ROW.finditer(text)]
+    rows = [row.span(1) for row in _ROW.finditer(text)]
     rules = {row for row in rows if not any(map(str.isalnum, text[slice(*row)]))}
     heads = {row for row, below in pairwise(rows) if below in rules}
     return [row for row in rows if row not in rules | heads]
@@ -166,8 +168,9 @@ def find_lists(text: str) -> list[list[Span]]:
     """Return the spans of the items of each list of two or more, in the order of their beginnings.
 
     An item of the same kind and indentation goes on with a list, a paragraph that is indented no
-    further than its items ends it. An item includes the list within it.
+    further than its items ends it. An item includes the list and the code within it.
     """
+    fences = _find_fences(text)
     marks = {match.start(): str(match.lastgroup) for match in _match_items(text)}
     found, nested = list[list[Span]](), dict[tuple[int, str], list[Span]]()
     is_apart = False
@@ -175,9 +178,11 @@ def find_lists(text: str) -> list[list[Span]]:
         if not line[1]:
             is_apart = True
             continue
-        indent, mark = line.start(1) - line.start(), marks.get(line.start(), "")
+        start = line.start()
+        indent, mark = line.start(1) - start, marks.get(start, "")
         kind = indent, mark
-        if mark or is_apart or _MARKED_HEADING.match(text, line.start()):
+        is_code = _is_fenced(fences, start - 1)  # or the fence that ends it
+        if mark or (not is_code and (is_apart or _MARKED_HEADING.match(text, start))):
             nested = {key: nested[key] for key in nested if key[0] < indent or key == kind}
         if mark and kind not in nested:
             nested[kind] = []
@@ -244,7 +249,7 @@ def _find_records(text: str) -> list[Span]:
 
 def _join_rows(text: str, sentences: Sequence[Span]) -> list[Span]:
     """Return sentences, those of a row as one: a value alone does not say what it is of."""
-    rows = [row.span() for row in _ROW.finditer(text) if len(row[0]) <= _MAX_ROW]
+    rows = [row.span(1) for row in _ROW.finditer(text) if len(row[1]) <= _MAX_ROW]
     joined: list[Span] = []
     for start, end in sentences:
         if joined and any(first < joined[-1][1] < last for first, last in rows):
@@ -260,7 +265,7 @@ def _split_rows(text: str, start: int, end: int) -> list[Span]:
     while start < end:
         last = text.find("\n", start, end)
         last = end if last < 0 else last
-        was_row, is_row = is_row, text.startswith("|", start)
+        was_row, is_row = is_row, text[start:last].lstrip(" \t").startswith("|")
         if is_row or was_row:
             spans.append((start, last))
         else:

@@ -50,7 +50,7 @@ _PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
 _ANNOUNCED = re.compile(r"[:：][*_]*+[^\S\r\n]*+[\r\n]\s*+(?=\S)")
 _ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\r\n]*$", re.MULTILINE)
-_ROW = re.compile(r"^[ \t]*\|[^\r\n]*\|[ \t]*$", re.MULTILINE)
+_ROW = re.compile(r"^[ \t]*(\|[^\r\n]*\|)[ \t]*$", re.MULTILINE)
 _MAX_TERM = 80  # characters of a line that may be a term
 _MAX_TERMS = 4  # terms that share one definition
 _SENTENCE_ENDS = frozenset(".!?;。！？；…")
@@ -80,7 +80,7 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
     fences = _find_fences(text)
     unsplit = [span for span in fences if ruler.measure(*span) <= size]
     large = [span for span in fences if ruler.measure(*span) > size]
-    rows = [match.span() for match in _ROW.finditer(text)] if "|" in text else []
+    rows = [match.span(1) for match in _ROW.finditer(text)] if "|" in text else []
     if document.metadata.get("is_table"):
         rows = [match.span() for match in _FULL_LINE.finditer(text)]
     unsplit += [span for span in rows if ruler.measure(*span) <= size]

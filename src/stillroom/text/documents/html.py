@@ -99,6 +99,7 @@ class _OpenElement:
     linked: bool = False
     pre: bool = False
     items: int = 0
+    indent: str = ""
     permalink: bool = False
     cell: bool = False
     raised: bool = False
@@ -144,11 +145,13 @@ class _Table:
     """An open table: its first block's index, the current row and column, and the cell's span.
 
     ``taken`` are the last rows to which cells from above fill a column. ``has_header`` is whether
-    header cells are marked, ``is_layout`` whether the role is not that of a data table.
+    header cells are marked, ``is_layout`` whether the role is not that of a data table, ``indent``
+    that of the list item around it.
     """
 
     first: int
     is_layout: bool = False
+    indent: str = ""
     has_header: bool = False
     row: int = -1
     cell: int = -1
@@ -219,14 +222,14 @@ class HtmlBlockReader:
     def _begin(self) -> HtmlBlock:
         """Start a block of the kind given by the open elements."""
         top = self._stack[-1]
-        block = HtmlBlock("p", aside=top.aside, main=top.main, contents=top.contents)
+        block = HtmlBlock("p", top.indent, aside=top.aside, main=top.main, contents=top.contents)
         name = next(
             (element.name for element in self._stack[:-_LOOKBACK:-1] if element.name in _BLOCK), ""
         )
         if top.pre:
             block.kind = "code"
         elif len(name) == 2 and name[0] == "h" and name[1].isdigit():
-            block.kind, block.level = "heading", int(name[1])
+            block.kind, block.level, block.prefix = "heading", int(name[1]), ""
         elif self._item:
             block.kind, block.prefix, self._item = "li", self._item, ""
         if self._tables and top.cell:  # a caption or stray text in a table is no cell
@@ -257,7 +260,7 @@ class HtmlBlockReader:
             self._begin_item()
         elif name == "table":
             is_layout = attributes.get("role", "") in _LAYOUT_ROLES
-            self._tables.append(_Table(len(self.blocks), is_layout))
+            self._tables.append(_Table(len(self.blocks), is_layout, self._stack[-1].indent))
         elif self._tables and name in {"tr", "td", "th"}:
             self._begin_cell(name, attributes)
 
@@ -295,6 +298,7 @@ class HtmlBlockReader:
                 (up.contents and not is_main) or is_contents,
                 up.linked or (name == "a" and "href" in attributes),
                 up.pre or name in {"pre", "listing"},
+                indent=up.indent,
                 permalink=permalink,
                 cell=name in {"td", "th"} or (up.cell and name not in {"table", "caption"}),
                 raised=name == "sup" or (up.raised and name not in _BLOCK),
@@ -305,6 +309,7 @@ class HtmlBlockReader:
     def _begin_item(self) -> None:
         lists = [element for element in self._stack[-_LOOKBACK:] if element.name in {"ul", "ol"}]
         indent = "  " * max(len(lists) - 1, 0)
+        self._stack[-1].indent = "  " * len(lists)  # of what follows the item's first block
         if lists and lists[-1].name == "ol":
             lists[-1].items += 1
             self._item = f"{indent}{lists[-1].items}. "
@@ -369,7 +374,7 @@ class HtmlBlockReader:
         if _is_data_table(cells, table):
             first = cells[0]
             joined = HtmlBlock("table", aside=first.aside, main=first.main, contents=first.contents)
-            joined.rows = _table_rows(cells)
+            joined.prefix, joined.rows = table.indent, _table_rows(cells)
             joined.pieces = [_flatten_table(joined.rows)]
             joined.size = sum(block.size for block in cells)
             joined.linked = sum(block.linked for block in cells)

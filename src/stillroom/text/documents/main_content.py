@@ -129,10 +129,10 @@ class _BlockWriter:
             self._assembly.add("#" * block.level + " ")
             pieces = [(text.replace("\n", " "), start, end) for text, start, end in pieces]
         elif block.kind == "code":
-            self._write_code(block.pieces)
+            self._write_code(block.pieces, block.prefix)
             return
         elif block.kind == "table":
-            self._write_table(block.rows)
+            self._write_table(block.rows, block.prefix)
             return
         self._assembly.add(block.prefix)
         for piece in pieces:
@@ -145,28 +145,27 @@ class _BlockWriter:
             exact = text == self._text[start:end] and self._map.is_exact(start, end)
         self._assembly.add(text, span, label=self._label, is_exact=exact)
 
-    def _write_code(self, pieces: list[tuple[str, int, int]]) -> None:
+    def _write_code(self, pieces: list[tuple[str, int, int]], indent: str) -> None:
         content = "".join(piece[0] for piece in pieces)
         fence = "```"
         while fence in content:
             fence += "`"
         first = len(content) - len(content.lstrip("\r\n"))
-        self._assembly.add(fence + "\n")
+        self._assembly.add(indent + fence + "\n")  # its lines stay as they are in the source
         for text, start, end in pieces:
             if first and not text.strip("\r\n"):
                 continue
             self._add(text, start, end)
             first = 0
-        self._assembly.add(fence if content.endswith("\n") else "\n" + fence)
+        self._assembly.add(("" if content.endswith("\n") else "\n") + indent + fence)
 
-    def _write_table(self, rows: list[tuple[str, int, int]]) -> None:
+    def _write_table(self, rows: list[tuple[str, int, int]], indent: str) -> None:
         for number, row in enumerate(rows):
-            if number:
-                self._assembly.add("\n")
+            self._assembly.add("\n" + indent if number else indent)
             self._add(*row)
             if number == 0:
                 columns = len(re.findall(r"(?<!\\)\|", row[0])) - 1
-                self._assembly.add("\n|" + " --- |" * columns)
+                self._assembly.add(f"\n{indent}|" + " --- |" * columns)
 
 
 def _trim_pieces(pieces: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:

@@ -609,6 +609,22 @@ def test_a_list_keeps_its_numbers_and_its_levels(tmp_path):
     assert again.completion.text == shown
 
 
+def test_a_list_whose_items_hold_paragraphs_and_code_is_one_quote(tmp_path):
+    text = (
+        "<html><body><h1>Mill</h1><p>The mill has these rules:</p><ol><li><p>Grind barley.</p>"
+        "<p>Then rest.</p><pre>grind --slow</pre></li><li><p>Close at noon.</p></li></ol>"
+        "<p>It is red.</p></body></html>"
+    )
+    found = ask_about(tmp_path / "x", "mill.html", text, "Which rules has the mill?")
+    quoted = [one["text"] for one in found.details["quotes"]]
+    assert quoted == [
+        *("The mill has these rules:", "Grind barley.", "Then rest."),
+        *("grind --slow", "Close at noon."),
+    ]
+    for one in found.details["quotes"]:
+        assert text[one["byte_start"] : one["byte_end"]] == one["text"]
+
+
 def test_a_mark_in_a_quote_that_reads_as_a_citation_is_told(tmp_path):
     text = "The weir was built in 1802.[1] It was sold [7] in 1850.\n"
     found = ask_about(tmp_path / "x", "weir.txt", text, "When was the weir built?", max_quotes=1)

@@ -177,6 +177,16 @@ def test_rows_of_a_table_are_not_cut():
         assert passage.text[0].isdigit() or passage.text.startswith("id")
 
 
+def test_rows_of_a_table_in_an_item_are_not_cut():
+    rows = "".join(f"   | item {number} | {number * 7} | north |\n" for number in range(60))
+    table = f"   | name | price | side |\n   | --- | --- | --- |\n{rows}"
+    document = parse_bytes(f"1. First:\n\n{table}\n2. Second.\n".encode(), "a.md")
+    passages = list(CHUNKERS.build({"name": "recursive", "size": 64}).chunk(document))
+    assert len(passages) > 8
+    assert all(passage.text.endswith((" |", "Second.")) for passage in passages)
+    assert all(passage.text.startswith("| item") for passage in passages[1:])
+
+
 def test_a_document_without_text_has_no_passages():
     document = Document("a", "0", "text/plain", " \n ")
     for name in CHUNKERS.names():

@@ -331,3 +331,19 @@ def test_footnotes_in_an_aside_are_text_and_boxes_beside_it_are_not(parse):
     )
     text = parse("html", page).text
     assert text.endswith("The office published it in 2008.")
+
+
+def test_what_an_item_holds_beside_its_first_paragraph_is_indented_as_markdown_asks(
+    parse, bytes_of
+):
+    page = (
+        "<body><ol><li><p>Stop it.</p><p>Wait.</p><pre>pump --stop\n\n# twice</pre>"
+        "<ul><li>lamp<p>Green.</p></li></ul><table><tr><th>part<th>bar<tr><td>valve<td>7</table>"
+        "<p>Then</p><li><p>Fill it.</p></ol><p>An end."
+    )
+    document = parse("html", page)
+    assert document.text == (
+        "1. Stop it.\n\n  Wait.\n\n  ```\npump --stop\n\n# twice\n  ```\n\n  - lamp\n\n    Green.\n\n"
+        "  | part | bar |\n  | --- | --- |\n  | valve | 7 |\n\n  Then\n\n2. Fill it.\n\nAn end."
+    )
+    assert bytes_of(document, page.encode(), "pump --stop\n\n# twice")[1].is_exact
