@@ -407,10 +407,14 @@ _HTML_START = re.compile(
 )
 
 _DOCBOOK_START = re.compile(
-    rb"""\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!--.{0,500}?-->\s*)?<(?:!DOCTYPE\s+\w+\s+PUBLIC\s+["']"""
+    rb"""\s*+(?:<\?xml[^>]{0,200}>\s*+)?(?:<!--(?>.{0,3000}?-->)\s*+)*+"""
+    rb"""<(?:!DOCTYPE\s+\w+\s+PUBLIC\s+["']"""
     rb"""[^"']{0,99}\bDocBook|\w+\s[^>]{0,300}?xmlns=["']http://(?:docbook\.org/ns/docbook"""
     rb"""|projectmallard\.org/)|(?:book|part|chapter|appendix|preface|article|sect[1-5]|section"""
-    rb"""|refentry|glossary)(?:\s[^<>]{0,300})?>\s*<(?:title|\w*info)\b)""",
+    rb"""|refentry|glossary)(?:\s[^<>]{0,300})?>\s*+(?:<!--(?>.{0,3000}?-->)\s*+)*+"""
+    rb"""<(?:title|\w*info)\b"""
+    rb"""|(?:(?:sim)?para|legalnotice|(?:itemized|ordered|variable)list|varlistentry)"""
+    rb"""(?:\s[^<>]{0,300})?>)""",
     re.S,
 )
 
@@ -537,7 +541,7 @@ def _parser_by_magic(data: bytes) -> str:
         return _parser_of_archive(data)
     if _HTML_START.match(head.removeprefix(b"\xef\xbb\xbf")):
         return "html"
-    if _DOCBOOK_START.match(head):
+    if _DOCBOOK_START.match(data[:4096]):
         return "docbook"
     if head.lstrip()[:1] in {b"{", b"["} and len(data) <= _MAX_SNIFFED_BYTES:
         return _parser_of_json(data)

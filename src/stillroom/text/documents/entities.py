@@ -54,31 +54,35 @@ def read_entity_declarations(text: str, file: Path, root: Path) -> dict[str, str
 
     Files are those that its declarations name, then those in its folder: lists of entities
     (``.ent``, ``.mod``), and the declarations of other documents. The first declaration of a name
-    counts. At most 32 files below ``root`` are read, each to 256 KiB.
+    counts, of other documents that of one that includes this one. At most 256 files below ``root``
+    are looked for, and read to 256 KiB each until 32 declare entities.
 
     Args:
         text: Start of the document, with its declarations.
         file: Its file.
         root: The folder that is read; nothing outside of it is opened.
     """
-    found: dict[str, str] = {}
+    found, near = dict[str, str](), dict[str, str]()
+    includes = re.compile(rf"""["'/]{re.escape(file.name)}["']""")
     waiting = [*_list_named(_get_subset(text), file), *_list_beside(file)]
-    limit, seen = root.resolve(), {file.resolve()}
+    limit, seen, count = root.resolve(), {file.resolve()}, 0
     for path in islice(waiting, _MAX_LOOKED):  # grows during iteration
         try:
             place = path.resolve()
         except (RuntimeError, ValueError):  # a loop of links, or no name of a file
             continue
-        if place in seen or not place.is_relative_to(limit) or len(seen) > _MAX_FILES:
+        if place in seen or not place.is_relative_to(limit) or count == _MAX_FILES:
             continue
         seen.add(place)
         is_list = place.suffix.lower() not in _DOCUMENT_SUFFIXES
         content = _read_start(place, _MAX_FILE_BYTES if is_list else _MAX_SUBSET_BYTES)
         declared = content if is_list else _get_subset(content)
         waiting += _list_named(declared, place)
-        for name, value in _iter_declared(declared):
-            found.setdefault(name, value)
-    return found
+        values = dict(reversed([*_iter_declared(declared)]))  # the first of a name counts
+        count += bool(values)
+        target = near if not is_list and includes.search(declared) else found
+        target |= values | target
+    return found | near
 
 
 class EntityExpander:
@@ -168,7 +172,7 @@ def _list_beside(file: Path) -> list[Path]:
         for name in names
         if name.lower().endswith(suffixes)
     )
-    return list(islice(found, 2 * _MAX_FILES))
+    return list(islice(found, _MAX_LOOKED))
 
 
 def _read_start(path: Path, size: int) -> str:

@@ -206,14 +206,18 @@ class HtmlBlockReader:
             if token.name not in _UNCOUNTED and top.name not in _UNCOUNTED:
                 self.hidden += len(self.text[token.start : token.end].strip())
             return
-        text = self.text[token.start : token.end]
+        text = token.written or self.text[token.start : token.end]
         is_sign = top.permalink and not any(map(str.isalnum, html.unescape(text)))
         if is_sign or (self._block is None and text.isspace()):
             return
         block = self._block or self._begin()
-        for piece in iter_text_pieces(
-            self.text, token.start, token.end, keep_space=top.pre, entities=self._entities
-        ):
+        whole, start, end = self.text, token.start, token.end
+        if token.written:
+            whole, start, end = token.written, 0, len(token.written)
+        pieces = iter_text_pieces(whole, start, end, keep_space=top.pre, entities=self._entities)
+        if token.written:
+            pieces = iter([("".join(piece[0] for piece in pieces), token.start, token.end)])
+        for piece in pieces:
             block.pieces.append((raise_number(piece[0]), *piece[1:]) if top.raised else piece)
             size = len(piece[0]) if not piece[0].isspace() else 0
             block.size += size

@@ -52,7 +52,8 @@ _SPACE_RUN = re.compile(r"\r(?=\n)|(?<=[^\S\r])\s+")
 class MarkupToken:
     """A run of text, a start tag or an end tag, at text[start:end].
 
-    ``content`` is the end of a start tag's raw content (script, style, title), else 0.
+    ``name`` of a text is that of the element whose raw content it is; ``written`` is what a reader
+    of other markup puts in place of text[start:end].
     """
 
     kind: Literal["text", "start", "end"]
@@ -60,6 +61,7 @@ class MarkupToken:
     end: int
     name: str = ""
     attributes: str = ""
+    written: str = ""
 
 
 def tokenize(text: str, *, has_raw_text: bool = True) -> Iterator[MarkupToken]:

@@ -52,7 +52,7 @@ def test_a_book_becomes_markdown_with_the_levels_of_its_sections(parse, bytes_of
         "# Manual of the Pump\n\n## Use\n\nPress Start; see the valve and\n--fast.\n\n"
         "### Steps\n\n1. Fill it.\n2. Wait.\n\nLamp\n\nGreen is good.\n\n"
         "```\npump --fast\npump --stop\n```\n\nLimits\n\n"
-        "| Part | Bar |\n| --- | --- |\n| Valve | 7 |\n\nHeat\n\nNever run it dry."
+        "| Part | Bar |\n| --- | --- |\n| Valve | 7 |\n\nHeat:\n\nNever run it dry."
     )
     assert [(one.level, one.title) for one in document.headings] == [
         (1, "Manual of the Pump"),
@@ -63,6 +63,65 @@ def test_a_book_becomes_markdown_with_the_levels_of_its_sections(parse, bytes_of
     found, place = bytes_of(document, BOOK.encode(), "Green is good")
     assert found == b"Green is good"
     assert place.is_exact
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("<keycombo>\n <keycap>Ctrl</keycap>\n <keycap>s</keycap>\n</keycombo>", "Ctrl+s"),
+        ("<keycombo action='seq'><keysym>g</keysym> <keysym>t</keysym></keycombo>", "g t"),
+        ("<keycombo action='press'><keycap>Alt</keycap><keycap>F</keycap></keycombo>", "Alt-F"),
+        (
+            "<menuchoice><shortcut><keycombo><keycap>Ctrl</keycap><keycap>S</keycap></keycombo>"
+            "</shortcut> <guimenu>File</guimenu> <guimenuitem>Save</guimenuitem></menuchoice>",
+            "(Ctrl+S) File \u2192 Save",
+        ),
+        (
+            "<menuchoice><guimenu>File</guimenu><shortcut><keycap>F2</keycap></shortcut>"
+            "</menuchoice>",
+            "File (F2)",
+        ),
+        ("<guiseq><gui>File</gui><gui>Open</gui></guiseq>", "File \u2192 Open"),
+        ("<keyseq type='sequence'><key>a</key><key>b</key></keyseq>", "a b"),
+        ('<xref linkend="below"/>', "\u201cThe Pump, again\u201d"),
+        ("<xref linkend='lamp'></xref>", "\u201cLamp\u201d"),
+        ("<xref linkend='named'/>", "Table 7"),
+        ("<xref linkend='sect-far'/>", "sect-far"),
+        ("<link linkend='below'/>", "\u201cThe Pump, again\u201d"),
+        ("<link linkend='below'>it</link>", "it"),
+        ("<ulink url='http://a.example/'/>", "http://a.example/"),
+        ("<link xlink:href='far.html'/>", "far.html"),
+        ("<xref/>", ""),
+        ("<link type='guide' xref='x'/>", ""),
+    ],
+)
+def test_what_a_stylesheet_writes_is_written(tmp_path, markup, text):
+    below = (
+        "<a b='c'><title>No target</title></a><varlistentry id='lamp'><term>Lamp</term>"
+        "</varlistentry><table xreflabel='Table 7' id='named'/>"
+        "<sect1 xml:id='below'><!-- x --><title>The &app;,\n <em>again</em>.</title>"
+    )
+    read = read_book(tmp_path, '<!ENTITY app "Pump">', f"See {markup} now.</para>{below}<para>")
+    assert read.startswith(f"See {text} now." if text else "See now.")
+
+
+def test_what_a_stylesheet_writes_stands_where_its_tag_does(parse, bytes_of):
+    data = b"<chapter id='a'><title>Use</title><para>See <xref linkend='a'/> and wait.</para>"
+    document = parse("docbook", data)
+    found, place = bytes_of(document, data, "\u201cUse\u201d")
+    assert (found, place.is_exact) == (b"<xref linkend='a'/>", False)
+
+
+def test_the_title_of_a_note_is_a_label_unless_it_is_a_sentence(tmp_path):
+    text = "A.</para><tip><title>TIP</title><para>B.</para></tip><tip><title>Why?</title><para>C."
+    assert read_book(tmp_path, "", text) == "A.\n\nTIP:\n\nB.\n\nWhy?\n\nC."
+
+
+def test_many_references_and_unclosed_titles_take_no_time(parse):
+    for part in ("<a id='x'><title>", "<xref linkend='x'/>", "<a id='x'><!--", "<a id='x", "id="):
+        started = time.monotonic()
+        parse("docbook", "<para>A text. <xref/><a " + part * 20_000)
+        assert time.monotonic() - started < 20, part
 
 
 def test_a_page_of_mallard_is_read_without_the_links_to_it(parse):
@@ -82,6 +141,10 @@ def test_a_page_of_mallard_is_read_without_the_links_to_it(parse):
         ("a.xml", '<x:stylesheet xmlns:d="http://docbook.org/ns/docbook">', "txt"),
         ("a.xml", "<settings><name>x</name></settings>", "txt"),
         ("index.docbook", "<chapter><para>Hello.</para></chapter>", "docbook"),
+        ("a.xml", "<!-- at\n the top -->\n<!-- > -->\n\n<para>Hello.</para>", "docbook"),
+        ("a.xml", "<legalnotice id='x'><para>Copy it.", "docbook"),
+        ("a.xml", "<chapter><!-- 1 --> <title>A</title>", "docbook"),
+        ("a.xml", "<params><para>", "txt"),
     ],
 )
 def test_manuals_in_files_of_another_name_are_known_by_their_start(name, data, parser):
@@ -123,6 +186,20 @@ def test_entities_are_expanded_as_the_files_of_the_folder_declare_them(tmp_path)
         "<chapter id='x'><title>Far</title><p>&far; &own;</p></chapter>"
     )
     assert parse_file(tmp_path / "chap.xml", root=tmp_path).text == "# Far\n\nnear here"
+
+
+def test_the_document_that_includes_another_declares_its_entities(tmp_path):
+    other = "<!DOCTYPE book [<!ENTITY prog 'Other'>]><book/>"
+    for number in range(70):
+        (tmp_path / f"a{number:02}.xml").write_text("<chapter><title>A</title></chapter>")
+    (tmp_path / "b-other.xml").write_text(other)
+    (tmp_path / "main.xml").write_text(
+        "<!DOCTYPE book [<!ENTITY c SYSTEM 'chap.xml'><!ENTITY prog 'Pump'>]><book>&c;</book>"
+    )
+    (tmp_path / "chap.xml").write_text(
+        "<chapter><title>The &prog;</title><p>It runs.</p></chapter>"
+    )
+    assert parse_file(tmp_path / "chap.xml", root=tmp_path).text.startswith("# The Pump")
 
 
 def test_an_expansion_keeps_the_place_of_its_entity(tmp_path, bytes_of):

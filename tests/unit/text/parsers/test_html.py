@@ -343,7 +343,8 @@ def test_what_an_item_holds_beside_its_first_paragraph_is_indented_as_markdown_a
     )
     document = parse("html", page)
     assert document.text == (
-        "1. Stop it.\n\n  Wait.\n\n  ```\npump --stop\n\n# twice\n  ```\n\n  - lamp\n\n    Green.\n\n"
+        "1. Stop it.\n\n  Wait.\n\n  ```\npump --stop\n\n# twice\n  ```\n\n"
+        "  - lamp\n\n    Green.\n\n"
         "  | part | bar |\n  | --- | --- |\n  | valve | 7 |\n\n  Then\n\n2. Fill it.\n\nAn end."
     )
     assert bytes_of(document, page.encode(), "pump --stop\n\n# twice")[1].is_exact
