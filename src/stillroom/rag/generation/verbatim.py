@@ -25,6 +25,7 @@ _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
 _FENCED = re.compile(r"^[ \t]*(`{3,})$.*?^[ \t]*\1$", re.DOTALL | re.MULTILINE)
 _CELL_BORDER = re.compile(r"(?<!\\)\||\\(?=\|)")
+_MARKUP_TYPES = frozenset({"text/html", "application/docbook+xml"})
 Span = tuple[int, int]
 
 
@@ -128,11 +129,11 @@ def describe_quote(
 
 
 def _find_markup_breaks(document: Document, start: int, text: str) -> Iterator[int]:
-    """Yield the positions of line feeds that a page's source has and no browser shows.
+    """Yield the positions of line feeds that a page's or manual's source has and no reader sees.
 
     That of a ``<br>`` comes from other bytes, and preformatted text is between fences.
     """
-    if document.media_type != "text/html" or "\n" not in text:
+    if document.media_type not in _MARKUP_TYPES or "\n" not in text:
         return
     fenced = [match.span() for match in _FENCED.finditer(document.text)]
     for match in re.finditer("\n", text):

@@ -36,3 +36,13 @@ def test_line_ends_in_the_source_of_a_page_are_soft(describe):
     assert "first line\nsecond line" in shown
     assert "one more" in shown
     assert "a\nb" in describe("lines.txt", "a\nb\n")
+
+
+def test_line_ends_in_the_source_of_a_manual_are_soft(describe):
+    manual = (
+        "<chapter><title>T</title><para>Some of them are\n<keycombo>\n<keycap>Ctrl</keycap>\n"
+        "<keycap>s</keycap></keycombo>\nto save.</para><screen>first line\nsecond line</screen>"
+    )
+    shown = describe("manual.docbook", manual)
+    assert "Some of them are Ctrl+s to save." in shown
+    assert "first line\nsecond line" in shown
