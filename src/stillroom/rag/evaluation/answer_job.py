@@ -156,8 +156,13 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
                 question.id: [*locations[question.id], *find_copies(question, evidence)]
                 for question in questions
             }
+            seconds = {
+                name: sum(row.reading.seconds for row in rows) / max(1, len(rows))
+                for name, rows in graded.items()
+            }
+            sampling = _build_sampling(recipe)
             silent = probe_silence(
-                recipe, pipelines, questions, places, index, model, _build_sampling(recipe), job
+                recipe, pipelines, questions, places, index, model, sampling, seconds, job
             )
             if recipe.compare.untaught:
                 report, line = report_judgments(recipe, graded, silent)
@@ -284,17 +289,13 @@ def _answer_all(
 
     traces: dict[tuple[str, str], AnswerTrace] = {}
     served: dict[tuple[str, str], AnswerTrace] = {}
-    by_model = select_model_questions(
-        questions, compare.model_questions if compare else 0, recipe.seed
-    )
-    with job.phase("read", len(pipelines) * len(questions), "answers") as progress:
+    readers = [one for one in pipelines if compare is None or one.name != BASE_ARM]
+    with job.phase("read", len(readers) * len(questions), "answers") as progress:
         for question in questions:
             first: AnswerTrace | None = None
-            for pipeline in pipelines:
+            for pipeline in readers:
                 progress.advance()
                 name = pipeline.name, question.id
-                if compare and pipeline.name == BASE_ARM and question.id not in by_model:
-                    continue
                 if first is not None and pipeline.name in twins:
                     traces[name] = first
                     continue
@@ -303,6 +304,13 @@ def _answer_all(
                 if asked is not pipeline:
                     served[name] = read(pipeline, question)
                 first = first or traces[name]
+    if compare is not None and compare.model_questions:
+        by_model = select_model_questions(questions, compare.model_questions, recipe.seed)
+        with job.phase("generate", len(by_model), "answers") as progress:
+            for question in questions:
+                if question.id in by_model:
+                    traces[BASE_ARM, question.id] = read(pipelines[-1], question)
+                    progress.advance()
     return traces, served
 
 

@@ -11,7 +11,8 @@ from stillroom.evaluate import Report
 from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
-from stillroom.provenance import read_artifact
+from stillroom.jobs.job import iter_events
+from stillroom.provenance import Parent, read_artifact
 from stillroom.rag.answer_selection import reader
 from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation import reader_comparison
@@ -86,6 +87,9 @@ def test_better_than_no_model_is_to_be_used():
     named = ("owned reader", "packaged reader", "word overlap", "generating model")
     assert report.sections[0].table.columns == ("", *named)
     assert report.sections[2].table.columns[2:] == named
+    shown = [row[0] for row in report.sections[0].table.rows]
+    assert shown[1:3] == ["accuracy at equal coverage", "error rate at equal coverage"]
+    assert not any("_" in name for name in shown)
     assert not any(" arm" in one.text or "arm" in one.table.columns for one in report.sections[:2])
 
 
@@ -263,6 +267,11 @@ compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 0}}
     assert metrics["reader/first/silent_unanswerable"]["n"] >= 2
     assert details["decision"]["arm"] == "first"
     assert "from 3 passages, or as many more as a reader is calibrated for." in str(details)
+    events = list(iter_events(tmp_path / "out"))
+    stages = [event["name"] for event in events if event["event"] == "phase"]
+    assert stages == ["read", "grade", "abstention"]
+    (said,) = (event["text"] for event in events if event["event"] == "said")
+    assert "without the documents that answer it (first 3), in about 0 s" in said
 
 
 @pytest.mark.parametrize(
@@ -294,7 +303,9 @@ def test_a_start_that_was_kept_is_compared_as_the_packaged_reader_that_reads_in_
     kept = tmp_path / "kept"
     with closing(Job.start(kept, "recipe\n")) as job:
         shutil.copytree(reader.find_reader("builtin:reader"), job.output, dirs_exist_ok=True)
-        job.finish("checkpoint", details={"reader": True, "kept": "start"})
+        compared = {"difference": 0.021, "low": -0.05, "high": 0.1, "n": 43}
+        details = {"reader": True, "kept": "start", "comparison": compared, "train": {"steps": 10}}
+        job.finish("checkpoint", parents=[Parent("start", "builtin:reader", "")], details=details)
     readers = {"owned": str(kept), "shipped": "builtin:reader"}
     recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
     recipe = reader_comparison.suit_readers(recipe, SimpleNamespace(languages=["en"]))
@@ -302,14 +313,37 @@ def test_a_start_that_was_kept_is_compared_as_the_packaged_reader_that_reads_in_
     assert reader_comparison.find_twins(recipe) == ["shipped"]
     monkeypatch.setattr(reader_comparison, "_measure_bytes", lambda *_: "0")
     arms = {arm: ask([True] * 30) for arm in readers}
-    decision = add_comparison(
-        Report("Answers"), recipe, arms, {}, is_synthetic=False, trained=str(kept)
-    )
+    report = Report("Answers")
+    decision = add_comparison(report, recipe, arms, {}, is_synthetic=False, trained=str(kept))
     assert decision.reader == ""
-    assert decision.line.endswith(
-        "the reader's initial weights are kept. In their place the packaged large reader answers."
+    assert decision.line.startswith(
+        "Training the packaged reader for 10 steps did not measurably help: the share of 43 "
+        "held-out questions with a right first sentence changed by +0.02 [-0.05, +0.10], so its "
+        "weights are left unchanged. The packaged large reader answers in its place. Not decided: "
     )
+    assert "owned reader" not in decision.line
+    assert "Training may help with thousands of people's questions" in decision.line
+    share = "Share of 30 questions with the right words: the packaged large reader 1.00. As served"
+    assert share in decision.line  # its twin is left out
+    assert report.summary.startswith(decision.line)
     assert decision.answers == "the packaged large reader"
+
+
+def test_a_training_that_helped_says_by_how_much(tmp_path):
+    with closing(Job.start(tmp_path / "own", "recipe\n")) as job:
+        compared = {"difference": 0.2, "low": 0.1, "high": 0.3, "n": 40}
+        details = {"reader": True, "kept": "trained", "comparison": compared}
+        job.finish("checkpoint", parents=[Parent("start", "/own/reader", "")], details=details)
+    readers = {"owned": str(tmp_path / "own"), "sentence": "builtin:overlap"}
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    arms = {"owned": ask([True] * 30), "sentence": ask([False] * 30)}
+    decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
+    assert decision.line.startswith(
+        "Training the reader that it started from helped: the share of 40 held-out questions with "
+        "a right first sentence changed by +0.20 [+0.10, +0.30], so the trained weights are used. "
+        "Use the owned reader: it is better than word overlap."
+    )
+    assert "may help" not in decision.line
 
 
 def test_a_reader_that_hardly_answers_is_not_to_be_used():
