@@ -87,6 +87,7 @@ class FlowRun:
         from stillroom.flow.job import require_job_extras
 
         self._refuse_foreign(overwrite=overwrite)
+        check_inputs(self.recipe)
         if overwrite or not (self.out / ARTIFACT_FILE).is_file():
             for step in self.recipe.steps.values():
                 require_job_extras(step.recipe)
@@ -105,8 +106,8 @@ class FlowRun:
             before = self._read_previous(resume=resume, overwrite=overwrite)
             with full_disk_as_error(self.out):
                 (self.out / "steps").mkdir(exist_ok=True)
-            with atomic_write(self.out / "recipe.yaml") as file:
-                file.write(dump_recipe(self.recipe))
+            if before is None:  # else that of the finished run stays until it is replaced
+                self._write_recipe()
             for name in self.recipe.list_unused_inputs():
                 self._warn(f"inputs.{name} is used by no step, nor by answer")
             done: dict[str, Path] = {}
@@ -133,6 +134,10 @@ class FlowRun:
                         skipped[name] = error.problems[0].what
                         self._warn(f"{head}: skipped, {skipped[name]}")
             return self._commit(done, skipped)
+
+    def _write_recipe(self) -> None:
+        with atomic_write(self.out / "recipe.yaml") as file:
+            file.write(dump_recipe(self.recipe))
 
     def _warn(self, line: str) -> None:
         self.reporter.warn(line)
@@ -244,6 +249,7 @@ class FlowRun:
         seconds = {name: sum_work_seconds(folder) for name, folder in done.items()}
         with atomic_write(self.out / "steps.json") as file:
             json.dump(list_steps(steps, artifacts), file, indent=1)
+        self._write_recipe()
         timed = write_run_report(self.out, done, seconds, skipped)
         answer = self._describe_answer(artifacts)
         ends = self.recipe.answer

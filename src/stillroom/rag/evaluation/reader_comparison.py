@@ -207,10 +207,11 @@ def probe_silence(
     counts = {arm.name: len(questions) for arm in arms if arm.name not in twins}
     counts |= {BASE_ARM: len(by_model)} if BASE_ARM in counts else {}
     took = sum(seconds[arm] * count for arm, count in counts.items())
+    named = (f"{'model' if arm == BASE_ARM else arm} {count}" for arm, count in counts.items())
     job.say(
         "abstention: who declines a question without an answer? Each one is asked again of the "
         "index without the documents that answer it "
-        f"({', '.join(f'{arm} {count}' for arm, count in counts.items())}), in about {took:.0f} s"
+        f"({', '.join(named)}), in about {took:.0f} s"
     )
     with job.phase("abstention", len(questions), "questions") as progress:
         for question in questions:
