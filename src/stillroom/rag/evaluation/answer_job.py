@@ -159,13 +159,9 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
                 question.id: [*locations[question.id], *find_copies(question, evidence)]
                 for question in questions
             }
-            seconds = {
-                name: sum(row.reading.seconds for row in rows) / max(1, len(rows))
-                for name, rows in graded.items()
-            }
             sampling = _build_sampling(recipe)
             silent = probe_silence(
-                recipe, pipelines, questions, places, index, model, sampling, seconds, job
+                recipe, pipelines, questions, places, index, model, sampling, graded, job
             )
             if recipe.compare.untaught:
                 report, line = report_judgments(recipe, graded, silent)
@@ -179,11 +175,7 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
                 decision = {"decision": decided.to_json()}
         else:
             report.summary = f"{report.summary} {concentration}".rstrip()
-        if model.reused:
-            job.say(
-                f"{count_noun(model.reused, 'completion')} of the generating model were taken from "
-                "the last run: model, prompt and sampling are the same"
-            )
+        model.report_reuse(job)
         report.write(job.output)
         return job.finish(
             "report",
@@ -248,6 +240,14 @@ class _MemoizedModel(DelegatingModel):
         wall, busy = (sum(spent[side] for spent in self._spent) for side in (0, 1))
         self._spent.clear()
         return replace(trace, seconds=trace.seconds + wall, cpu_seconds=trace.cpu_seconds + busy)
+
+    def report_reuse(self, job: Job) -> None:
+        """Say how many completions were not generated, if any."""
+        if self.reused:
+            job.say(
+                f"{count_noun(self.reused, 'completion')} of the generating model taken from the "
+                "last run: model, prompt and sampling are the same"
+            )
 
     def close(self) -> None:
         """Close the model, if it was opened, and the journal."""

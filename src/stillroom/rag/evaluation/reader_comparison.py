@@ -189,14 +189,14 @@ def probe_silence(
     index: Index,
     model: TextModel,
     sampling: Sampling,
-    seconds: Mapping[str, float],
+    graded: Rows,
     job: Job,
 ) -> dict[tuple[str, str], SilenceProbe]:
     """Ask each question of the index without its documents.
 
     The model is asked half of its questions, a twin of the first reader none. Questions whose
-    evidence is not found, or for which no document would be left, are not asked. ``seconds`` are
-    those of an answer by arm, by which the log says how long it takes.
+    evidence is not found, or for which no document would be left, are not asked. By
+    the graded answers the log says how long it takes.
     """
     assert recipe.compare is not None  # noqa: S101  # callers have looked
     journal = job.journal("silence")
@@ -206,13 +206,7 @@ def probe_silence(
     probes: dict[tuple[str, str], SilenceProbe] = {}
     counts = {arm.name: len(questions) for arm in arms if arm.name not in twins}
     counts |= {BASE_ARM: len(by_model)} if BASE_ARM in counts else {}
-    took = sum(seconds[arm] * count for arm, count in counts.items())
-    named = (f"{'model' if arm == BASE_ARM else arm} {count}" for arm, count in counts.items())
-    job.say(
-        "abstention: who declines a question without an answer? Each one is asked again of the "
-        "index without the documents that answer it "
-        f"({', '.join(named)}), in about {took:.0f} s"
-    )
+    _announce_probes(counts, graded, job)
     with job.phase("abstention", len(questions), "questions") as progress:
         for question in questions:
             progress.advance()
@@ -238,6 +232,20 @@ def probe_silence(
                     row = row["abstained"], row["probability"]
                 probes[arm.name, question.id] = SilenceProbe(*row)
     return probes
+
+
+def _announce_probes(counts: Mapping[str, int], graded: Rows, job: Job) -> None:
+    """Say what is asked of whom, and how long that takes if it takes as long as the answers."""
+    seconds = {
+        arm: sum(row.reading.seconds for row in rows) / max(1, len(rows))
+        for arm, rows in graded.items()
+    }
+    took = sum(seconds[arm] * count for arm, count in counts.items())
+    named = (f"{'model' if arm == BASE_ARM else arm} {count}" for arm, count in counts.items())
+    job.say(
+        "abstention: who declines a question without an answer? Each one is asked again of the "
+        f"index without the documents that answer it ({', '.join(named)}), in about {took:.0f} s"
+    )
 
 
 def _hide_documents(
