@@ -35,7 +35,7 @@ __all__ = [
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)"
 )
-_MAX_VALUE_LENGTH = 200
+_MAX_VALUE_LENGTH, _MAX_TEXT_LENGTH = 200, 2000
 _MAX_COLUMN_WIDTH = 60
 _MAX_METRICS = 20
 _JSON_VERSION = 1
@@ -76,13 +76,14 @@ def format_value(value: object, *, is_inner: bool = False) -> str:
 
 
 def print_rows(rows: Sequence[tuple[str, object]]) -> None:
-    """Print rows, with names padded to one width and long texts truncated."""
+    """Print rows, with names padded to one width; long texts, and longer lists, are truncated."""
     from stillroom.jobs import escape_line
 
     width = max((len(name) for name, _ in rows), default=0) + 2
     for name, value in rows:
         text = escape_line(format_value(value))  # a stranger's line end begins no row
-        text = text if len(text) <= _MAX_VALUE_LENGTH else text[: _MAX_VALUE_LENGTH - 3] + "..."
+        limit = _MAX_TEXT_LENGTH if isinstance(value, str) else _MAX_VALUE_LENGTH
+        text = text if len(text) <= limit else text[: limit - 3] + "..."
         print_text(format_row(f"  {name:{width}}", text))
 
 

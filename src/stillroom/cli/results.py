@@ -86,7 +86,10 @@ def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
         print_text("answers  nothing: no document could be used, so the index is empty")
     else:
         _print_untrained(artifact)
-    print_text(f"\nreport   {out / 'report.html'}")
+    seconds = artifact.details.get("seconds", {}).items()
+    took = ", ".join(f"{name} {value:.0f} s" for name, value in seconds)
+    print_text(f"\ntook     {took}" if took else "")
+    print_text(f"report   {out / 'report.html'}")
     _print_next(out, can_answer=bool(artifact.details.get("answer")))
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         warn_small_sample,
     )
     from stillroom.evaluate.metrics.retrieval import retrieval_metrics
-    from stillroom.evaluate.report import Report, Table, merge_reports
+    from stillroom.evaluate.report import Report, Table, describe_metric, merge_reports
 
 __all__ = [
     "MIN_UNITS",
@@ -40,6 +40,7 @@ __all__ = [
     "Report",
     "Table",
     "bootstrap",
+    "describe_metric",
     "held_out_loss",
     "measure_agreement",
     "merge_reports",

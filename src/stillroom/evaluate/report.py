@@ -29,6 +29,7 @@ __all__ = [
     "Report",
     "Section",
     "Table",
+    "describe_metric",
     "merge_reports",
     "open_templates",
     "render_page",
@@ -36,6 +37,26 @@ __all__ = [
 
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+_METRIC_NAMES = {
+    "right": "answer accuracy",
+    "f1": "token F1",
+    "em": "exact match",
+    "holds": "accuracy at equal coverage",
+    "wrong": "error rate at equal coverage",
+    "silent_answerable": "abstention on answerable questions",
+    "silent_unanswerable": "abstention on unanswerable questions",
+    "cited": "citation precision",
+    "served_holds": "accuracy as served",
+    "served_silent": "abstention on answerable questions, as served",
+    "served_silent_unanswerable": "abstention on unanswerable questions, as served",
+    "cpu_s_a_question": "CPU seconds per question",
+}
+
+
+def describe_metric(name: str) -> str:
+    """Return a metric's name in words: its key in report.json is for programs."""
+    head, slash, measure = name.rpartition("/")
+    return head + slash + _METRIC_NAMES.get(measure, measure.replace("_", " "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +314,7 @@ def _open_template() -> Template:
     environment.globals |= {
         "count_range": _count_range,
         "describe_ends": _describe_ends,
+        "describe_metric": describe_metric,
         "format_interval": _format_interval,
         "format_value": format_value,
         "list_notes": _list_notes,

@@ -34,7 +34,7 @@ from stillroom.jobs import (
 )
 from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.files import lock_folder
-from stillroom.jobs.job import sign_if_configured, write_manifest
+from stillroom.jobs.job import iter_events, sign_if_configured, write_manifest
 from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import (
     ARTIFACT_FILE,
@@ -87,6 +87,7 @@ class FlowRun:
         from stillroom.flow.job import require_job_extras
 
         self._refuse_foreign(overwrite=overwrite)
+        check_inputs(self.recipe)
         if overwrite or not (self.out / ARTIFACT_FILE).is_file():
             for step in self.recipe.steps.values():
                 require_job_extras(step.recipe)
@@ -105,8 +106,8 @@ class FlowRun:
             before = self._read_previous(resume=resume, overwrite=overwrite)
             with full_disk_as_error(self.out):
                 (self.out / "steps").mkdir(exist_ok=True)
-            with atomic_write(self.out / "recipe.yaml") as file:
-                file.write(dump_recipe(self.recipe))
+            if before is None:  # else that of the finished run stays until it is replaced
+                self._write_recipe()
             for name in self.recipe.list_unused_inputs():
                 self._warn(f"inputs.{name} is used by no step, nor by answer")
             done: dict[str, Path] = {}
@@ -133,6 +134,10 @@ class FlowRun:
                         skipped[name] = error.problems[0].what
                         self._warn(f"{head}: skipped, {skipped[name]}")
             return self._commit(done, skipped)
+
+    def _write_recipe(self) -> None:
+        with atomic_write(self.out / "recipe.yaml") as file:
+            file.write(dump_recipe(self.recipe))
 
     def _warn(self, line: str) -> None:
         self.reporter.warn(line)
@@ -244,6 +249,7 @@ class FlowRun:
         seconds = {name: sum_work_seconds(folder) for name, folder in done.items()}
         with atomic_write(self.out / "steps.json") as file:
             json.dump(list_steps(steps, artifacts), file, indent=1)
+        self._write_recipe()
         timed = write_run_report(self.out, done, seconds, skipped)
         answer = self._describe_answer(artifacts)
         ends = self.recipe.answer
@@ -345,7 +351,7 @@ def _collect_decision(
     sentences = [*refused, *([] if lines[-1] in refused else lines[-1:])]
     if "trained_reader" in answer:
         sentences.append(f"`ask` and `serve` of this run use {answer['reader']}.")
-    elif lines[-1].startswith("Not decided") and "reader" in answer:
+    elif "Not decided: " in lines[-1] and "reader" in answer:
         used = decided[-1].details["decision"].get("answers", "the trained reader")
         sentences.append(f"`ask` and `serve` of this run use {used}: nothing has to be done.")
     return {"decision": " ".join(sentences)}
@@ -441,12 +447,33 @@ def _describe_steps(
             table=Table("Steps of the run", ("step", "artifact", "took", "digest"), rows),
         )
     )
+    report.sections += _describe_events(done)
     for name, artifact in artifacts.items():
         if artifact.kind == "records":
             report.sections += list(_describe_records(name, done[name]))
         if "candidates" in artifact.details:
             report.sections.append(_describe_candidates(name, artifact.details))
     return report
+
+
+def _describe_events(done: Mapping[str, Path]) -> Iterator[Section]:
+    """Yield how long each stage of the steps took, and what they chose."""
+    spent: dict[tuple[str, str], float] = {}
+    choices: dict[tuple[str, str], None] = {}
+    for step, folder in done.items():
+        for event in iter_events(folder):
+            if event["event"] == "phase":
+                stage = step, str(event["name"])
+                spent[stage] = spent.get(stage, 0.0) + float(event.get("seconds", 0))
+            elif event["event"] == "choice":
+                choices[step, str(event["text"])] = None
+    if spent:
+        rows = tuple((*stage, f"{seconds:.1f} s") for stage, seconds in spent.items())
+        table = Table("Time of the stages", ("step", "stage", "took"), rows)
+        yield Section("Stages", "By the clock; a stage that was repeated is summed.", table=table)
+    if choices:
+        table = Table("What the steps chose", ("step", "choice"), tuple(choices))
+        yield Section("Choices", "Decided by the documents and by what is installed.", table=table)
 
 
 def _describe_records(name: str, folder: Path) -> Iterator[Section]:

@@ -49,6 +49,7 @@ from stillroom.records import Origin
 
 __all__ = [
     "Job",
+    "iter_events",
     "sign_if_configured",
     "sum_work_seconds",
     "write_artifact",
@@ -226,10 +227,10 @@ class Job:
             cpu_seconds=round(time.process_time() - busy, 3),
         )
 
-    def say(self, line: str) -> None:
-        """Print a permanent message and add it to the events."""
+    def say(self, line: str, *, kind: str = "said") -> None:
+        """Print a permanent message and add it to the events; ``choice``s are in a run's report."""
         self.reporter.say(line)
-        self.event("said", text=line)
+        self.event(kind, text=line)
 
     def warn(self, line: str) -> None:
         """Print a warning, and add it to the events and to the artifact's details."""
@@ -392,7 +393,7 @@ class Job:
 def sum_work_seconds(folder: Path) -> float:
     """Return the seconds a job worked, summed over its sessions, from its events."""
     total, begun, last = 0.0, 0.0, 0.0
-    for event in _iter_events(folder):
+    for event in iter_events(folder):
         moment = datetime.fromisoformat(event["time"]).timestamp()
         if event["event"] in ("started", "resumed"):
             total, begun = total + last - begun, moment
@@ -402,7 +403,7 @@ def sum_work_seconds(folder: Path) -> float:
 
 def _list_warnings(folder: Path) -> dict[str, list[str]]:
     """Return the different warnings of all sessions of a job, as a detail of its artifact."""
-    events = (event for event in _iter_events(folder) if event["event"] == "warning")
+    events = (event for event in iter_events(folder) if event["event"] == "warning")
     texts = list(dict.fromkeys(str(event.get("text")) for event in events))
     if len(texts) > _MAX_WARNINGS:
         more = f"{len(texts) - _MAX_WARNINGS} more, in events.jsonl"
@@ -410,7 +411,7 @@ def _list_warnings(folder: Path) -> dict[str, list[str]]:
     return {"warnings": texts} if texts else {}
 
 
-def _iter_events(folder: Path) -> Iterator[dict[str, Any]]:
+def iter_events(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a job, without those cut by a kill."""
     path = folder / "events.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():

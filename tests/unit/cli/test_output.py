@@ -30,6 +30,15 @@ def test_an_artifact_is_shown_in_aligned_rows(tmp_path):
     assert "  signature  unsigned" in told
 
 
+def test_the_decision_of_a_run_is_shown_whole_and_a_long_list_is_cut(tmp_path):
+    line = "Training did not measurably help. " * 20
+    details = {"decision": line.strip(), "parts": ["part"] * 90}
+    Job.start(tmp_path / "run", "recipe").finish("records", details=details)
+    shown = CliRunner().invoke(stillroom, ["show", str(tmp_path / "run")]).output
+    assert f"  decision   {line.strip()}\n" in shown
+    assert shown.splitlines()[-1].endswith("...")
+
+
 def test_names_in_other_scripts_are_readable_and_steer_no_terminal(capsys):
     name = "議事録\u30002024, \U0001f469\u200d\U0001f52c, a\xa0b, \u05d0\u200f, \U0001fae8"
     assert escape_line(name) == name

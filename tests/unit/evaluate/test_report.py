@@ -7,7 +7,7 @@ import pytest
 from stillroom.errors import DataError
 from stillroom.evaluate.charts import Plot, format_value, render_plot
 from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap
-from stillroom.evaluate.report import Report, Table, merge_reports
+from stillroom.evaluate.report import Report, Table, describe_metric, merge_reports
 
 HOSTILE = '<script>alert("x")</script>'
 
@@ -143,3 +143,13 @@ def test_plots_stay_within_their_frame(value, kind):
     drawn = render_plot(Plot("x", ("a", "b"), (value, value), kind=kind))
     for x in re.findall(r'\b(?:x|x1|cx|width)="(-?[\d.]+)"', drawn):
         assert 0 <= float(x) <= 720
+
+
+def test_the_page_calls_a_metric_by_its_name_in_the_field_beside_its_key(tmp_path):
+    report = Report("Answers").add(Metric("reader/owned/silent_unanswerable", 0.5, n=4))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "abstention on unanswerable questions" in page
+    assert '<div class="note">reader/owned/silent_unanswerable</div>' in page
+    assert describe_metric("a/evidence_recall@10") == "a/evidence recall@10"
+    assert describe_metric("loss") == "loss"

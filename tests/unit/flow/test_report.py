@@ -34,3 +34,19 @@ def test_settings_of_a_generator_are_not_counted_among_records(tmp_path, asks, s
     settings = sections["Generator of records (records)"]
     assert ["top_p", "0.95"] in settings["table"]["rows"]
     assert said in settings["text"]
+
+
+def test_the_time_of_each_stage_and_the_choices_are_in_the_report(tmp_path):
+    job = Job.start(tmp_path / "index", "recipe\n")
+    for seconds in (2.0, 3.5):
+        job.event("phase", name="validate", count=1, seconds=seconds, cpu_seconds=1.0)
+    job.say("no choice")
+    job.say("embedder builtin:mpnet-int8: it is installed", kind="choice")
+    job.finish("index")
+    out = tmp_path / "run"
+    out.mkdir()
+    write_run_report(out, {"index": tmp_path / "index"}, {"index": 9.0}, {})
+    sections = json.loads((out / "report.json").read_text())["sections"]
+    rows = {section["title"]: section["table"]["rows"] for section in sections}
+    assert rows["Stages"] == [["index", "validate", "5.5 s"]]
+    assert rows["Choices"] == [["index", "embedder builtin:mpnet-int8: it is installed"]]

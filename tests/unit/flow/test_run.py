@@ -9,6 +9,7 @@ from stillroom.flow.opening import find_checkpoint, find_reader, open_run, set_r
 from stillroom.flow.pipeline import FlowRun, _collect_decision
 from stillroom.flow.run import run_recipe
 from stillroom.provenance import Artifact, read_artifact
+from stillroom.provenance.verify import verify_artifact
 from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.generation.refusals import REFUSAL
 from stillroom.recipes import parse_recipe, render_template
@@ -40,6 +41,23 @@ def test_a_folder_that_gives_no_record_ends_as_an_index_that_can_be_asked(tmp_pa
     again = run_make(tmp_path / "documents", out, overrides=too_little)
     assert again.digest == artifact.digest
     assert read_artifact(out).digest == artifact.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [("inputs.teacher=/no/such/model", "missing"), ("steps.index.max_failed=0", "failed")],
+)
+def test_a_second_run_that_fails_leaves_the_finished_one_whole(tmp_path, too_little, change, where):
+    documents, out = tmp_path / "documents", tmp_path / "run"
+    run_make(documents, out, overrides=too_little)
+    before = (out / "recipe.yaml").read_bytes()
+    (documents / "b.pdf").write_bytes(b"no page")
+    with pytest.raises(DataError) as caught:
+        run_make(documents, out, overrides=[*too_little, change])
+    assert where in caught.value.code
+    assert (out / "recipe.yaml").read_bytes() == before
+    assert bool(list(out.glob("steps/.*.partial"))) == (where == "failed")
+    assert verify_artifact(out) == []
 
 
 def test_a_folder_without_text_ends_as_an_empty_index_and_says_so(tmp_path, too_little, capsys):

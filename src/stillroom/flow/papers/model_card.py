@@ -11,7 +11,6 @@ Source: Mitchell et al. 2019 (arXiv:1810.03993).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -438,7 +437,7 @@ def describe_reader(folder: Path, artifact: Artifact, name: str, license: str) -
     starts = list(_list_starts(folder, artifact))
     if _is_start_kept(artifact):
         start = starts[0] if starts else "its start"
-        text += f" Its training was not kept: these are the weights of {start}, unchanged."
+        text += f" {_describe_training(artifact)} They are those of {start}."
         if start == "builtin:reader":
             text += (
                 " For documents in English, builtin:reader-large answers in their place where its "
@@ -455,32 +454,27 @@ def describe_reader(folder: Path, artifact: Artifact, name: str, license: str) -
 
 def describe_reader_training(folder: Path, artifact: Artifact) -> str:
     """Return what the training did, and whether its result was kept."""
-    recipe, details = _read_settings(folder, artifact), artifact.details
-    train, comparison = details.get("train") or {}, details.get("comparison") or {}
-    start = recipe.get("start")
+    start = _read_settings(folder, artifact).get("start")
+    steps = (artifact.details.get("train") or {}).get("steps", "an unknown number of")
     lines = [
         "## Training procedure",
         "",
-        f"Low-rank updates were trained for {train.get('steps', 'an unknown number of')} steps, "
+        f"Low-rank updates were trained for {steps} steps, "
         f"seed {artifact.seed}, from {start or 'the base'}.",
     ]
-    if comparison:
-        figures = [comparison[name] for name in ("difference", "low", "high")]
-        shown = ", ".join(
-            f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
-        )
-        compared = (
-            f"share of {count_noun(comparison['n'], 'held-out question')} whose first quoted "
-            "sentence is right, trained minus initial weights, with its 95 % interval: "
-            f"{shown or 'not measured'}"
-        )
+    if result := _describe_training(artifact):
         lines.append(
-            f"**The result was not kept:** the weights are those of {start} ({compared})."
-            if details.get("kept") == "start"
-            else f"The result was kept ({compared}); the same questions are not an independent "
-            "test of it."
+            f"**{result}**"
+            if _is_start_kept(artifact)
+            else f"{result} The same questions are not an independent test of it."
         )
     return "\n".join(lines)
+
+
+def _describe_training(artifact: Artifact) -> str:
+    from stillroom.rag.answer_selection.judging import describe_training
+
+    return describe_training(artifact.parents, artifact.details)
 
 
 def find_reader_bases(folder: Path, artifact: Artifact) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,36 @@ import numpy as np
 from stillroom.errors import count_noun
 from stillroom.evaluate.metrics.bootstrap import Metric, paired_difference
 from stillroom.evaluate.qa.questions import JudgedQuestion
+from stillroom.provenance import Parent
 from stillroom.rag.answer_selection.overlap import ScoredSentence
-from stillroom.rag.answer_selection.reader import describe_reading
+from stillroom.rag.answer_selection.reader import (
+    BUILTIN_READER,
+    LARGE_READER,
+    MULTILINGUAL_READER,
+    OVERLAP_READER,
+    SMALL_READER,
+    describe_reading,
+)
 
 __all__ = [
+    "READER_NAMES",
     "HeldOutScores",
     "Readings",
     "StartComparison",
     "compare_readers",
+    "describe_training",
+    "find_start_name",
     "partition_readings",
 ]
+
+READER_NAMES = {
+    BUILTIN_READER: "the packaged reader",
+    SMALL_READER: "the packaged reader",
+    LARGE_READER: "the packaged large reader",
+    MULTILINGUAL_READER: "the packaged multilingual reader",
+    OVERLAP_READER: "word overlap",
+}
+"""What readers are called in sentences, by their references."""
 
 Weights = Mapping[str, float]
 
@@ -103,19 +123,6 @@ class StartComparison:
     silences: int
     settings: dict[str, Any]
 
-    def describe(self) -> str:
-        """Return a sentence for the log, without its full stop."""
-        count = self.difference.n
-        measured = f"{self.difference.value:+.3f}" if count else "not measured"
-        if self.to_json()["low"] is not None:
-            measured += f" [{self.difference.low:+.3f}, {self.difference.high:+.3f}]"
-        return (
-            "trained minus start, right first sentences that are given, of "
-            f"{count_noun(count, 'held-out question')}: {measured}, with {self.shift:+.2f} added "
-            "to the logit of its probability (as often silent on "
-            f"{count_noun(self.silences, 'reading')} without an answer)"
-        )
-
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values: null where nothing was measured."""
         metric = self.difference.to_json()
@@ -127,6 +134,35 @@ class StartComparison:
             "n": count,
             "shift": self.shift if self.silences else None,
         }
+
+
+def find_start_name(parents: Iterable[Parent]) -> str:
+    """Return what the reader is called that a training continued, by the reader's parents."""
+    starts = (parent.path for parent in parents if parent.role == "start")
+    return READER_NAMES.get(next(starts, ""), "the reader that it started from")
+
+
+def describe_training(parents: Iterable[Parent], details: Mapping[str, Any]) -> str:
+    """Return what training brought a reader that continues another; empty for other artifacts.
+
+    Parents and details are those of the artifact.
+    """
+    if not details.get("reader") or "kept" not in details:
+        return ""
+    compared, steps = details.get("comparison") or {}, (details.get("train") or {}).get("steps")
+    change = "the change was not measured"
+    if compared.get("difference") is not None:
+        low, high = compared.get("low"), compared.get("high")
+        change = (
+            f"the share of {count_noun(compared['n'], 'held-out question')} with a right first "
+            f"sentence changed by {compared['difference']:+.2f}"
+            + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else "")
+        )
+    trained = f"Training {find_start_name(parents)}"
+    trained += f" for {count_noun(steps, 'step')}" if steps else ""
+    if details["kept"] != "start":
+        return f"{trained} helped: {change}, so the trained weights are used."
+    return f"{trained} did not measurably help: {change}, so its weights are left unchanged."
 
 
 def compare_readers(

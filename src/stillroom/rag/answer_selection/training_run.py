@@ -45,6 +45,7 @@ from stillroom.rag.answer_selection.judging import (
     HeldOutScores,
     Readings,
     compare_readers,
+    describe_training,
     partition_readings,
 )
 from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
@@ -139,20 +140,17 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     if recipe.start is not None:
         chosen |= _choose(recipe, held_out, readings, job)
     _write_held_out(held_out, job)
-    return job.finish(
-        "checkpoint",
-        parents=[
-            make_parent("index", Path(recipe.index), job.out),
-            *(
-                make_parent(_name_role(Path(path)), Path(path), job.out)
-                for path in recipe.questions
-            ),
-            describe_base(recipe.base),
-            *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
-        ],
-        origin=Origin("synthetic").then(Link("rag.reader")).to_json(),
-        details={"train": trained, "reader": True, **chosen},
-    )
+    parents = [
+        make_parent("index", Path(recipe.index), job.out),
+        *(make_parent(_name_role(Path(path)), Path(path), job.out) for path in recipe.questions),
+        describe_base(recipe.base),
+        *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
+    ]
+    details = {"train": trained, "reader": True, **chosen}
+    if line := describe_training(parents, details):
+        job.say(line, kind="choice")
+    origin = Origin("synthetic").then(Link("rag.reader")).to_json()
+    return job.finish("checkpoint", parents=parents, origin=origin, details=details)
 
 
 def _describe_start(reference: str, job: Job) -> Parent:
@@ -195,7 +193,10 @@ def _choose(
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
-    job.say(compared.describe() + ("; kept" if is_better else "; the start is kept"))
+    job.say(
+        f"{compared.shift:+.2f} was added to the logit of the trained reader's probability, as "
+        f"measured on {count_noun(compared.silences, 'reading')} without an answer"
+    )
     return {
         "kept": "trained" if is_better else "start",
         "comparison": compared.to_json(),

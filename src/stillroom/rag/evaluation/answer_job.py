@@ -8,18 +8,21 @@ with evidence are listed as ``QUESTION#NUMBER``. Answers and verdicts are journa
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.evaluate.judges import BinaryJudge, JudgeResult, choose_judge_mode
 from stillroom.evaluate.qa.collections import write_run
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
+from stillroom.jobs.journal import Journal, read_journal
 from stillroom.models.factory import DeferredModel
+from stillroom.models.interfaces import DelegatingModel
 from stillroom.objects.disk import require_file
 from stillroom.provenance import (
     ARTIFACT_FILE,
@@ -65,10 +68,9 @@ from stillroom.rag.index.searcher import Index
 from stillroom.rag.model_calls import open_optional_model
 from stillroom.rag.observability import collect_warnings
 from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
-from stillroom.records import Sampling
+from stillroom.records import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from stillroom.models import TextModel
     from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
     from stillroom.rag.retrieval.pipeline import RetrievalPipeline
 
@@ -76,6 +78,7 @@ __all__ = ["GradedAnswer", "estimate_answers", "evaluate_answers", "read_labels"
 
 
 _QUOTATIONS = 20
+_COMPLETIONS = "completions.jsonl"  # the generating model's, for the next run
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
     questions, labels = _read_questions(recipe, job.warn), _read_labels(recipe)
     named = [] if recipe.compare is None else list(recipe.compare.readers.values())
     decision: dict[str, Any] = {}
-    with recipe.open_index() as index, closing(_open_model(recipe)) as model:
+    with recipe.open_index() as index, closing(_MemoizedModel(recipe, job)) as model:
         if recipe.compare is not None:
             recipe = suit_readers(recipe, index)
             pipelines = list_arms(recipe, pipelines[0])
@@ -156,8 +159,9 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
                 question.id: [*locations[question.id], *find_copies(question, evidence)]
                 for question in questions
             }
+            sampling = _build_sampling(recipe)
             silent = probe_silence(
-                recipe, pipelines, questions, places, index, model, _build_sampling(recipe), job
+                recipe, pipelines, questions, places, index, model, sampling, graded, job
             )
             if recipe.compare.untaught:
                 report, line = report_judgments(recipe, graded, silent)
@@ -171,9 +175,11 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
                 decision = {"decision": decided.to_json()}
         else:
             report.summary = f"{report.summary} {concentration}".rstrip()
+        model.report_reuse(job)
         report.write(job.output)
         return job.finish(
             "report",
+            is_timed=lambda path: path == f"output/{_COMPLETIONS}",
             parents=_build_parents(recipe, named, job, writer),
             details={
                 "index": index.digest,
@@ -184,11 +190,69 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         )
 
 
-def _open_model(recipe: AnswerEvaluationRecipe) -> DeferredModel:
-    """Return the model, which is opened when an answer needs it."""
-    from stillroom.models import open_text_model
+class _MemoizedModel(DelegatingModel):
+    """The model, opened when an answer needs it; does not generate again what the last run has.
 
-    return DeferredModel(recipe.model, lambda: open_text_model(recipe.model))
+    A completion depends on its model, prompt and sampling only. An endpoint may change behind its
+    name, so it is always asked. A replay has no last run, and generates what is drawn.
+    """
+
+    def __init__(self, recipe: AnswerEvaluationRecipe, job: Job) -> None:
+        from stillroom.models import open_text_model
+
+        super().__init__(DeferredModel(recipe.model, lambda: open_text_model(recipe.model)))
+        self._journal = Journal(job.output / _COMPLETIONS)
+        self._last: dict[str, Any] = {}
+        if job.previous is not None and not recipe.model.startswith("http"):
+            self._last = read_journal(job.previous / "output" / _COMPLETIONS)
+        self._spent: list[tuple[float, float]] = []
+        self.reused = 0
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        """Return a single completion of the last run, or complete the prompts."""
+        if len(prompts) > 1 or not isinstance(sampling, Sampling) or on_done:
+            return super().generate(prompts, sampling, on_done=on_done, is_cancelled=is_cancelled)
+        key = digest_json([self.fingerprint, prompts[0].to_json(), asdict(sampling)])
+        row = self._last.get(key)
+        if row is None:
+            started, started_cpu = time.perf_counter(), time.process_time()
+            (completion,) = super().generate(prompts, sampling, is_cancelled=is_cancelled)
+            if completion.finish_reason == "cancelled":
+                return [completion]
+            spent = time.perf_counter() - started, time.process_time() - started_cpu
+            row = {"completion": completion.to_json(), "spent": spent}
+        else:
+            self._spent.append(tuple(row["spent"]))
+            self.reused += 1
+        if key not in self._journal:
+            self._journal.put(key, row)
+        return [Completion.from_json(row["completion"])]
+
+    def charge(self, trace: AnswerTrace) -> AnswerTrace:
+        """Return a trace with the time that its reused completions took when generated."""
+        wall, busy = (sum(spent[side] for spent in self._spent) for side in (0, 1))
+        self._spent.clear()
+        return replace(trace, seconds=trace.seconds + wall, cpu_seconds=trace.cpu_seconds + busy)
+
+    def report_reuse(self, job: Job) -> None:
+        """Say how many completions were not generated, if any."""
+        if self.reused:
+            job.say(
+                f"{count_noun(self.reused, 'completion')} of the generating model taken from the "
+                "last run: model, prompt and sampling are the same"
+            )
+
+    def close(self) -> None:
+        """Close the model, if it was opened, and the journal."""
+        self._journal.close()
+        super().close()
 
 
 def _build_sampling(recipe: AnswerEvaluationRecipe) -> Sampling:
@@ -259,7 +323,7 @@ def _answer_all(
     pipelines: Sequence[RetrievalPipeline],
     questions: Sequence[JudgedQuestion],
     index: Index,
-    model: TextModel,
+    model: _MemoizedModel,
     job: Job,
 ) -> tuple[dict[tuple[str, str], AnswerTrace], dict[tuple[str, str], AnswerTrace]]:
     """Return the traces by pipeline and question; of readers, the first one's length binds all.
@@ -279,22 +343,18 @@ def _answer_all(
             reading = run_question(
                 index, model, pipeline, question, k=k, depth=recipe.depth, sampling=sampling
             )
-            journal.put(key, reading.to_json())
+            journal.put(key, model.charge(reading).to_json())
         return AnswerTrace.from_json(journal[key])
 
     traces: dict[tuple[str, str], AnswerTrace] = {}
     served: dict[tuple[str, str], AnswerTrace] = {}
-    by_model = select_model_questions(
-        questions, compare.model_questions if compare else 0, recipe.seed
-    )
-    with job.phase("read", len(pipelines) * len(questions), "answers") as progress:
+    readers = [one for one in pipelines if compare is None or one.name != BASE_ARM]
+    with job.phase("read", len(readers) * len(questions), "answers") as progress:
         for question in questions:
             first: AnswerTrace | None = None
-            for pipeline in pipelines:
+            for pipeline in readers:
                 progress.advance()
                 name = pipeline.name, question.id
-                if compare and pipeline.name == BASE_ARM and question.id not in by_model:
-                    continue
                 if first is not None and pipeline.name in twins:
                     traces[name] = first
                     continue
@@ -303,6 +363,13 @@ def _answer_all(
                 if asked is not pipeline:
                     served[name] = read(pipeline, question)
                 first = first or traces[name]
+    if compare is not None and compare.model_questions:
+        by_model = select_model_questions(questions, compare.model_questions, recipe.seed)
+        with job.phase("generate", len(by_model), "answers") as progress:
+            for question in questions:
+                if question.id in by_model:
+                    traces[BASE_ARM, question.id] = read(pipelines[-1], question)
+                    progress.advance()
     return traces, served
 
 

@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import count_noun
-from stillroom.evaluate import Metric, Plot, Report, Table, paired_difference, warn_small_sample
+from stillroom.evaluate import (
+    Metric,
+    Plot,
+    Report,
+    Table,
+    describe_metric,
+    paired_difference,
+    warn_small_sample,
+)
 from stillroom.evaluate.judges import JudgeStats
 from stillroom.evaluate.metrics.agreement import (
     PlattScaler,
@@ -78,7 +86,7 @@ def report_answers(
         "questions a figure stands where it is not all.",
         table=_figures(report, graded),
         plot=Plot.of(
-            "right",
+            describe_metric("right"),
             [report.metrics[f"{pipeline}/right"] for pipeline in graded],
             labels=list(graded),
         ),
@@ -188,7 +196,10 @@ def _figures(report: Report, graded: Rows) -> Table:
     for name in names:
         metrics = [report.metrics.get(f"{pipeline}/{name}") for pipeline in graded]
         rows.append(
-            (name, *(format_metric(metric, digits=3) if metric else "" for metric in metrics))
+            (
+                describe_metric(name),
+                *(format_metric(metric, digits=3) if metric else "" for metric in metrics),
+            )
         )
     return Table("figures with 95 % intervals", ("measure", *graded), tuple(rows))
 
@@ -213,7 +224,7 @@ def _differences(graded: Rows, seed: int) -> Table:
             lines.append(
                 (
                     pipeline,
-                    name,
+                    describe_metric(name),
                     format_metric(metric, sign=True, digits=3),
                     f"{p:.4f}",
                     str(len(both)),

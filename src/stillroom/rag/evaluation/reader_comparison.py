@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import CheckpointError, count_noun
-from stillroom.evaluate import Metric, Report, Table, bootstrap
+from stillroom.evaluate import Metric, Report, Table, bootstrap, describe_metric
 from stillroom.evaluate.metrics.answers import best_f1, contains_answer
 from stillroom.evaluate.qa.questions import EvidenceSpan, find_question_origin
 from stillroom.provenance import ARTIFACT_FILE, digest_json
@@ -189,12 +189,14 @@ def probe_silence(
     index: Index,
     model: TextModel,
     sampling: Sampling,
+    graded: Rows,
     job: Job,
 ) -> dict[tuple[str, str], SilenceProbe]:
     """Ask each question of the index without its documents.
 
     The model is asked half of its questions, a twin of the first reader none. Questions whose
-    evidence is not found, or for which no document would be left, are not asked.
+    evidence is not found, or for which no document would be left, are not asked. By
+    the graded answers the log says how long it takes.
     """
     assert recipe.compare is not None  # noqa: S101  # callers have looked
     journal = job.journal("silence")
@@ -202,7 +204,10 @@ def probe_silence(
     by_model = select_model_questions(questions, limit, recipe.seed)
     twins = find_twins(recipe)
     probes: dict[tuple[str, str], SilenceProbe] = {}
-    with job.phase("silence", len(questions), "questions") as progress:
+    counts = {arm.name: len(questions) for arm in arms if arm.name not in twins}
+    counts |= {BASE_ARM: len(by_model)} if BASE_ARM in counts else {}
+    _announce_probes(counts, graded, job)
+    with job.phase("abstention", len(questions), "questions") as progress:
         for question in questions:
             progress.advance()
             others = _hide_documents(index, question, locations[question.id])
@@ -227,6 +232,20 @@ def probe_silence(
                     row = row["abstained"], row["probability"]
                 probes[arm.name, question.id] = SilenceProbe(*row)
     return probes
+
+
+def _announce_probes(counts: Mapping[str, int], graded: Rows, job: Job) -> None:
+    """Say what is asked of whom, and how long that takes if it takes as long as the answers."""
+    seconds = {
+        arm: sum(row.reading.seconds for row in rows) / max(1, len(rows))
+        for arm, rows in graded.items()
+    }
+    took = sum(seconds[arm] * count for arm, count in counts.items())
+    named = (f"{'model' if arm == BASE_ARM else arm} {count}" for arm, count in counts.items())
+    job.say(
+        "abstention: who declines a question without an answer? Each one is asked again of the "
+        f"index without the documents that answer it ({', '.join(named)}), in about {took:.0f} s"
+    )
 
 
 def _hide_documents(
@@ -382,10 +401,11 @@ def add_comparison(
         f"All answer the same questions from the same passages. The {first} reader answers as it "
         "is served; the other readers quote as many sentences and are silent on as many answerable "
         "questions, and what the generating model wrote is cut to as many words and counts as "
-        f"silent where the {first} reader is. Served: each with its own settings instead. Holds: "
-        "the right words stand in the answer; wrong: an answer without them; silent: no answer. "
-        "Unanswerable: asked of the index without the documents that answer. Cited: share of the "
-        "citations that support their sentence. 95 % intervals over questions." + same,
+        f"silent where the {first} reader is (equal coverage). As served: each with its own "
+        "settings instead. Accuracy: share of answers that hold the right words; error rate: of "
+        "answers without them; abstention: of no answer. Unanswerable: asked of the index without "
+        "the documents that answer. Citation precision: share of the citations that support their "
+        "sentence. 95 % intervals over questions." + same,
         table=tabulate_arms(report, comparison),
     )
     report.section(
@@ -468,7 +488,7 @@ def tabulate_arms(report: Report, comparison: ArmComparison) -> Table:
     ]
     for name in _TABULATED:
         cells = (report.metrics.get(f"{comparison.head}/{arm}/{name}") for arm in compared)
-        rows.append((name.replace("_", ", "), *(_format_share(cell) for cell in cells)))
+        rows.append((describe_metric(name), *(_format_share(cell) for cell in cells)))
     rows.append(
         (
             "CPU s a question",

@@ -15,13 +15,12 @@ from stillroom.errors import count_noun
 from stillroom.evaluate import Metric, paired_difference
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
-from stillroom.rag.answer_selection.reader import (
-    BUILTIN_READER,
-    LARGE_READER,
-    MULTILINGUAL_READER,
-    OVERLAP_READER,
-    PACKAGED_READERS,
+from stillroom.rag.answer_selection.judging import (
+    READER_NAMES,
+    describe_training,
+    find_start_name,
 )
+from stillroom.rag.answer_selection.reader import OVERLAP_READER, PACKAGED_READERS
 
 if TYPE_CHECKING:
     from stillroom.rag.evaluation.answer_job import GradedAnswer
@@ -39,12 +38,6 @@ __all__ = [
 ]
 
 BASE_ARM = "base"
-_LABELS = {
-    BUILTIN_READER: "the packaged reader",
-    LARGE_READER: "the packaged large reader",
-    MULTILINGUAL_READER: "the packaged multilingual reader",
-    OVERLAP_READER: "word overlap",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +125,8 @@ class ArmComparison:
     def labels(self) -> dict[str, str]:
         """What each arm is called in sentences; without its article, in tables."""
         labels = {
-            arm: _LABELS.get(self.readers.get(arm, ""), f"the {arm} reader") for arm in self.arms
+            arm: READER_NAMES.get(self.readers.get(arm, ""), f"the {arm} reader")
+            for arm in self.arms
         }
         return labels | {self.first: f"the {self.first} reader", BASE_ARM: "the generating model"}
 
@@ -203,18 +197,25 @@ def decide_reader(
     """
     compared, readers, first = comparison.arms, comparison.readers, comparison.first
     sides = comparison.find_sides(differences)
-    labels = comparison.labels
+    own, training = _describe_training(trained or readers[first], readers[first])
+    labels = comparison.labels | ({first: own} if own else {})
     better = [arm for arm in sides.better if arm in readers and arm not in sides.loud]
     if not better:  # the model reads for nobody, so it never replaces a reader
         better = [arm for arm in sides.better if arm == BASE_ARM and arm not in sides.loud]
     best = min(better, key=lambda arm: differences[arm].value, default=first)
     count = len(compared[first].holds)
-    line = _write_head(comparison, sides, best, labels)
+    line = training + _write_head(comparison, sides, best, labels)
+    if own:
+        line += (
+            " Training may help with thousands of people's questions that name their evidence "
+            "(--questions FILE)."
+        )
     arms = ", ".join(
         f"{labels[arm]} {_share(compared[arm].holds.values())} ({format_difference(metric)}"
         + (f" on {metric.n}" if metric.n < count else "")
         + ")"
         for arm, metric in differences.items()
+        if labels[arm] != labels[first]  # its twin
     )
     if count:
         line += f" Share of {_count(count)} with the right words: {labels[first]} "
@@ -224,12 +225,9 @@ def decide_reader(
         f"{labels[arm]} {_share(side.served.values())}, "
         f"{_share([float(name in side.served_silent) for name in side.served])}"
         for arm, side in compared.items()
+        if arm == first or labels[arm] != labels[first]
     )
     line += f" As served (right words, silent): {served}." if count else ""
-    line += (start := _tell_start(trained or readers[first]))
-    is_start = bool(start) and readers[first] in PACKAGED_READERS
-    own = _LABELS[readers[first]] if is_start else labels[first]
-    line += f" In their place {own} answers." if is_start else ""
     line += f" {caveat}" if caveat else ""
     if is_synthetic:
         line += (
@@ -237,7 +235,7 @@ def decide_reader(
             "FOLDER --questions FILE)."
         )
     reader = readers[best] if best in readers and best != first else ""
-    return ReaderDecision(best, reader, line, labels[best] if reader else own)
+    return ReaderDecision(best, reader, line, labels[best if reader else first])
 
 
 def _write_head(
@@ -281,17 +279,24 @@ def _write_head(
     )
 
 
-def _tell_start(reference: str) -> str:
-    """Return a sentence if a trained reader was not kept, so that the artifact is its start."""
+def _describe_training(reference: str, reader: str) -> tuple[str, str]:
+    """Return what the reader is called that answers in place of a trained one, and why.
+
+    The name is empty where the trained one answers, as are both where nothing was trained.
+    ``reader`` is the reference of the reader that answers.
+    """
     folder = Path(reference)
-    details = read_artifact(folder).details if (folder / ARTIFACT_FILE).is_file() else {}
-    if details.get("kept") != "start":
-        return ""
-    count = _count((details.get("comparison") or {}).get("n", 0))
-    return (
-        f" Training did not measurably help on {count} held out, so the reader's initial weights "
-        "are kept."
-    )
+    if not (folder / ARTIFACT_FILE).is_file():
+        return "", ""
+    artifact = read_artifact(folder)
+    line = describe_training(artifact.parents, artifact.details)
+    if not line or artifact.details["kept"] != "start":
+        return "", f"{line} " if line else ""
+    name = start = find_start_name(artifact.parents)
+    if reader in PACKAGED_READERS and READER_NAMES[reader] != start:
+        name = READER_NAMES[reader]
+        line += f" {name.capitalize()} answers in its place."
+    return name, f"{line} "
 
 
 def _count(number: int) -> str:

@@ -517,4 +517,6 @@ def format_metric(metric: Metric, *, sign: bool = False, digits: int = 4) -> str
     style = f"{'+' * sign}.{digits}f"
     if metric.value != metric.value:
         return f"- ({metric.note})"
+    if metric.low != metric.low:  # one value
+        return f"{metric.value:{style}}"
     return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"

@@ -188,6 +188,6 @@ JOB_KIND = JobKind(
     replayer=JournalReplayer(
         ("readings", "verdicts", "silence"),
         timed=frozenset({"seconds", "search_seconds", "cpu_seconds"}),
-        phases=("read", "silence"),
+        phases=("read", "generate", "abstention", "silence"),  # the last one of earlier versions
     ),
 )

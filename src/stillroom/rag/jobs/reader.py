@@ -119,7 +119,8 @@ def run(recipe: ReaderRecipe, job: Job) -> Artifact:
     if warning:
         job.warn(warning)
     elif suited != recipe:
-        job.say(f"most documents are not in English: {suited.start} of {suited.base} is the start")
+        line = f"most documents are not in English: {suited.start} of {suited.base} is the start"
+        job.say(line, kind="choice")
     return train_reader(suited, job)
 
 

@@ -6,6 +6,7 @@ from stillroom.errors import CheckpointError
 from stillroom.flow.job import run_job
 from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
+from stillroom.jobs.job import iter_events
 from stillroom.models.hub import (
     DEFAULT_EMBEDDER,
     LARGE_EMBEDDER,
@@ -65,6 +66,24 @@ def test_documents_in_other_languages_get_the_multilingual_embedder(choose):
 
 def test_english_documents_keep_theirs(choose):
     assert choose([ENGLISH] * 3 + [GERMAN] * 3) == (DEFAULT_EMBEDDER, [])
+
+
+@pytest.mark.parametrize(
+    ("texts", "large", "line"),
+    [
+        ([ENGLISH] * 3, True, f"{LARGE_EMBEDDER}: 0 of 3 documents looked at are not in English, "
+         f"and {LARGE_EMBEDDER} is installed"),
+        ([ENGLISH] * 3, False, f"{DEFAULT_EMBEDDER}: 0 of 3 documents looked at are not in "
+         f"English, and {LARGE_EMBEDDER} is not installed"),
+        ([GERMAN] * 3, True, f"{MULTILINGUAL_EMBEDDER}: 3 of 3 documents looked at are not in "
+         "English (de)"),
+    ],
+)  # fmt: skip
+def test_the_choice_and_its_reason_are_in_the_log(choose, tmp_path, texts, large, line):
+    choose(texts, large=large)
+    events = list(iter_events(tmp_path / ".index.partial"))
+    chosen = [event["text"] for event in events if event["event"] == "choice"]
+    assert chosen == [f"embedder {line}"]
 
 
 def test_english_documents_get_the_large_embedder_where_it_is_installed(choose):
