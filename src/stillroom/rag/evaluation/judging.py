@@ -64,9 +64,9 @@ def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str 
 
     Of a right answer one quoted sentence is evidence: that in which the reader found a short
     answer, unless that has words of the question, and another has these and more; without one, that
-    with most. It and the short answer are accepted. An answer that quotes none is accepted as a text,
-    without evidence, and so is a quote that the documents no longer hold. A refusal that is right
-    says that the documents hold no answer.
+    with most. It and the short answer are accepted. An answer that quotes none is accepted as a
+    text, without evidence, and so is a quote that the documents no longer hold. A refusal that is
+    right says that the documents hold no answer.
 
     ``index`` shows what the person who judges may see; ``quote`` is a text of the documents that
     answers, for the verdict ``quote`` alone.
