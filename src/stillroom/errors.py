@@ -21,6 +21,7 @@ picklable, so that they can be passed between processes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 
+_ERROR_NUMBER = re.compile(r"\[Errno -?\d+\] ")
+
+
 def count_noun(count: int | str, noun: str, plural: str = "") -> str:
     """Return a count, perhaps formatted, with its noun: ``1 step``, ``2 steps``, ``1,000 steps``.
 
@@ -59,6 +63,10 @@ class Problem:
     where: str = ""
     expected: str = ""
     next: str = ""
+
+    def __post_init__(self) -> None:
+        """Leave out the number that Python puts before the words of the system's error."""
+        object.__setattr__(self, "what", _ERROR_NUMBER.sub("", self.what))
 
     def __str__(self) -> str:
         """Return the problem as lines for the user."""

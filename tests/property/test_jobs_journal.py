@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.jobs import Journal, journal
+from stillroom.jobs import Journal, journal, read_journal
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20),
@@ -106,3 +106,23 @@ def test_a_journal_that_another_empties_is_told_of(tmp_path):
         with pytest.raises(IntegrityError) as caught:
             shelf["a"]
         assert caught.value.problems[0].code == "job.journal-cut"
+
+
+def test_lines_behind_a_changed_one_are_told_of_and_a_torn_tail_is_not(tmp_path):
+    path, found = tmp_path / "units.jsonl", []
+    with Journal(path) as shelf:
+        for number in range(5):
+            shelf.put(f"unit-{number}", number)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"half of a li")
+    assert len(read_journal(path, found.append)) == 5
+    Journal(path, found.append).close()
+    assert (path.read_bytes(), found) == (whole, [])
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[2].replace(b"2]", b"3]"), *lines[3:]]))
+    assert len(read_journal(path, found.append)) == 2
+    Journal(path, found.append).close()
+    assert len(found) == 2
+    for line in found:
+        assert "units.jsonl is broken at line 3 ('unit-2')" in line
+        assert line.endswith("; 3 lines from there on are lost")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stillroom.errors import count_noun
+from stillroom.errors import DataError, Problem, count_noun
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,12 @@ from stillroom.errors import count_noun
 )
 def test_a_count_takes_the_form_of_its_noun(count, noun, shown):
     assert count_noun(count, *noun) == shown
+
+
+def test_a_problem_has_the_words_of_the_system_and_not_its_number():
+    error = FileNotFoundError(2, "No such file or directory", "q.csv")
+    shown = "the questions cannot be read: No such file or directory: 'q.csv'"
+    assert Problem(f"the questions cannot be read: {error}", "x").what == shown
+    assert str(DataError(f"it failed: {OSError(-2, 'Name not known')}", code="x")) == (
+        "it failed: Name not known  [x]"
+    )

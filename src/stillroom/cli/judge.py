@@ -144,7 +144,8 @@ def _print_judgment(store: JudgmentStore, judgment: Judgment, *, as_json: bool) 
             why = "the documents changed: none holds the quoted sentence"
         _echo(f"  {why}, so readers cannot be trained on it; give the sentence by --quote TEXT")
     if judgment.verdict == "absent":
-        _echo("  kept for evaluation only: readers are trained on sentences that answer")
+        use = "trained to leave it unanswered, next to questions with sentences that answer"
+        _echo(f"  readers are {use if judgment.side == 'train' else 'evaluated on it'}")
     _echo(f"{judgment.id} in {store.path_of(judgment.side)}")
 
 

@@ -285,6 +285,9 @@ def _print_sources(answer: Answer) -> None:
             print_text(f"    {excerpt}")
         if source.get("flags"):
             print_text(f"    verify: {', '.join(source['flags'])}")
+    for step in answer.details.get("trace", ()):
+        if step["step"] == "quote" and "probability" in step:
+            print_text(f"probability that the first quote answers: {step['probability']:.2f}")
     origins = answer.details.get("origins", {})
     if answer.citations and (len(origins) > 1 or origins.keys() & {"synthetic", "suspected-fake"}):
         shares = ", ".join(f"{count} {name}" for name, count in origins.items())

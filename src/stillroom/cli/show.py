@@ -189,11 +189,12 @@ def _show_artifact(path: Path, as_json: bool) -> None:
     if as_json:
         print_json({**artifact.to_json(), **signature.to_json()})
         return
-    size = sum(entry.size_bytes for entry in artifact.files)
+    files = (*artifact.files, *artifact.timed_files)
+    size = sum(entry.size_bytes for entry in files)
     print_text(f"{path}  {artifact.kind}  {artifact.digest[:16]}")
     rows: list[tuple[str, object]] = [
         ("made", f"{artifact.created}, seed {artifact.seed}"),
-        ("files", f"{len(artifact.files)}, {size / 1e6:.1f} MB"),
+        ("files", f"{len(files)}, {size / 1e6:.1f} MB"),
         ("signature", signature.describe()),
     ]
     if replayed := signature.describe_replay():
@@ -303,9 +304,10 @@ def _describe_origin(origin: Mapping[str, Any]) -> str:
 def _show_cache(path: Path, as_json: bool) -> None:
     from stillroom.distill import LogitCache
     from stillroom.distill.logit_cache.cache import describe_cache
+    from stillroom.jobs import choose_reporter
 
     _refuse_options_of_artifacts()
-    with LogitCache.open(path) as cache:
+    with LogitCache.open(path, on_damage=choose_reporter().warn) as cache:
         description = describe_cache(cache)
     if as_json:
         print_json({"cache": description})

@@ -106,7 +106,11 @@ def note_changes(answer: Answer, index: Index, run: str) -> Answer:
         if run
         else f"'stillroom rag update {folder.name}'"
     )
-    notices = [f"{change}: {command} reads it again" for change in describe_changes(folder, cited)]
+    changes = list(describe_changes(folder, cited))
+    advice = f"{command} reads it again"
+    if changes and read_artifact(folder).details.get("snapshot", index.snapshot) > index.snapshot:
+        advice = f"this is snapshot {index.snapshot}; leave out --snapshot for the newest"
+    notices = [f"{change}: {advice}" for change in changes]
     known = answer.details.get("notices", ())
     return replace(answer, details={**answer.details, "notices": [*known, *notices]})
 

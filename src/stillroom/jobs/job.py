@@ -188,12 +188,17 @@ class Job:
     def journal(self, name: str) -> Journal:
         """Return the journal of that name, opened once."""
         if name not in self._journals:
-            self._journals[name] = Journal(self.work / "journals" / f"{name}.jsonl")
+            path = self.work / "journals" / f"{name}.jsonl"
+            self._journals[name] = Journal(path, self.warn_of_damage)
         return self._journals[name]
 
     def open_journal(self, path: Path) -> Journal:
         """Open a journal elsewhere in the folder, which stays there when the job is finished."""
-        return Journal(path)
+        return Journal(path, self.warn_of_damage)
+
+    def warn_of_damage(self, damage: str) -> None:
+        """Warn of lines that a journal has lost, whose work is done again."""
+        self.warn(f"{damage}: what they recorded is computed again")
 
     def commit(self, name: str, start: str, result: str) -> None:
         """Commit a segment whose result is stored elsewhere; see ``stillroom.jobs.segments``."""

@@ -12,12 +12,12 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from stillroom.errors import IntegrityError
+from stillroom.errors import IntegrityError, count_noun
 from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance.digests import canonical_json, digest_bytes
 
@@ -35,8 +35,11 @@ class Journal:
     thread at a time may put; others may read meanwhile.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the journal at ``path``; a truncated or damaged tail is dropped."""
+    def __init__(self, path: Path, on_damage: Callable[[str], None] | None = None) -> None:
+        """Open or create the journal at ``path``; a truncated or damaged tail is dropped.
+
+        ``on_damage`` receives what is wrong before more than a last incomplete line is dropped.
+        """
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._places: dict[str, int] = {}
@@ -44,6 +47,7 @@ class Journal:
         self._mark = b""
         for line in _iter_lines(path):
             self._places[line.key], self._end, self._mark = line.start, line.end, line.mark
+        _report_damage(path, self._end, on_damage)
         self._file = path.open("ab")
         if path.stat().st_size > self._end:
             self._file.truncate(self._end)
@@ -159,12 +163,28 @@ class Journal:
         return parse_line(b"".join(parts).partition(b"\n")[0])[1]
 
 
-def read_journal(path: Path) -> dict[str, Any]:
+def read_journal(path: Path, on_damage: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Return the values of a journal by key without changing the file; {} if there is none.
 
-    For readers during writes: an incomplete line is ignored.
+    For readers during writes: an incomplete line is ignored. ``on_damage`` receives what is wrong
+    if whole lines are not read, since one was changed, moved or removed.
     """
-    return {line.key: line.value for line in _iter_lines(path)}
+    values, end = {}, 0
+    for line in _iter_lines(path):
+        values[line.key], end = line.value, line.end
+    _report_damage(path, end, on_damage)
+    return values
+
+
+def _report_damage(path: Path, end: int, on_damage: Callable[[str], None] | None) -> None:
+    """Report the lines after ``end``, but not a last one that a kill has cut off."""
+    if on_damage is None or not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(end)
+        lost = sum(line.endswith(b"\n") for line in file)
+    if lost:
+        on_damage(f"{path} {find_break(path)}; {count_noun(lost, 'line')} from there on are lost")
 
 
 def index_journal(path: Path) -> dict[str, int]:

@@ -53,6 +53,7 @@ ARTIFACT_FILE = "artifact.json"
 ArtifactKind = Literal["records", "dataset", "checkpoint", "index", "media", "report"]
 _FORMAT = 1
 _MAX_DEPTH = 100
+_FINISH_IT = "wait for it, or finish it by the command that started it, with --resume"
 _MAX_PATH_LENGTH = 4096  # Linux's PATH_MAX
 _MAX_SIZE = 1 << 63
 _UNCLAIMED = frozenset({"claim", "record", "created", "host", "timed_files"})
@@ -260,16 +261,7 @@ def read_artifact(folder: Path, *, is_judged: bool = False) -> Artifact:
             next="check the path",
         )
     if not path.is_file():
-        quoted = shlex.quote(str(folder))
-        raise DataError(
-            f"{folder} holds no artifact.json" if folder.is_dir() else f"{folder} is a file",
-            code="data.not-an-artifact",
-            expected="the folder of a finished job",
-            next="finish it with --resume, or give another path; of a folder of documents, first "
-            f"run: stillroom rag index {quoted} --out index"
-            if folder.is_dir()
-            else f"give a folder; evidence of an answer is checked by: stillroom verify {quoted}",
-        )
+        raise _make_no_artifact_error(folder)
     try:
         data = load_json(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
@@ -291,6 +283,21 @@ def read_artifact(folder: Path, *, is_judged: bool = False) -> Artifact:
             expected=f"format {_FORMAT} and one of: {', '.join(get_args(ArtifactKind))}",
             next=f"stillroom verify {folder}",
         ) from error
+
+
+def _make_no_artifact_error(folder: Path) -> DataError:
+    quoted = shlex.quote(str(folder))
+    what = f"{folder} holds no artifact.json"
+    advice = "give another path; of a folder of documents, first run: stillroom rag index "
+    advice += f"{quoted} --out index"
+    if (folder / "recipe.yaml").is_file():
+        what, advice = f"{folder} is unfinished: it holds no artifact.json", _FINISH_IT
+    elif not folder.is_dir():
+        what = f"{folder} is a file"
+        advice = f"give a folder; evidence of an answer is checked by: stillroom verify {quoted}"
+    return DataError(
+        what, code="data.not-an-artifact", expected="the folder of a finished job", next=advice
+    )
 
 
 def _check_values(artifact: Artifact) -> None:
@@ -339,7 +346,7 @@ def refuse_unfinished(out: Path) -> None:
             f"{out} is unfinished: its work is in {get_working_folder(out)}",
             code="data.unfinished",
             expected="the folder of a finished job",
-            next="wait for it, or finish it by the command that started it, with --resume",
+            next=_FINISH_IT,
         )
 
 

@@ -438,7 +438,7 @@ _UNSUPPORTED_MAGIC = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of Office before 2007 or Outlook",
     b"GIF8": "a GIF picture",
     b"ID3": "an MP3 recording",
-    b"\x1f\x8b": "a gzip archive",
+    b"\x1f\x8b": "gzip-compressed, not read (a gzip archive, or a document that its program packs)",
     b"7z\xbc\xaf": "a 7z archive",
     b"Rar!": "a RAR archive",
     b"\x7fELF": "a program",
@@ -490,7 +490,7 @@ def detect_parser(path: str, data: bytes) -> Parser:
             code="document.unknown-format",
             where=path,
             expected="one of: " + ", ".join(sorted(map_suffixes())[:60]),
-            next=f"{'unpack it' if is_archive else 'save it as .docx, .pdf or .txt'}, "
+            next=f"{'unpack it' if is_archive else 'save it as .docx, .xlsx, .pdf or .txt'}, "
             "or leave it out",
         )
     if not _is_wide(data):

@@ -280,6 +280,13 @@ def test_quotes_are_told_with_their_own_bytes_and_short_answers():
     )
 
 
+def test_the_probability_of_a_quote_is_told():
+    steps = [{"step": "select", "probability": 0.9}, {"step": "quote", "probability": 0.8312}]
+    answer = replace(CITED, details={"trace": steps})
+    shown = said(print_answer, ["It grinds barley [1].", answer], as_json=False)
+    assert shown.endswith("bytes 10-42, page 3\nprobability that the first quote answers: 0.83\n")
+
+
 def test_every_citation_of_quotes_on_one_page_has_its_own_line():
     # A PDF's text has no bytes of its own: all quotes of a page have the same.
     second = replace(CITED.citations[0], number=2)

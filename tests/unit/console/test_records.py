@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 from tests.console_folder import HOSTILE, KEY, build_records, build_tenants
 
 from stillroom.console import create_console
-from stillroom.errors import DataError, ResourceError
+from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.jobs import Job
 from stillroom.provenance import make_parent, read_artifact, walk_record
 from stillroom.rag.index.view import AccessContext
@@ -79,6 +79,24 @@ def test_a_torn_line_costs_itself_alone(tmp_path, made, review):
     assert len(again.trail()) == 2
     again.decide(made[2].id, "accept", seen=0)
     assert review.path.read_bytes().count(b"\n") == 3
+
+
+def test_a_changed_line_is_refused_before_the_decisions_behind_it_are_cut_off(
+    tmp_path, made, review
+):
+    for number in range(3):
+        review.decide(made[number].id, "accept", seen=0)
+    data = review.path.read_bytes()
+    changed = data.replace(b'"accept"', b'"reject"', 1)
+    review.path.write_bytes(changed)
+    for act in (
+        lambda: ReviewLog(tmp_path / "reviews", "digest"),
+        lambda: review.decide(made[3].id, "accept", seen=0),
+    ):
+        with pytest.raises(IntegrityError, match="is broken at line 1") as caught:
+            act()
+        assert caught.value.code == "console.trail-damaged"
+    assert review.path.read_bytes() == changed
 
 
 def test_nobody_decides_over_another(made, review):

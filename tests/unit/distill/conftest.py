@@ -81,9 +81,9 @@ def make_cache(tmp_path, make_header, loaded, lessons, job):
     """Return a function that opens (and by default fills) a cache."""
     opened = []
 
-    def make(folder="cache", *, fill=True, shard_bytes=1 << 30, **changes):
-        header = make_header(**changes)
-        cache = LogitCache.open(tmp_path / folder, header, shard_bytes=shard_bytes)
+    def make(folder="cache", *, fill=True, shard_bytes=1 << 30, on_damage=None, **changes):
+        header, options = make_header(**changes), {"on_damage": on_damage}
+        cache = LogitCache.open(tmp_path / folder, header, shard_bytes=shard_bytes, **options)
         opened.append(cache)
         if fill:
             capture_teacher(loaded[0], lessons, cache, job)

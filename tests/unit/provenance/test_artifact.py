@@ -229,3 +229,19 @@ def test_values_that_no_code_could_use_are_refused(run, tmp_path, change, proble
         read_artifact(run.merge)
     assert caught.value.code == "data.not-an-artifact"
     assert problem in caught.value.problems[0].what
+
+
+def test_a_folder_without_an_artifact_is_advised_by_what_it_holds(tmp_path):
+    def read(path):
+        with pytest.raises(DataError) as caught:
+            read_artifact(path)
+        return caught.value.problems[0]
+
+    assert "rag index" in read(tmp_path).next
+    assert "--resume" not in read(tmp_path).next
+    begun = tmp_path / ".index.partial"
+    begun.mkdir()
+    (begun / "recipe.yaml").write_text("kind: rag.index\n")
+    for path in (begun, tmp_path / "index"):
+        assert "is unfinished" in read(path).what
+        assert read(path).next.endswith("by the command that started it, with --resume")

@@ -109,6 +109,12 @@ def test_every_suffix_belongs_to_one_parser():
     [
         ("a.bin", b"GIF89a", "document.unknown-format", "GIF"),
         ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "document.unknown-format", "before 2007"),
+        (
+            "a.gnumeric",
+            gzip.compress(b"<a/>"),
+            "document.unknown-format",
+            "gzip-compressed, not read",
+        ),
         ("a.zip", b"PK\x03\x04" + bytes(40), "document.unknown-format", "zip"),
         ("a", bytes(range(32)) * 9, "document.binary", "binary"),
         ("a.txt", b"", "document.no-text", "empty"),

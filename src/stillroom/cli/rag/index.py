@@ -99,22 +99,44 @@ def _warn_of_signature(index: Path, *, is_changed: bool = True) -> None:
         )
 
 
-@command("update", "stillroom rag update index", "stillroom rag update index ./documents --json")
+@command(
+    "update",
+    "stillroom rag update index",
+    "stillroom rag update index ./documents --json",
+    "stillroom rag update index max_failed=1",
+)
 @click.argument("index", type=existing_path)
 @click.argument("folder", type=existing_path, required=False)
+@click.argument("overrides", nargs=-1, metavar="[max_failed=SHARE]")
 @quiet_option
 @output_options
-def update_command(index: Path, folder: Path | None, quiet: bool, as_json: bool) -> None:
+def update_command(
+    index: Path, folder: Path | None, overrides: tuple[str, ...], quiet: bool, as_json: bool
+) -> None:
     """Update an index to the current state of its folder of documents.
 
     Processes that have the index open keep reading the old state. An interrupted update continues
     when it is run again; the index changes once, at the end.
+
+    max_failed is the maximum share of documents that may be left out, by default that of the
+    index's recipe.
     """
     from stillroom.jobs import choose_reporter
-    from stillroom.rag.maintenance.update import update_index
+    from stillroom.rag.maintenance.update import locate_index, update_index
 
+    if folder and str(folder).startswith("max_failed="):
+        folder, overrides = None, (str(folder), *overrides)
+    if any(not override.startswith("max_failed=") for override in overrides):
+        raise click.UsageError(
+            "an update takes max_failed=SHARE alone; other settings belong to a new index: "
+            f"stillroom rag rebuild {index} {shlex.join(overrides)}"
+        )
+    recipe = _override_recipe(locate_index(index)[0] / "recipe.yaml", overrides)
     done = update_index(
-        index, folder.absolute() if folder else None, reporter=choose_reporter(quiet=quiet)
+        index,
+        folder.absolute() if folder else None,
+        max_failed=recipe.model_dump().get("max_failed"),
+        reporter=choose_reporter(quiet=quiet),
     )
     _warn_of_signature(index)
     if as_json:

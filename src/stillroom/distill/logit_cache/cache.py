@@ -12,7 +12,7 @@ never changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,12 @@ class LogitCache:
 
     @classmethod
     def open(
-        cls, folder: Path, header: CacheHeader | None = None, *, shard_bytes: int = SHARD_BYTES
+        cls,
+        folder: Path,
+        header: CacheHeader | None = None,
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        on_damage: Callable[[str], None] | None = None,
     ) -> LogitCache:
         """Open a cache, and create it if it does not exist.
 
@@ -98,6 +103,8 @@ class LogitCache:
             folder: Folder of the cache.
             header: Expected header; None accepts any existing cache.
             shard_bytes: Maximum size of a file of rows.
+            on_damage: Receives what is wrong with the index if a changed line hides those after
+                it, whose records are captured again.
 
         Raises:
             DataError: If the cache is of another teacher or form, or does not exist and ``header``
@@ -114,7 +121,7 @@ class LogitCache:
         if header is not None:
             stored.refuse_other(header, folder)
         cache = cls(folder, stored, shard_bytes=shard_bytes)
-        cache._index = read_journal(folder / "index.jsonl")
+        cache._index = read_journal(folder / "index.jsonl", on_damage)
         cache._check_length()
         return cache
 

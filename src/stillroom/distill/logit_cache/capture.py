@@ -18,6 +18,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -377,7 +378,7 @@ def verify_cache(
         RecipeError: If the location of the teacher is unknown.
         CheckpointError: If it cannot be loaded.
     """
-    with LogitCache.open(folder) as cache:
+    with LogitCache.open(folder, on_damage=partial(_refuse_damage, folder)) as cache:
         intact = cache.verify()
         allowed = _TOLERANCES.get(cache.header.precision, 0.5) if tolerance is None else tolerance
         if not records:
@@ -386,6 +387,15 @@ def verify_cache(
         stored = list(cache.records())
         sample = random.Random(seed).sample(stored, min(records, len(stored)))
         return _rescore(cache, model, sample, intact=intact, tolerance=allowed)
+
+
+def _refuse_damage(folder: Path, damage: str) -> None:
+    raise IntegrityError(
+        damage,
+        code="distill.cache-damaged",
+        expected="the lines that the capture wrote",
+        next=f"run the job again, which captures the lost records, or remove {folder}",
+    )
 
 
 def _rescore(

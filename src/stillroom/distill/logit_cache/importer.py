@@ -88,7 +88,7 @@ def import_cache(
         temperature: Temperature by which the teacher's logits were divided.
         license: License of the teacher; empty reads its model card.
         logprob_dtype: Storage type.
-        say: Called with the location of the teacher.
+        say: Called with the location of the teacher, and with damage of a cache that is there.
 
     Raises:
         DataError: If a row does not follow the format; file, row and field are named.
@@ -117,7 +117,7 @@ def import_cache(
         about={"reference": teacher, "name": teacher.rpartition("/")[2], "file": source.name},
         source=format,
     )
-    with LogitCache.open(out, header) as cache:
+    with LogitCache.open(out, header, on_damage=say) as cache:
         return _write_records(cache, records, source)
 
 

@@ -154,7 +154,7 @@ class EndpointTargets:
             DataError: If the endpoint's outputs have changed since the job began.
         """
         folder = job.scratch / "rollout-cache"
-        with LogitCache.open(folder, records.header) as rollouts:
+        with LogitCache.open(folder, records.header, on_damage=job.warn_of_damage) as rollouts:
             teacher.check_unchanged(rollouts)
             with teacher.log_usage(job), rollouts.writing():
                 yield cls(teacher, job, records, rollouts)

@@ -465,7 +465,7 @@ def capture_recipe(
             temperature=recipe.method.temperature,
             seed=recipe.seed,
         )
-        with LogitCache.open(folder, header) as cache:
+        with LogitCache.open(folder, header, on_damage=job.warn_of_damage) as cache:
             return fill_cache(cache, teacher, records, job, only_estimate=only_estimate)
 
 

@@ -244,7 +244,8 @@ def _capture_logprobs(
         is_fixed = recipe.rollout_policy is None
         training = select_reached(recipe, data.training, job) if is_fixed else data.training
     views = [record.teacher_view for record in (*training, *data.held_out)]
-    with LogitCache.open(folder, teacher.own_header(context.precision)) as cache:
+    header = teacher.own_header(context.precision)
+    with LogitCache.open(folder, header, on_damage=job.warn_of_damage) as cache:
         teacher.capture_own(views, cache, job)
         cache.verify()
         return {record.key: np.array(cache.read(record)["logprob"]) for record in views}

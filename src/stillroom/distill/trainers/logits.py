@@ -110,7 +110,7 @@ def _open_cache(
     )
 
     def capture() -> None:
-        with LogitCache.open(folder, header) as cache:
+        with LogitCache.open(folder, header, on_damage=context.job.warn_of_damage) as cache:
             records = select_reached(recipe, context.tokenized, context.job)
             fill_cache(cache, teacher, [record.teacher_view for record in records], context.job)
 

@@ -103,9 +103,13 @@ def store_targets(
     with ExitStack() as stack:
         for number, (records, teacher) in enumerate(zip(teachers, each, strict=True)):
             folder = base if len(each) == 1 else base / teacher.fingerprint[:16]
-            cache = stack.enter_context(LogitCache.open(folder, headers[number]))
+            cache = stack.enter_context(
+                LogitCache.open(folder, headers[number], on_damage=job.warn_of_damage)
+            )
             held_folder = job.scratch / f"held-out-{number}"
-            held_cache = stack.enter_context(LogitCache.open(held_folder, held_headers[number]))
+            held_cache = stack.enter_context(
+                LogitCache.open(held_folder, held_headers[number], on_damage=job.warn_of_damage)
+            )
             for open_cache, part in ((cache, records.training), (held_cache, records.held_out)):
                 teacher.capture([record.teacher_view for record in part], open_cache, job)
                 open_cache.verify()

@@ -63,10 +63,10 @@ def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str 
     """Return the judgment of an answer, with its evidence in the documents.
 
     Of a right answer one quoted sentence is evidence: that in which the reader found a short
-    answer, unless another has the same words of the question and more; without one, that with
-    most. It and the short answer are accepted. An answer that quotes none is accepted as a text,
-    without evidence, and so is a quote that the documents no longer hold. A refusal that is right
-    says that the documents hold no answer.
+    answer, unless that has words of the question, and another has these and more; without one, that
+    with most. It and the short answer are accepted. An answer that quotes none is accepted as a
+    text, without evidence, and so is a quote that the documents no longer hold. A refusal that is
+    right says that the documents hold no answer.
 
     ``index`` shows what the person who judges may see; ``quote`` is a text of the documents that
     answers, for the verdict ``quote`` alone.
@@ -181,9 +181,10 @@ def _choose_quoted(index: Index, asked: AskedAnswer, cited: Sequence[Passage]) -
         return max(candidates, key=lambda one: overlap(one[0]), default=("", ""))
 
     best, known = rank(sentences), rank([one for one in sentences if one[1]])
-    # Joined sentences keep the first short answer alone: another may say all of it, and more.
+    # Joined sentences keep the first short answer alone: another may say all of it, and more. One
+    # without a word of the question is no less of an answer: it continues the sentence before.
     most, both = overlap(best[0]), overlap(f"{best[0]} {known[0]}")
-    says_more = most > overlap(known[0]) and both <= (1 + _LITTLE) * most
+    says_more = 0 < overlap(known[0]) < most and both <= (1 + _LITTLE) * most
     return known[0] if known[1] and not says_more else best[0]
 
 

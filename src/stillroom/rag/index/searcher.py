@@ -208,6 +208,11 @@ class Index:
         return Index(self.folder, self.description, view, self._query_vectors, self._audit)
 
     @property
+    def is_filtered(self) -> bool:
+        """Whether this is an index that ``restrict`` returned."""
+        return bool(self._state.filters)
+
+    @property
     def fields(self) -> dict[str, list[str]]:
         """Fields of the documents, with the types of their values."""
         return {name: sorted(kinds) for name, kinds in sorted(self._state.fields.items())}

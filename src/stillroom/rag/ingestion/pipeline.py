@@ -334,6 +334,10 @@ def _make_no_text_error(path: str) -> DataError:
 
 
 _SHOWN_FAILURES = 20
+_START_OVER = (
+    "start over without them: stillroom rag index FOLDER --out INDEX --overwrite "
+    "max_failed={share} (of make: steps.index.max_failed={share})"
+)
 MOST_READ_IN_VAIN = 100
 """Documents that are read, to name all failures and their share, though too many failed before."""
 _PREPARATION_SETTINGS = (
@@ -515,11 +519,13 @@ def check_failures(
     *,
     indexed: Container[str] = (),
     remaining: int = 0,
+    repeat: str = _START_OVER,
 ) -> None:
     """Raise an error if none or too few of the documents could be ingested.
 
     What has nothing to read counts neither as documents nor as failures, unless there is nothing
-    else. ``remaining`` documents were not read yet: the error says so.
+    else. ``remaining`` documents were not read yet: the error says so. ``repeat`` is the advice to
+    go on without them, with a place for the ``share`` that failed.
 
     Raises:
         DataError: If so; lists the first failures with their reasons.
@@ -536,8 +542,7 @@ def check_failures(
         else (
             f"at most {max_failed:.0%} of them"
             + ", files with nothing to read aside" * bool(blank),
-            "repair or remove them, or start over without them: stillroom rag index FOLDER --out "
-            f"INDEX --overwrite max_failed={share} (of make: steps.index.max_failed={share})",
+            f"repair or remove them, or {repeat.format(share=share)}",
         )
     )
     shown = failures[:_SHOWN_FAILURES]

@@ -115,13 +115,15 @@ def update_index(
     index: Path,
     folder: Path | None = None,
     *,
+    max_failed: float | None = None,
     embedder: Embedder | None = None,
     reporter: Reporter | None = None,
 ) -> UpdateResult:
     """Update an index from the current contents of its folder of documents.
 
     ``index`` is the artifact's folder, or that of a step of a run. By default the folder that it
-    was built from is read, and its own embedder is opened, if needed.
+    was built from is read, its own embedder is opened, if needed, and ``max_failed`` is that of its
+    recipe.
 
     Raises:
         DataError: If the folder is missing, empty or cannot be listed completely, or too many files
@@ -132,6 +134,8 @@ def update_index(
     """
     home, output = locate_index(index)
     recipe = _read_recipe(home, folder)
+    if max_failed is not None:
+        recipe = recipe.model_copy(update={"max_failed": max_failed})
     store = open_store(output)
     with store.write() as writer:
         text = f"{writer.description['preparation']}\n{recipe.documents}\n"
@@ -262,9 +266,14 @@ class _Update:
 
     def _check_failures(self, root: Path, remaining: int = 0) -> None:
         """Raise an error if too many documents failed; ``remaining`` were not read yet."""
-        most, before = self.recipe.max_failed, self.before
         check_failures(
-            self.failures, self.total, most, str(root), indexed=before, remaining=remaining
+            self.failures,
+            self.total,
+            self.recipe.max_failed,
+            str(root),
+            indexed=self.before,
+            remaining=remaining,
+            repeat="update without them: stillroom rag update INDEX max_failed={share}",
         )
 
     def _plan_changes(

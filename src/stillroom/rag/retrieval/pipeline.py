@@ -284,6 +284,8 @@ def retrieve(
         )
     original = make_query(query)
     hits: list[Hit] = []
+    if index.is_filtered and not len(index):
+        add_warning("no passage passes the filter of documents, so none was searched")
     if original.text.strip() and len(index):
         steps = list_search_steps(
             RETRIEVERS.build(retriever or DEFAULT_RETRIEVER),

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Job, Journal, read_journal
 from stillroom.provenance import Artifact, make_parent, read_artifact
 from stillroom.provenance.sources import iter_objects
@@ -67,8 +67,17 @@ class ReviewLog:
         self._lock = threading.Lock()
         self._latest: dict[str, tuple[ReviewDecision, int]] = {}
         self._count = 0
-        for value in read_journal(self.path).values():
+        for value in read_journal(self.path, self._refuse_damage).values():
             self._take(ReviewDecision.from_json(value))
+
+    def _refuse_damage(self, damage: str) -> None:
+        """Refuse a damaged trail: the next decision would cut off those after the damage."""
+        raise IntegrityError(
+            damage,
+            code="console.trail-damaged",
+            expected="the decisions as they were written",
+            next="restore the file from a backup, or move it away to review anew",
+        )
 
     def latest(self, key: str) -> tuple[ReviewDecision | None, int]:
         """Return the latest decision on a record, and the number of its decisions."""
@@ -112,7 +121,7 @@ class ReviewLog:
             moment = datetime.now(UTC).isoformat(timespec="milliseconds")
             decision = ReviewDecision(key, action, getpass.getuser(), moment, turns, note[:1000])
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with Journal(self.path) as journal:
+            with Journal(self.path, self._refuse_damage) as journal:
                 journal.put(f"{self._count:09d}", decision.to_json())
             self._take(decision)
         return decision

@@ -497,8 +497,10 @@ class RunCache:
         folder: Path,
         before: Path | None = None,
         open_journal: Callable[[Path], Journal] = Journal,
+        on_damage: Callable[[str], None] | None = None,
     ) -> None:
         """Open no cache yet; ``before`` is the cache folder of a previous run."""
+        self._on_damage = on_damage
         self._folder, self._previous, self._open_journal = folder, before, open_journal
         self._open: dict[str, tuple[UnitCache, Journal]] = {}
 
@@ -506,7 +508,7 @@ class RunCache:
     def of(cls, job: Job) -> RunCache:
         """Return the caches of a job, backed by those of the run that it replaces."""
         before = job.previous / CACHE_FOLDER if job.previous is not None else None
-        return cls(job.work / CACHE_FOLDER, before, job.open_journal)
+        return cls(job.work / CACHE_FOLDER, before, job.open_journal, job.warn_of_damage)
 
     def open(self, kind: str, *depends: object) -> UnitCache:
         """Return the cache of one kind of work.
@@ -519,7 +521,7 @@ class RunCache:
         if name not in self._open:
             journal = self._open_journal(self._folder / f"{name}.jsonl")
             before = self._previous / f"{name}.jsonl" if self._previous is not None else None
-            known = read_journal(before) if before is not None else {}
+            known = read_journal(before, self._on_damage) if before is not None else {}
             self._open[name] = UnitCache(name, journal, known), journal
         return self._open[name][0]
 

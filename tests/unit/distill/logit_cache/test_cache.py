@@ -10,7 +10,7 @@ import torch
 
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.logit_cache.capture import capture_teacher
+from stillroom.distill.logit_cache.capture import capture_teacher, verify_cache
 from stillroom.distill.logit_cache.storage import CacheHeader, row_bytes
 from stillroom.distill.losses.targets import DenseTargets, SampledTargets, TopKTargets
 from stillroom.distill.teachers.local import fill_cache
@@ -242,6 +242,24 @@ def test_a_flipped_bit_is_found(make_cache, lessons, tmp_path, name):
     with pytest.raises(IntegrityError) as caught:
         cache.verify()
     assert caught.value.code == "distill.cache-damaged"
+
+
+def test_records_behind_a_changed_line_of_the_index_are_told_of(
+    make_cache, make_header, lessons, tmp_path, job, loaded
+):
+    make_cache().close()
+    path, found = tmp_path / "cache/index.jsonl", []
+    make_cache(fill=False, on_damage=found.append)
+    assert not found
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], lines[1].replace(b'"rows":', b'"sows":'), *lines[2:]]))
+    with pytest.raises(IntegrityError, match="is broken at line 2") as caught:
+        verify_cache(tmp_path / "cache", records=0)
+    assert caught.value.code == "distill.cache-damaged"
+    cache = make_cache(fill=False, on_damage=found.append)
+    assert f"{len(lines) - 1} lines from there on are lost" in found[0]
+    assert capture_teacher(loaded[0], lessons, cache, job) == len(lessons) - 1
+    assert cache.verify() == len(lessons)
 
 
 def test_damage_in_a_record_that_a_job_does_not_use_is_found(make_cache, lessons, tmp_path, job):

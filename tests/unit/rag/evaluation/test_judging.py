@@ -81,6 +81,10 @@ def test_the_sentence_with_the_short_answer_is_learned_from_and_no_other(index):
     check_stands(index, judgment)
     more = judge_answer(index, with_quotes("Do dogs guard a house?", joined, short="dog"), "right")
     assert more.answers == ("Dogs guard the house at night.",)
+    sequel = with_quotes("Do dogs bark?", joined, short="the house at night")
+    assert judge_answer(index, sequel, "right").answers == ("A dog barks at strangers.",)
+    sequel = with_quotes("Who barks at strangers?", joined, short="the house at night")
+    assert judge_answer(index, sequel, "right").answers == ("Dogs guard the house at night.",)
     plain = judge_answer(index, with_quotes("Who barks at strangers?", SLEEP, joined), "right")
     assert plain.answers == ("A dog barks at strangers.",)
 

@@ -223,10 +223,14 @@ class PostgresIndexWriter(PostgresTables):
             reusable.close()
 
     def close(self) -> None:
-        """Close the session; the lock is free at once, not when the server notices."""
-        with suppress(StillroomError), self.server.errors():
-            self.connection.rollback()
-            self.connection.execute("SELECT pg_advisory_unlock_all()")
+        """Close the session; the lock is free at once, not when the server notices.
+
+        A command that still runs, as a COPY, would be waited for: it ends with the connection.
+        """
+        if self.connection.info.transaction_status.name != "ACTIVE":
+            with suppress(StillroomError), self.server.errors():
+                self.connection.rollback()
+                self.connection.execute("SELECT pg_advisory_unlock_all()")
         self.connection.close()
 
     @contextmanager

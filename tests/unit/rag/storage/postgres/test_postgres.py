@@ -117,6 +117,29 @@ def end_readers(server):
         )
 
 
+def copy_around(writer, act):
+    """Call a function in the middle of a COPY."""
+    with writer.connection.cursor() as cursor, cursor.copy("COPY batches FROM STDIN") as copy:
+        copy.write("1\t")
+        act()
+        copy.write("2")
+
+
+def test_a_writer_that_a_failure_closes_within_a_copy_does_not_hang(tmp_path):
+    folder = make(tmp_path, {"a.md": "purr one"})
+    writer = open_store(folder).write()
+    closing = threading.Thread(target=writer.close, daemon=True)
+
+    def close():
+        closing.start()
+        closing.join(10)
+
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        copy_around(writer, close)
+    assert not closing.is_alive()
+    open_store(folder).write().close()
+
+
 def test_an_index_follows_again_after_the_server_was_restarted(tmp_path, server):
     folder = make(tmp_path, {"a.md": "purr one"})
     with Index.open(folder, embedder=WordEmbedder()) as index:
