@@ -154,10 +154,8 @@ def mix_records(
     if settings.rule == "accumulate_subsample":
         final_ids, reason = _draw_ids(rows, settings.human_share, seed), "not drawn"
     else:
-        final_ids, reason = (
-            _fit_human_share(rows, settings.human_share),
-            "would crowd out what people wrote",
-        )
+        final_ids = _fit_human_share(rows, settings.human_share)
+        reason = "would crowd out what people wrote"
     for row in rows:
         if row.record.id not in final_ids:
             limit = settings.human_share if reason != "not drawn" else None

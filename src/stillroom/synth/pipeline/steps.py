@@ -294,11 +294,9 @@ def _check_start(
     kinds = step.generator.seed_kinds if isinstance(step, GenerateStep) else ("records",)
     code, methods = "synth.seeds", step.method_names or name
     if has_nothing and len(step_sources) > 1:
-        problem, expected, remedy = (
-            "nothing cannot be combined with other sources",
-            "one or the other",
-            "drop it",
-        )
+        problem = "nothing cannot be combined with other sources"
+        expected = "one or the other"
+        remedy = "drop it"
         code = "recipe.step"
     elif has_nothing and "nothing" not in kinds:
         problem = f"{methods} needs {' or '.join(kinds)}, and there are none"
