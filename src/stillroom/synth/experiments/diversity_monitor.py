@@ -65,7 +65,7 @@ _MIN_WORDS = 200
 
 def monitor_diversity(
     recipe: DiversityRecipe, job: Job, embedder: Embedder | None = None
-) -> tuple[Artifact, Report, list[DiversityAlarm]]:
+) -> Artifact:
     """Measure every generation and report which have lost diversity.
 
     Args:
@@ -118,7 +118,7 @@ def monitor_diversity(
         **report.to_json(),
     }
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
-    return job.finish("report", parents=parents, details=details), report, alarms
+    return job.finish("report", parents=parents, details=details)
 
 
 def _measure_students(

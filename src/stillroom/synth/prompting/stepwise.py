@@ -102,9 +102,9 @@ class StepwiseGenerator(Generator):
     @override
     def max_tokens(self) -> int:
         """The largest setting ``max_*_tokens``; without one, the largest ``max_*_characters``."""
-        settings = [(name, value) for name, value in self if name.startswith("max_")]
-        tokens: list[int] = [value for name, value in settings if name.endswith("_tokens")]
-        return max(tokens or [value for name, value in settings if name.endswith("_characters")])
+        limits: dict[str, int] = {name: value for name, value in self if name.startswith("max_")}
+        tokens = [value for name, value in limits.items() if name.endswith("_tokens")]
+        return max(tokens or [limits[name] for name in limits if name.endswith("_characters")])
 
     @override
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
