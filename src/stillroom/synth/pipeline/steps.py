@@ -217,12 +217,11 @@ def resolve_sources(steps: Mapping[str, PipelineStep], start: str) -> dict[str, 
         steps: Steps by name, in the recipe's order.
         start: Default source of the first step: index, seeds or nothing.
     """
-    sources: dict[str, tuple[str, ...]] = {}
-    previous = start
-    for name, step in steps.items():
-        sources[name] = step.sources or (previous,)
-        previous = name
-    return sources
+    previous = (start, *steps)
+    return {
+        name: step.sources or (previous[number],)
+        for number, (name, step) in enumerate(steps.items())
+    }
 
 
 def find_end_steps(sources: Mapping[str, tuple[str, ...]]) -> list[str]:

@@ -16,6 +16,7 @@ from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.evaluate import Report
 from stillroom.records import Message, Record, write_records
+from stillroom.synth.experiments import diversity_monitor
 from stillroom.synth.experiments.diversity_monitor import DiversityAlarm, monitor_diversity
 from stillroom.synth.jobs.diversity import DiversityRecipe
 
@@ -28,9 +29,9 @@ def plan_of(*paths, **more):
     return DiversityRecipe(generations=tuple(map(str, paths)), **more)
 
 
-def monitor(out, plan, *given):
+def monitor(out, plan):
     """Return the report that a run writes, and its alarms."""
-    artifact = run_in(out, monitor_diversity, plan, *given)
+    artifact = run_in(out, monitor_diversity, plan)
     alarms = [DiversityAlarm(**alarm) for alarm in artifact.details["alarms"]]
     return Report.read(out / "output"), alarms
 
@@ -88,9 +89,10 @@ def test_generations_that_replace_each_other_are_warned_of(generations):
     assert (generations / "out/output/report.html").is_file()
 
 
-def test_more_of_the_same_is_not_warned_of(generations):
-    plan = plan_of(generations / "g0.jsonl", generations / "more.jsonl")
-    report, warned = monitor(generations / "out", plan, Spread())
+def test_more_of_the_same_is_not_warned_of(generations, monkeypatch):
+    monkeypatch.setattr(diversity_monitor, "open_embedder", lambda *_, **__: Spread())
+    plan = plan_of(generations / "g0.jsonl", generations / "more.jsonl", embedder="spread")
+    report, warned = monitor(generations / "out", plan)
     assert warned == []
     assert "No figure is seen to be worse" in report.summary
     assert "coverage" in {section.title for section in report.sections}
@@ -126,7 +128,7 @@ class Spread:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_texts_of_spaces_alone_have_a_meaning_too(generations):
+def test_texts_of_spaces_alone_have_a_meaning_too(generations, monkeypatch):
     """A student may write nothing that can be seen; embedders refuse that."""
 
     class Strict(Spread):
@@ -136,8 +138,9 @@ def test_texts_of_spaces_alone_have_a_meaning_too(generations):
 
     texts = ["w1 w2 w3 w4 w5 w6 w7 w8"] * 40 + [" \n\u00a0"]
     write(generations / "blank.jsonl", texts)
-    plan = plan_of(generations / "g0.jsonl", generations / "blank.jsonl")
-    report, _ = monitor(generations / "out", plan, Strict())
+    monkeypatch.setattr(diversity_monitor, "open_embedder", lambda *_, **__: Strict())
+    plan = plan_of(generations / "g0.jsonl", generations / "blank.jsonl", embedder="strict")
+    report, _ = monitor(generations / "out", plan)
     assert "coverage/blank.jsonl" in report.metrics
 
 
