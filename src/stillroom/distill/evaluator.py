@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from stillroom.checkpoints import Checkpoint
@@ -49,6 +48,7 @@ from stillroom.distill.evaluation.report import (
 )
 from stillroom.distill.evaluation.tables import read_loss_curves
 from stillroom.distill.evaluation.teacher_distance import TeacherReference
+from stillroom.distill.losses.divergence import compute_cross_entropy
 from stillroom.distill.losses.lm_head import (
     CHUNK_ROWS,
     LMHead,
@@ -91,10 +91,6 @@ class TrainedStudent:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _report_none(metrics: Mapping[str, Sequence[RecordMetrics[Any]]]) -> Mapping[str, Any]:
-    return {}
-
-
 @dataclass
 class FidelityEvaluator:
     """Evaluator of all models of one job, and writer of the fidelity report.
@@ -121,7 +117,9 @@ class FidelityEvaluator:
     loss_name: str
     is_compared: bool = False
     references: Sequence[TeacherReference] = ()
-    report: Callable[[Mapping[str, Sequence[RecordMetrics[Any]]]], Mapping[str, Any]] = _report_none
+    report: Callable[[Mapping[str, Sequence[RecordMetrics[Any]]]], Mapping[str, Any]] = (
+        lambda metrics: {}
+    )
     fidelities: dict[str, ModelFidelity] = field(default_factory=dict)
     distances: dict[str, list[RecordMetrics[Any]]] = field(default_factory=dict)
 
@@ -173,10 +171,8 @@ class FidelityEvaluator:
         Raises:
             Cancelled: If cancellation was requested; ``--resume`` continues.
         """
-        output, budgets = (
-            self.job.output,
-            {FINAL: _measure_budget(self.job.output, trained.summary)},
-        )
+        output = self.job.output
+        budgets = {FINAL: _measure_budget(output, trained.summary)}
         self._unload()
         teacher = self._measured_teacher
         if teacher is not None:
@@ -188,7 +184,7 @@ class FidelityEvaluator:
         if self.recipe.fidelity.speed and self.recipe.fidelity.records:
             self._measure_speed(output)
         for name, folder in folders.items():
-            self._measure(name, _defer_loading(folder))
+            self._measure(name, partial(load_model_only, folder, dtype="float32"))
         self._unload()
         return self._report(budgets)
 
@@ -351,10 +347,6 @@ def _list_standalone_rows(side: ModelFidelity) -> list[dict[str, Any]]:
     return [{name: getattr(row, name) for name in names} for row in side.fidelity.rows]
 
 
-def _defer_loading(folder: Path) -> Callable[[], Any]:
-    return lambda: load_model_only(folder, dtype="float32")
-
-
 def _measure_budget(folder: Path, summary: TrainSummary | None) -> TrainingBudget:
     files = folder.glob(_WEIGHT_FILES) if folder.is_dir() else [folder]
     return TrainingBudget(
@@ -383,11 +375,8 @@ class BaselineLoss:
         def score(
             logits: Tensor, start: int, stop: int
         ) -> tuple[Tensor, Tensor, Mapping[str, float]]:
-            labels = batch.labels[start:stop, None]
-            logprobs = torch.log_softmax(logits, -1)
-            gradient = logprobs.exp()
-            gradient.scatter_add_(1, labels, -torch.ones_like(labels, dtype=gradient.dtype))
-            return -logprobs.gather(1, labels)[:, 0], gradient, {}
+            loss, gradient, _ = compute_cross_entropy(1.0, logits, batch.labels[start:stop])
+            return loss, gradient, {}
 
         head = LMHead.of(model, self.rows)
         total, parts = compute_chunked_loss(

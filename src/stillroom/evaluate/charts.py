@@ -305,10 +305,8 @@ class _Frame:
             self._along(self.x[1]) - self._along(self.x[0]), 1e-12
         )
         up = (point[1] - self.y[0]) / (self.y[1] - self.y[0])
-        wide, high = (
-            _CHART_WIDTH - _CHART_LEFT - _CHART_RIGHT,
-            _CHART_HEIGHT - _CHART_TOP - _CHART_BOTTOM,
-        )
+        wide = _CHART_WIDTH - _CHART_LEFT - _CHART_RIGHT
+        high = _CHART_HEIGHT - _CHART_TOP - _CHART_BOTTOM
         return _CHART_LEFT + across * wide, _CHART_TOP + (1 - up) * high
 
     def _along(self, x: float) -> float:

@@ -6,21 +6,16 @@ The answer is found by the usual markers of people and models (``The answer is``
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import resource
-import selectors
-import subprocess
 import sys
-import threading
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import IO, Literal
+from typing import Literal
 
-from stillroom.errors import MissingExtraError
+from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.evaluate.notation import (
     align_solution_sets,
     differs_in_symbols,
@@ -29,6 +24,7 @@ from stillroom.evaluate.notation import (
     rewrite_notation,
     strip_unit,
 )
+from stillroom.objects.limited_process import LimitedProcess, limit_seconds, serve_requests
 from stillroom.text.unicode import exact_match
 
 __all__ = [
@@ -40,6 +36,7 @@ __all__ = [
     "is_same_answer",
     "is_same_formula",
     "normalize_answer",
+    "serve_comparisons",
 ]
 
 
@@ -388,8 +385,9 @@ def _trim_marks(text: str) -> str:
 
 
 _MAX_FORMULA = 300
-_TIMEOUT_S = 6.0
-_STARTUP_S = 120.0
+_CPU_S = 6
+"""Processor time of one comparison."""
+_MEMORY_BYTES = 7 << 28
 _FORMULA = re.compile(r"[\d\\^=<>+*/]|\b[a-zA-Z]\b")
 _PLAIN_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 _MATRIX = re.compile(r"\\begin\{\w*(?:matrix|array)\}")
@@ -410,25 +408,7 @@ _ACCENTED = re.compile("[À-ÖØ-öø-ɏ]")  # in words, as of "höchstens 12", 
 _UNIT = re.compile(r"(?:(?<=[\d})])|(?<=\\pi))(?:\\[ ,;:]|~|\s)*\\text\s*\{([^{}\d\\$]*)\}[\s.]*$")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?![A-Za-z]*\s*[({_^])")
 
-_SERVER = """
-import json, re, sys, logging
-logging.disable(logging.CRITICAL)
-from math_verify import parse, verify
-sides = [parse(text, parsing_timeout=None) for text in ("$x^2$", "$0.5$")]
-verify(*sides, timeout_seconds=None)  # loads what the first comparison needs
-print("ready", flush=True)
-for line in sys.stdin:
-    one, other = json.loads(line)
-    try:
-        sides = [parse(f"${text}$", parsing_timeout=None) for text in (other, one)]
-        chain = bool(re.search(r"[<>]|\\\\[lg]e", one))
-        same = all(sides) and bool(
-            verify(*sides, timeout_seconds=None, allow_set_relation_comp=chain)
-        )
-    except Exception:
-        same = False
-    print(int(same), flush=True)
-"""
+_CODE = "from stillroom.evaluate.final_answer import serve_comparisons; serve_comparisons()"
 
 
 def is_same_formula(answer: str, reference: str) -> bool:
@@ -436,6 +416,7 @@ def is_same_formula(answer: str, reference: str) -> bool:
 
     Raises:
         MissingExtraError: If math-verify is not installed and one of the two is a formula.
+        ResourceError: If the process that compares formulas cannot be started.
     """
     answer, reference = rewrite_notation(answer), rewrite_notation(reference)
     if differs_in_unit(answer, reference) or any(map(_ACCENTED.search, (answer, reference))):
@@ -529,71 +510,50 @@ def _differs_in_kind(answer: str, reference: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _compare_in_process(answer: str, reference: str) -> bool:
-    with _LOCK:
-        return _SERVER_PROCESS.ask(answer, reference)
+    """Return Math-Verify's verdict; False if it does not come to one within the limits."""
+    return _PROCESS.ask(json.dumps([answer, reference, _CPU_S]).encode()) == b"1\n"
 
 
-class _MathVerifyProcess:
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+def serve_comparisons() -> None:
+    """Compare formulas from stdin until it closes; the child side of ``is_same_formula``."""
+    serve_requests(_load_comparison, _MEMORY_BYTES)
 
-    def ask(self, answer: str, reference: str) -> bool:
-        process = self._process or self._start()
-        try:
-            _require_pipe(process.stdin).write(json.dumps([answer, reference]).encode() + b"\n")
-            _require_pipe(process.stdin).flush()
-            reply = self._line(_TIMEOUT_S)
-        except OSError:
-            reply = b""
-        if reply not in {b"0", b"1"}:
-            self._stop()
-        return reply == b"1"
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and words
-            [sys.executable, "-c", _SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": os.pathsep.join(sys.path)},
-            preexec_fn=_limit_memory,
-            start_new_session=True,
+def _load_comparison() -> Callable[[bytes], bytes]:
+    import logging
+
+    from math_verify import parse, verify
+
+    logging.disable(logging.CRITICAL)
+
+    def compare(answer: str, reference: str) -> bool:
+        sides = [parse(f"${text}$", parsing_timeout=None) for text in (reference, answer)]
+        is_chain = bool(re.search(r"[<>]|\\[lg]e", answer))
+        return all(sides) and bool(
+            verify(*sides, timeout_seconds=None, allow_set_relation_comp=is_chain)
         )
-        self._line(_STARTUP_S)
-        return self._process
 
-    def _line(self, timeout_s: float) -> bytes:
-        process = self._process
-        if process is None:
-            return b""
-        with selectors.DefaultSelector() as ready:
-            ready.register(_require_pipe(process.stdout), selectors.EVENT_READ)
-            if not ready.select(timeout_s):
-                return b""
-        return _require_pipe(process.stdout).readline().strip()
+    def reply(line: bytes) -> bytes:
+        answer, reference, cpu_s = json.loads(line)
+        limit_seconds(cpu_s)
+        try:
+            return b"%d" % compare(answer, reference)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001  # the library raises anything for what it cannot read
+            return b"0"
 
-    def _stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+    compare("x^2", "0.5")  # loads what the first comparison needs
+    return reply
 
 
-def _limit_memory() -> None:
-    """Limit the memory of the child process."""
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+def _make_start_error(problem: str) -> ResourceError:
+    return ResourceError(
+        f"the process that compares formulas ended: {problem}",
+        code="evaluate.sandbox",
+        expected=f"{sys.executable} can be started",
+        next="start the job again; if that does not help, install math-verify anew",
+    )
 
 
-def _require_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    if pipe is None:
-        raise OSError("the process has no pipe")
-    return pipe
-
-
-_LOCK = threading.Lock()
-_SERVER_PROCESS = _MathVerifyProcess()
+_PROCESS = LimitedProcess(lambda: _CODE, _make_start_error)

@@ -129,9 +129,9 @@ class Generator(Method, GeneratorState):
     """Filters of a recipe that names none; ``RECORD_FILTERS`` if records quote no passage."""
 
     @property
-    @abstractmethod
     def max_requests(self) -> int:
         """Maximum number of requests per unit."""
+        return 1
 
     @property
     @abstractmethod

@@ -256,10 +256,8 @@ def chrf(text: str, reference: str) -> float:
         return float(candidate == target)
     precisions, recalls = [], []
     for order in range(1, _ORDERS + 1):
-        candidate_ngrams, reference_ngrams = (
-            _count_ngrams(candidate, order),
-            _count_ngrams(target, order),
-        )
+        candidate_ngrams = _count_ngrams(candidate, order)
+        reference_ngrams = _count_ngrams(target, order)
         if not candidate_ngrams or not reference_ngrams:
             continue
         same = sum((candidate_ngrams & reference_ngrams).values())

@@ -89,18 +89,6 @@ class MixtureResult:
     before: int
 
 
-@dataclass(frozen=True, slots=True)
-class _MixtureRow:
-    """A candidate record of the mixture, and whether the recipe generated it."""
-
-    record: Record
-    is_new: bool
-
-    @property
-    def is_human(self) -> bool:
-        return self.record.origin.kind == "human"
-
-
 def mix_records(
     new_records: Sequence[Record], settings: MixSettings, *, seed: int = 0
 ) -> MixtureResult:
@@ -126,11 +114,9 @@ def mix_records(
         )
 
     kept_ids: set[str] = set()
-    rows: list[_MixtureRow] = []
-    for row in [_MixtureRow(record, False) for record in existing] + [
-        _MixtureRow(record, True) for record in new_records
-    ]:
-        record = row.record
+    rows: list[Record] = []
+    for number, record in enumerate([*existing, *new_records]):
+        is_new = number >= len(existing)
         if record.id in kept_ids:
             reject(record, "is there already")
         elif record.origin.kind == "unknown" and settings.unknown != "keep":
@@ -143,30 +129,29 @@ def mix_records(
                 )
             reject(record, "origin unknown")
         elif settings.rule == "replace" and not (
-            row.is_new or (settings.human_share > 0 and row.is_human)
+            is_new or (settings.human_share > 0 and _is_human(record))
         ):
             reject(record, "replaced")
         else:
             kept_ids.add(record.id)
-            rows.append(row)
+            rows.append(record)
     _require_human_records(rows, settings)
-    human_share = sum(row.is_human for row in rows) / max(len(rows), 1)
+    human_share = sum(map(_is_human, rows)) / max(len(rows), 1)
     if settings.rule == "accumulate_subsample":
         final_ids, reason = _draw_ids(rows, settings.human_share, seed), "not drawn"
     else:
-        final_ids, reason = (
-            _fit_human_share(rows, settings.human_share),
-            "would crowd out what people wrote",
-        )
-    for row in rows:
-        if row.record.id not in final_ids:
+        final_ids = _fit_human_share(rows, settings.human_share)
+        reason = "would crowd out what people wrote"
+    for record in rows:
+        if record.id not in final_ids:
             limit = settings.human_share if reason != "not drawn" else None
-            reject(row.record, reason, human_share, limit)
-    return MixtureResult(
-        tuple(row.record for row in rows if row.record.id in final_ids),
-        tuple(dropped),
-        len(existing),
-    )
+            reject(record, reason, human_share, limit)
+    mixed = tuple(record for record in rows if record.id in final_ids)
+    return MixtureResult(mixed, tuple(dropped), len(existing))
+
+
+def _is_human(record: Record) -> bool:
+    return record.origin.kind == "human"
 
 
 def _subsample(
@@ -185,26 +170,26 @@ def _draw(records: Sequence[T], count: int, rng: np.random.Generator) -> list[T]
     return [records[index] for index in sorted(rng.permutation(len(records))[:count].tolist())]
 
 
-def _draw_ids(rows: Sequence[_MixtureRow], share: float, seed: int) -> set[str]:
+def _draw_ids(rows: Sequence[Record], share: float, seed: int) -> set[str]:
     """Return the ids of as many records as there are human ones, sampled from all."""
     rng = np.random.default_rng(derive_seed(seed, "accumulate_subsample"))
-    human = [row.record.id for row in rows if row.is_human]
-    return set(_subsample(human, [row.record.id for row in rows if not row.is_human], share, rng))
+    human = [record.id for record in rows if _is_human(record)]
+    synthetic = [record.id for record in rows if not _is_human(record)]
+    return set(_subsample(human, synthetic, share, rng))
 
 
-def _fit_human_share(rows: Sequence[_MixtureRow], share: float) -> set[str]:
+def _fit_human_share(rows: Sequence[Record], share: float) -> set[str]:
     """Return the ids to keep for the share of human records; existing ones come first."""
-    ids = [row.record.id for row in rows if row.is_human]
-    synthetic = [row.record.id for row in rows if not row.is_human and not row.is_new]
-    synthetic += [row.record.id for row in rows if not row.is_human and row.is_new]
+    ids = [record.id for record in rows if _is_human(record)]
+    synthetic = [record.id for record in rows if not _is_human(record)]
     max_synthetic = floor(len(ids) * (1 - share) / share + 1e-9) if share > 0 else len(synthetic)
     return {*ids, *synthetic[:max_synthetic]}
 
 
-def _require_human_records(rows: Sequence[_MixtureRow], settings: MixSettings) -> None:
+def _require_human_records(rows: Sequence[Record], settings: MixSettings) -> None:
     """Raise an error if a mixture is sized by human records and there are none."""
     is_drawn = settings.rule == "accumulate_subsample"
-    if not rows or not (is_drawn or settings.human_share > 0) or any(row.is_human for row in rows):
+    if not rows or not (is_drawn or settings.human_share > 0) or any(map(_is_human, rows)):
         return
     rule_text = "mix.rule is accumulate_subsample" if is_drawn else ""
     raise DataError(

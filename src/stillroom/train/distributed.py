@@ -98,12 +98,18 @@ class ProcessGroup:
         torch.distributed.all_gather_object(values, value, group=self._gloo)
         return values
 
-    def raise_first(self, failure: StillroomError | None) -> None:
-        """Raise the error of the first failed rank on every rank; return if none failed."""
+    def agree(self, work: Callable[[], T]) -> T:
+        """Return ``work()``; the error of the first failed rank is raised on every rank."""
+        result, failure = None, None
+        try:
+            result = work()
+        except StillroomError as error:
+            failure = error
         first = next((error for error in self.gather(failure) if error is not None), None)
         if first is not None:
             self.wait()  # no rank leaves while another still reads from it
             raise first
+        return cast("T", result)
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Call a function on the main rank and return its result on every rank.

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import Cancelled, DataError, StillroomError
+from stillroom.errors import Cancelled, DataError
 from stillroom.jobs import Job
 from stillroom.jobs.progress import Progress
 from stillroom.provenance import digest_json
@@ -296,32 +296,34 @@ class _TrainingRun(Generic[B]):
         self, step: int, plan: Sequence[Sequence[int]], positions: int
     ) -> tuple[dict[str, float], int, list[str]]:
         """Accumulate the gradients of a step; return mean loss and parts, tokens and record ids."""
-        sums = {"loss": 0.0}
-        tokens, ids = 0, list[str]()
-        failure: StillroomError | None = None
-        try:
-            for group, counts in self._share_of(plan):
-                batch = self._agreed(partial(self.source.load, group))
-                loss = self._agreed(partial(self._forward, step, batch, positions))
-                # Add the gradient of a micro-batch's share of the step's loss.
-                if self.shards is None:
-                    share = loss.total / positions
-                else:  # FSDP averages gradients over ranks; the loss is a sum
-                    share = loss.total * (self.ranks.count * counts / positions)
-                share.backward()  # type: ignore[no-untyped-call]
-                if counts:
-                    sums["loss"] += float(loss.total.detach()) / positions
-                    for name, part in loss.parts.items():
-                        sums[name] = sums.get(name, 0.0) + part / positions
-                    tokens += batch.tokens
-                    ids.extend(batch.record_ids)
-        except StillroomError as error:
-            failure = error
-        self.ranks.raise_first(failure)
+        sums, tokens, ids = self.ranks.agree(partial(self._accumulate_share, step, plan, positions))
         results = self.ranks.gather((sums, tokens))
         names = dict.fromkeys(name for part, _ in results for name in part)
         totals = {name: sum(part.get(name, 0.0) for part, _ in results) for name in names}
         return totals, sum(count for _, count in results), ids
+
+    def _accumulate_share(
+        self, step: int, plan: Sequence[Sequence[int]], positions: int
+    ) -> tuple[dict[str, float], int, list[str]]:
+        """Accumulate the gradients of this rank's micro-batches."""
+        sums = {"loss": 0.0}
+        tokens, ids = 0, list[str]()
+        for group, counts in self._share_of(plan):
+            batch = self._agreed(partial(self.source.load, group))
+            loss = self._agreed(partial(self._forward, step, batch, positions))
+            # Add the gradient of a micro-batch's share of the step's loss.
+            if self.shards is None:
+                share = loss.total / positions
+            else:  # FSDP averages gradients over ranks; the loss is a sum
+                share = loss.total * (self.ranks.count * counts / positions)
+            share.backward()  # type: ignore[no-untyped-call]
+            if counts:
+                sums["loss"] += float(loss.total.detach()) / positions
+                for name, part in loss.parts.items():
+                    sums[name] = sums.get(name, 0.0) + part / positions
+                tokens += batch.tokens
+                ids.extend(batch.record_ids)
+        return sums, tokens, ids
 
     def _share_of(self, plan: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], bool]]:
         """Yield this rank's micro-batches, and whether each one counts.
@@ -337,15 +339,7 @@ class _TrainingRun(Generic[B]):
 
     def _agreed(self, work: Callable[[], T]) -> T:
         """Return ``work()``; if the model is sharded, an error on one rank is raised on all."""
-        if self.shards is None:
-            return work()
-        result, failure = None, None
-        try:
-            result = work()
-        except StillroomError as error:
-            failure = error
-        self.ranks.raise_first(failure)
-        return cast("T", result)
+        return work() if self.shards is None else self.ranks.agree(work)
 
     def _forward(self, step: int, batch: B, positions: int) -> Loss:
         """Return the loss of a micro-batch, with a graph.

@@ -313,10 +313,8 @@ def _count_distinct(message: str) -> DataError:
 
 
 def _classify_chunks(teacher_runs: Ints, student_runs: Ints) -> Ints:
-    one_teacher, one_student = (
-        teacher_runs[:, 1] - teacher_runs[:, 0] == 1,
-        student_runs[:, 1] - student_runs[:, 0] == 1,
-    )
+    one_teacher = teacher_runs[:, 1] - teacher_runs[:, 0] == 1
+    one_student = student_runs[:, 1] - student_runs[:, 0] == 1
     return np.select(
         [one_teacher & one_student, one_teacher, one_student],
         [ONE_TO_ONE, _ONE_TO_MANY, _MANY_TO_ONE],

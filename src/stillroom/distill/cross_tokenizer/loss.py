@@ -143,12 +143,10 @@ class _ChunkScorer:
         slopes: Tensor,
         parts: Mapping[str, float],
     ) -> None:
-        self.criterion, self.labels, self.slopes, self.parts = (
-            criterion,
-            batch.labels,
-            slopes,
-            dict(parts),
-        )
+        self.criterion = criterion
+        self.labels = batch.labels
+        self.slopes = slopes
+        self.parts = dict(parts)
         self.ce_weights = _weigh_cross_entropy(criterion, batch)
         self._chunk_loss = loss.double().sum() * criterion.kd_weight
 

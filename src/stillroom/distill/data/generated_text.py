@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.interfaces import get_reference_answer
 from stillroom.distill.settings import (
+    GenerationSettings,
     RationaleFirstSettings,
     RationaleGenerationSettings,
     RationaleSettings,
@@ -132,12 +133,7 @@ def _generate_block(
     completions = model.generate(
         [prompt for prompt in prompts for _ in range(count)],
         [
-            Sampling(
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seed=int(digest_json(["sequence", seed, record.id, number])[:8], 16) >> 1,
-            )
+            _make_sampling(settings, ["sequence", seed, record.id, number])
             for record in block
             for number in range(count)
         ],
@@ -224,7 +220,17 @@ def _add_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[M
     return (*messages[:-1], Message(last.role, f"{last.content}\n\n{instruction}"))
 
 
-def _make_key(settings: SequenceSettings, record: Record, model: TextModel, seed: int) -> str:
+def _make_sampling(settings: GenerationSettings, purpose: list[str | int]) -> Sampling:
+    """Return the settings' sampling, with a seed that follows from the purpose."""
+    return Sampling(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=int(digest_json(purpose)[:8], 16) >> 1,
+    )
+
+
+def _make_key(settings: GenerationSettings, record: Record, model: TextModel, seed: int) -> str:
     dumped = settings.model_dump(mode="json", exclude={"max_lost_share", "num_threads", "backend"})
     return digest_json([record.id, model.fingerprint, seed, dumped])
 
@@ -345,10 +351,7 @@ def generate_rationales(
         and not _get_rationale(settings, record)
     ]
     _warn_of_tools(missing, job)
-    dumped = writer_settings.model_dump(mode="json", exclude={"num_threads", "backend"})
-    keys = {
-        record.id: digest_json([record.id, model.fingerprint, seed, dumped]) for record in missing
-    }
+    keys = {record.id: _make_key(writer_settings, record, model, seed) for record in missing}
     todo = [record for record in missing if keys[record.id] not in journal]
     done = len(missing) - len(todo)
     with job.phase("rationales", len(missing), "records", done=done) as progress:
@@ -379,18 +382,9 @@ def _generate_block_rationales(
 ) -> list[Completion]:
     prompts = []
     for record in block:
-        *before, last = extract_prompt(record)
         instruction = settings.instruction.replace("{answer}", record.messages[-1].content)
-        prompts.append(Prompt((*before, Message(last.role, f"{last.content}\n\n{instruction}"))))
-    samplings = [
-        Sampling(
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=int(digest_json(["rationale", seed, record.id])[:8], 16) >> 1,
-        )
-        for record in block
-    ]
+        prompts.append(Prompt(_add_instruction(extract_prompt(record), instruction)))
+    samplings = [_make_sampling(settings, ["rationale", seed, record.id]) for record in block]
     return model.generate(prompts, samplings, is_cancelled=job.is_cancelled)
 
 

@@ -106,8 +106,7 @@ def make_distance_rows(kind: type[RecordMetrics[Any]]) -> list[ReportRow]:
             if not name:
                 return [], None
             by = kind.measures[name][1]
-            rows = [row for row in side.figures.rows if getattr(row, by)]
-            return [float(getattr(row, name)) for row in rows], [getattr(row, by) for row in rows]
+            return _read_rows([row for row in side.figures.rows if getattr(row, by)], name, by)
 
         return of
 
@@ -125,11 +124,12 @@ def make_standalone_rows() -> list[ReportRow]:
 
 
 def _read_by_record(key: str) -> Callable[[ModelFidelity], Values]:
-    def values(side: ModelFidelity) -> Values:
-        rows = [row for row in side.fidelity.rows if row.tokens]
-        return [float(getattr(row, key)) for row in rows], [row.tokens for row in rows]
+    return lambda side: _read_rows([row for row in side.fidelity.rows if row.tokens], key)
 
-    return values
+
+def _read_rows(rows: Sequence[Any], key: str, by: str = "tokens") -> Values:
+    """Return a field of each row, and the field that weights it."""
+    return [float(getattr(row, key)) for row in rows], [getattr(row, by) for row in rows]
 
 
 def make_calibration_rows() -> list[ReportRow]:
@@ -157,12 +157,7 @@ def make_calibration_rows() -> list[ReportRow]:
         return Metric(name, value, n=fitted, note="one fit, on every second record")
 
     def scaled(key: str) -> Callable[[ModelFidelity], Values]:
-        def values(side: ModelFidelity) -> Values:
-            return [float(getattr(row, key)) for row in side.scaled], [
-                row.tokens for row in side.scaled
-            ]
-
-        return values
+        return lambda side: _read_rows(side.scaled, key)
 
     return [
         ReportRow("calibration error (ECE)", "ece", "", whole=ece),
@@ -220,7 +215,7 @@ def make_answer_rows(teacher: Sequence[GeneratedAnswer]) -> list[ReportRow]:
         return values
 
     def distinct(n: int) -> Callable[[ModelFidelity], Values]:
-        return by_answer(lambda answer: _or(distinct_ngram_share(answer.ids, n), 1.0))
+        return by_answer(lambda answer: distinct_ngram_share(answer.ids, n))
 
     def flips(answer: GeneratedAnswer, teacher_answer: GeneratedAnswer) -> float:
         return float(normalize_text(answer.text) != normalize_text(teacher_answer.text))
@@ -261,10 +256,6 @@ def make_answer_rows(teacher: Sequence[GeneratedAnswer]) -> list[ReportRow]:
 
 def _is_correct(answer: GeneratedAnswer) -> bool:
     return token_f1(answer.text, answer.reference) >= CORRECT_F1
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 _MAX_POINTS = 48

@@ -233,21 +233,13 @@ class LogitCache:
             joined[key] = TokenizedRecord(name, record.ids, positions)
         return list(joined.values())
 
-    def verify(self, records: Sequence[TokenizedRecord] | None = None) -> int:
-        """Recompute the digests of some records' rows, or of all.
-
-        Returns:
-            The number of verified records.
+    def verify(self) -> int:
+        """Recompute the digests of all rows; return the number of records.
 
         Raises:
-            DataError: If a record is not cached.
             IntegrityError: If the bytes have changed.
         """
-        if records is None:
-            locations = list(self._index.values())
-        else:
-            locations = [self._require(record)[0] for record in records]
-        for location in locations:
+        for location in self._index.values():
             tokens, rows = (self._shards.read(kind, location) for kind in ("tokens", "rows"))
             if digest_bytes(tokens.tobytes() + rows.tobytes()) != location["digest"]:
                 raise IntegrityError(
@@ -257,7 +249,7 @@ class LogitCache:
                     expected=f"digest {location['digest'][:16]}",
                     next=f"remove {self.folder} and run again",
                 )
-        return len(locations)
+        return len(self)
 
     def read(self, record: TokenizedRecord) -> npt.NDArray[np.void]:
         """Return the rows of one record, (N,) of ``dtype``, memory-mapped.
@@ -320,9 +312,7 @@ class LogitCache:
             return None
         return location, indices
 
-    def _require(
-        self, record: TokenizedRecord
-    ) -> tuple[ShardLocation, npt.NDArray[np.int64] | None]:
+    def _bytes(self, record: TokenizedRecord) -> Bytes:
         entry = self._find(record)
         if entry is None:
             raise DataError(
@@ -332,10 +322,7 @@ class LogitCache:
                 expected="every training record captured",
                 next="run the job again with --resume",
             )
-        return entry
-
-    def _bytes(self, record: TokenizedRecord) -> Bytes:
-        location, indices = self._require(record)
+        location, indices = entry
         rows = self._shards.read("rows", location)
         return rows if indices is None else rows[indices]
 

@@ -65,8 +65,6 @@ def capture_teacher(
         ResourceError: If another process is writing to the cache, or the disk is full.
         Cancelled: If cancellation was requested; captured records are kept.
     """
-    if not cache.lacking(records):
-        return 0
     return add_missing(records, cache, job, LogitCapturer(teacher, cache.header).rows)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.distill.data.tokenized import TokenizedRecord
+from stillroom.evaluate.metrics.diversity import distinct_ngram_share
 from stillroom.models import render_chat
 from stillroom.models.tokenization.assistant_mask import encode_conversation
 from stillroom.models.tokenization.chat_template import list_control_tokens
@@ -244,8 +245,7 @@ _MIN_ENTROPY = 0.1
 
 def measure_repetition(ids: Sequence[int]) -> float:
     """Return the share of n-grams of four tokens that occurred before in the text."""
-    runs = [tuple(ids[start : start + _NGRAM]) for start in range(len(ids) - _NGRAM + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    return 1 - distinct_ngram_share(ids, _NGRAM)
 
 
 def summarize_rollouts(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -28,7 +28,7 @@ from stillroom.distill.on_policy.rollout import (
 )
 from stillroom.distill.teachers.local import TeacherScorer
 from stillroom.distill.types import StepState, TextSource
-from stillroom.errors import IntegrityError, StillroomError
+from stillroom.errors import IntegrityError
 from stillroom.jobs import Journal
 from stillroom.provenance import digest_json
 from stillroom.train.data import RecordSource, group_by_length
@@ -292,21 +292,12 @@ class RolloutBatchSource:
         by_teacher: bool,
     ) -> tuple[Rollout, ...]:
         """Generate this rank's share; return all rollouts, in order of the prompts."""
-        failure: StillroomError | None = None
-        own_rollouts: list[Rollout] = []
-        try:
-            own_rollouts = self._generate_share(
-                prompts[ranks.rank :: ranks.count], step, share, by_teacher
-            )
-        except StillroomError as error:
-            failure = error
-        results = ranks.gather((own_rollouts, failure))
-        for _, problem in results:
-            if problem is not None:
-                ranks.wait()  # no rank leaves while another still reads from it
-                raise problem
+        own_prompts = prompts[ranks.rank :: ranks.count]
+        own_rollouts = ranks.agree(
+            lambda: self._generate_share(own_prompts, step, share, by_teacher)
+        )
         rollouts: list[Rollout | None] = [None] * len(prompts)
-        for rank, (texts, _) in enumerate(results):
+        for rank, texts in enumerate(ranks.gather(own_rollouts)):
             rollouts[rank :: ranks.count] = texts
         return tuple(rollout for rollout in rollouts if rollout is not None)
 

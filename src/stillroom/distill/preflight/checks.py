@@ -148,10 +148,8 @@ class _JobInspection:
         if config is None or (config.suffix == ".gguf" and not self.fetch):
             return []
         with outline_checkpoint(config) as outline:
-            student_count, teacher_count = (
-                count_student_parameters(outline, settings),
-                outline.parameters,
-            )
+            student_count = count_student_parameters(outline, settings)
+            teacher_count = outline.parameters
         check_parameter_budget(student_count, teacher_count, settings)
         summary = (
             f"{student_count:,} parameters, {student_count / teacher_count:.1%} of the teacher's, "

@@ -364,12 +364,7 @@ def _count_measured(workload: Workload, tokens: float) -> float:
 
 def _count_measured_tokens(reference: str, settings: PruneSettings, tokens: float) -> float:
     """Return the tokens that a teacher reads for pruning, given those of a record."""
-    layers, path = _DEFAULT_SHAPE[1], Path(reference)
-    if not reference.startswith("hub:") and path.is_dir():
-        from stillroom.checkpoints import Checkpoint
-        from stillroom.distill.pruning.shapes import map_layers
-
-        layers = map_layers(Checkpoint.open(path))[1]
+    _, layers = _read_shape(reference)
     return settings.count_passes(layers) * settings.calibration_records * tokens
 
 

@@ -123,12 +123,9 @@ def measure_norm_shrinkage(
 
     def hook(name: str) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            inputs_double = inputs[0].double()
-            is_centered = isinstance(module, nn.LayerNorm)
-            ratio = _compute_divisor(
-                inputs_double[..., kept.to(inputs_double.device)], module, is_centered=is_centered
-            )
-            ratio /= _compute_divisor(inputs_double, module, is_centered=is_centered)
+            state = inputs[0].double()
+            ratio = _compute_divisor(state[..., kept.to(state.device)], module)
+            ratio /= _compute_divisor(state, module)
             total, tokens = sums.get(name, (0.0, 0))
             sums[name] = total + float(ratio.sum()), tokens + ratio.numel()
 
@@ -165,18 +162,10 @@ class _MagnitudeSums:
     ) -> Iterator[None]:
         """Record the inputs of modules, or their outputs, within the body."""
 
-        def before(key: tuple[int, str]) -> Any:
-            return lambda module, inputs: self.take(key, inputs[0])
+        def hook(key: tuple[int, str]) -> Any:
+            return lambda module, inputs, output: self.take(key, output if behind else inputs[0])
 
-        def after(key: tuple[int, str]) -> Any:
-            return lambda module, inputs, output: self.take(key, output)
-
-        handles = [
-            module.register_forward_hook(after(key))
-            if behind
-            else module.register_forward_pre_hook(before(key))
-            for key, module in modules.items()
-        ]
+        handles = [module.register_forward_hook(hook(key)) for key, module in modules.items()]
         with _removed_after(handles):
             yield
 
@@ -205,20 +194,18 @@ def _group_by_layer(
 def _run_records(
     teacher: nn.Module, records: Sequence[TokenizedRecord], on_record: Callable[[], None] | None
 ) -> None:
-    device = next(teacher.parameters()).device
     for record in records:
-        batch = make_batch([record], None, device)
-        get_body(teacher)(input_ids=batch.input_ids, use_cache=False)
+        _compute_states(teacher, record)
         if on_record:
             on_record()
 
 
-def _compute_divisor(state: Tensor, norm: nn.Module, *, is_centered: bool) -> Tensor:
+def _compute_divisor(state: Tensor, norm: nn.Module) -> Tensor:
     epsilon = next(
         (float(getattr(norm, name)) for name in ("variance_epsilon", "eps") if hasattr(norm, name)),
         0.0,
     )
-    if is_centered:
+    if isinstance(norm, nn.LayerNorm):
         state = state - state.mean(-1, keepdim=True)
     return state.square().mean(-1).add(epsilon).sqrt()
 

@@ -7,6 +7,7 @@ and heads are selected by scores on calibration records (``importance``).
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -420,10 +421,7 @@ def count_parameters_by_part(checkpoint: Checkpoint) -> dict[str, int]:
     for name in checkpoint.names():
         part = get_part(name)
         if not (part == "head" and checkpoint.is_tied):
-            size = 1
-            for length in checkpoint.shape(name):
-                size *= length
-            counts[part] += size
+            counts[part] += math.prod(checkpoint.shape(name))
     return dict(sorted(counts.items()))
 
 

@@ -264,10 +264,8 @@ class EndpointTeacher:
         return len(missing)
 
     def _log_usage(self, job: Job, previous: _Usage) -> None:
-        requests, tokens = (
-            self.usage.requests - previous.requests,
-            self.usage.tokens - previous.tokens,
-        )
+        requests = self.usage.requests - previous.requests
+        tokens = self.usage.tokens - previous.tokens
         if not requests:
             return
         price = self.settings.price_per_million

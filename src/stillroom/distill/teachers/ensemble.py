@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,11 +69,8 @@ def open_teacher(choice: str | EndpointTeacherSettings, job: Job) -> Iterator[An
     if isinstance(choice, str):
         yield LocalTeacher.find(choice, job)
         return
-    teacher = EndpointTeacher.find(choice, job)
-    try:
+    with closing(EndpointTeacher.find(choice, job)) as teacher:
         yield teacher
-    finally:
-        teacher.close()
 
 
 @contextmanager

@@ -172,10 +172,8 @@ def open_rollouts(
     """
     size = len(context.tokenized)
     prompts_by_index = _find_prompts(context, policy)
-    records, selected = (
-        [context.tokenized[index] for index in prompts_by_index],
-        [items[index] for index in prompts_by_index],
-    )
+    records = [context.tokenized[index] for index in prompts_by_index]
+    selected = [items[index] for index in prompts_by_index]
     journal = context.job.journal("rollouts")
     device, prompts = context.device, list(prompts_by_index.values())
     source = RolloutBatchSource(
@@ -279,10 +277,8 @@ def _make_validator(
     """
     if not policy.adapts_to_loss:
         return None
-    items, collator = (
-        teacher.make_items(context.held_out[: policy.validation_count]),
-        teacher.collator,
-    )
+    items = teacher.make_items(context.held_out[: policy.validation_count])
+    collator = teacher.collator
     if not items:
         raise DataError(
             f"'{policy.method_name()}' validates on held-out records, and there are none",

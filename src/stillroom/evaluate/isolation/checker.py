@@ -193,10 +193,8 @@ def _used_names(codes: list[CodeType]) -> tuple[set[str], set[str]]:
         for instruction in dis.get_instructions(code)
         if instruction.opname in {"LOAD_NAME", "LOAD_GLOBAL"}
     }
-    by_functions, inner = (
-        set[str](),
-        [nested for code in codes for nested in _codes_in(code)],
-    )
+    by_functions = set[str]()
+    inner = [nested for code in codes for nested in _codes_in(code)]
     while inner:
         code = inner.pop()
         by_functions.update(code.co_names)

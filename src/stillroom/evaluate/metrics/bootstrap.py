@@ -213,7 +213,6 @@ def paired_difference(
     ours: Sequence[float] | Floats,
     theirs: Sequence[float] | Floats,
     *,
-    statistic: Statistic = "mean",
     weights: Sequence[float] | Floats | None = None,
     resamples: int = 10_000,
     seed: int = 0,
@@ -237,7 +236,6 @@ def paired_difference(
     gaps = _check_finite(ours, name) - _check_finite(theirs, name)
     return bootstrap(
         gaps,
-        statistic=statistic,
         weights=weights,
         resamples=resamples,
         seed=seed,

@@ -301,14 +301,14 @@ def _draw_samples(sizes: Sequence[int], budget: int, seed: int, draws: int) -> I
 _FloatArray = npt.NDArray[np.float64]
 
 
-def distinct_ngram_share(ids: Sequence[int], n: int) -> float | None:
-    """Return the share of a text's n-grams that are distinct; None without n-grams.
+def distinct_ngram_share(ids: Sequence[int], n: int) -> float:
+    """Return the share of a text's n-grams that are distinct; 1 without n-grams.
 
     Source: Li et al. 2016, arXiv:1510.03055 (distinct-n); here within one completion, where low
     means repetitive.
     """
     grams = [tuple(ids[index : index + n]) for index in range(len(ids) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else None
+    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def excess_accumulated_error(

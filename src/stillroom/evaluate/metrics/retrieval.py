@@ -249,22 +249,13 @@ class RunComparison:
         """Yield run, measure, mean and interval."""
         for run, metrics in self.means.items():
             for measure, metric in metrics.items():
-                interval = (
-                    f"[{metric.low:.4f}, {metric.high:.4f}]"
-                    if metric.low == metric.low
-                    else metric.note
-                )
-                yield run, measure, f"{metric.value:.4f}", interval
+                yield run, measure, f"{metric.value:.4f}", _format_interval(metric, ".4f")
 
     def list_differences(self) -> Iterator[tuple[str, str, str, str, str]]:
         """Yield run, measure, difference from the first run, interval and p."""
         for run, by_measure in self.differences.items():
             for measure, (metric, p) in by_measure.items():
-                interval = (
-                    f"[{metric.low:+.4f}, {metric.high:+.4f}]"
-                    if metric.low == metric.low
-                    else metric.note
-                )
+                interval = _format_interval(metric, "+.4f")
                 yield run, measure, f"{metric.value:+.4f}", interval, f"{p:.4f}"
 
     def to_json(self, *, per_query: bool) -> dict[str, Any]:
@@ -282,6 +273,13 @@ class RunComparison:
             },
         }
         return {**data, "queries": self.values} if per_query else data
+
+
+def _format_interval(metric: Metric, form: str) -> str:
+    """Return the interval with this format of its ends; without one the reason."""
+    if math.isnan(metric.low):
+        return metric.note
+    return f"[{metric.low:{form}}, {metric.high:{form}}]"
 
 
 def compare_runs(

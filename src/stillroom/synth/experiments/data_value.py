@@ -208,10 +208,8 @@ class _Experiment:
             model = self.students.create(student_seed)
         else:
             conversations = self._training_set(arm, family, student_seed)
-            num_records, tokens = (
-                len(conversations),
-                sum(len(conversation.ids) for conversation in conversations),
-            )
+            num_records = len(conversations)
+            tokens = sum(len(conversation.ids) for conversation in conversations)
             model = self.students.train(conversations, student_seed, key)
         losses = self.students.losses(model, held_out)
         return {

@@ -41,13 +41,13 @@ from stillroom.evaluate.metrics.diversity import (
 )
 from stillroom.evaluate.metrics.ngrams import CharacterNGramModel
 from stillroom.jobs import Job
+from stillroom.models import open_embedder
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record, read_records
 from stillroom.text.unicode import split_words
 
 if TYPE_CHECKING:
-    from stillroom.models import Embedder
     from stillroom.synth.jobs.diversity import DiversityRecipe
 
 __all__ = [
@@ -63,24 +63,15 @@ __all__ = [
 _MIN_WORDS = 200
 
 
-def monitor_diversity(
-    recipe: DiversityRecipe, job: Job, embedder: Embedder | None = None
-) -> tuple[Artifact, Report, list[DiversityAlarm]]:
+def monitor_diversity(recipe: DiversityRecipe, job: Job) -> Artifact:
     """Measure every generation and report which have lost diversity.
 
-    Args:
-        recipe: Generations and settings.
-        job: Started job.
-        embedder: Default: the one the recipe names; without one there is no ``vendi`` and no
-            ``coverage``.
+    Without an embedder there is no ``vendi`` and no ``coverage``.
 
     Raises:
         DataError: If a generation has too little text.
     """
-    if embedder is None and recipe.embedder:
-        from stillroom.models import open_embedder
-
-        embedder = open_embedder(recipe.embedder, say=job.say)
+    embedder = open_embedder(recipe.embedder, say=job.say) if recipe.embedder else None
     if len(set(recipe.paths)) < len(recipe.paths):
         job.warn("a generation is listed twice: it is compared with itself")
     names = _name_generations(recipe.paths)
@@ -118,7 +109,7 @@ def monitor_diversity(
         **report.to_json(),
     }
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
-    return job.finish("report", parents=parents, details=details), report, alarms
+    return job.finish("report", parents=parents, details=details)
 
 
 def _measure_students(

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from stillroom.records import Record
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.prompting.conversation import get_evidence_passage
 from stillroom.text.language import detect_language, guess_language, is_other_language
 
 __all__ = ["Language"]
@@ -69,19 +70,9 @@ class _LanguageState(FilterState):
         self._known: dict[str, str] = {}
 
     def judge(self, record: Record) -> FilterResult:
-        passage = self._context.passages.get(self._passage_of(record))
-        text = "" if passage is None else passage.text
-        return self._settings._compare(record, self._language_of(record), text)
-
-    def _passage_of(self, record: Record) -> str:
-        evidence = record.fields.get("evidence")
-        return str(evidence.get("passage_id", "")) if isinstance(evidence, dict) else ""
-
-    def _language_of(self, record: Record) -> str:
-        name = self._passage_of(record)
-        passage = self._context.passages.get(name)
+        passage = get_evidence_passage(record, self._context)
         if passage is None:
-            return ""
-        if name not in self._known:
-            self._known[name] = passage.language or detect_language(passage.text)
-        return self._known[name]
+            return self._settings.judge(record)
+        if passage.id not in self._known:
+            self._known[passage.id] = passage.language or detect_language(passage.text)
+        return self._settings._compare(record, self._known[passage.id], passage.text)

@@ -15,7 +15,7 @@ from typing_extensions import override
 from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.recipes import Reference
 from stillroom.records import Record
-from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.interfaces import BoundFilter, Filter, FilterContext, FilterResult, FilterState
 from stillroom.synth.prompting.conversation import get_last_answer, get_prompt_messages
 from stillroom.text.unicode import split_words
 
@@ -49,7 +49,8 @@ class Length(Filter):
     def start(self, context: FilterContext) -> FilterState:
         if self.unit != "tokens":
             return self
-        return _LengthState(self, context.models.counter(self.tokenizer))
+        count = context.models.counter(self.tokenizer)
+        return BoundFilter(lambda record: self._weigh(record, count))
 
     def _weigh(self, record: Record, count: Callable[[str], int]) -> FilterResult:
         prompt_texts = [message.content for message in get_prompt_messages(record)]
@@ -66,14 +67,6 @@ class Length(Filter):
             if size > most:
                 return FilterResult(False, f"{name} too long", float(size), float(most))
         return FilterResult(True, score=float(prompt_size + answer_size))
-
-
-class _LengthState(FilterState):
-    def __init__(self, settings: Length, count: Callable[[str], int]) -> None:
-        self._settings, self._count = settings, count
-
-    def judge(self, record: Record) -> FilterResult:
-        return self._settings._weigh(record, self._count)
 
 
 def _count_words(text: str) -> int:

@@ -95,10 +95,8 @@ class _RoundTripState(ScoringState):
 
     @override
     def decide(self, record: Record, value: Any) -> FilterResult:
-        settings, details = (
-            self._settings,
-            {"answer": value["answer"], "guess": value.get("guess", "")},
-        )
+        settings = self._settings
+        details = {"answer": value["answer"], "guess": value.get("guess", "")}
         if value["with"] < settings.min_with:
             reason = "a model answers otherwise from the passage"
             return FilterResult(False, reason, value["with"], settings.min_with, details=details)

@@ -18,12 +18,11 @@ from typing_extensions import override
 from stillroom.errors import BackendError
 from stillroom.records import Message, Prompt
 from stillroom.synth.interfaces import RECORD_FILTERS
-from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
+from stillroom.synth.prompting.conversation import Quote, make_qa_messages
 from stillroom.synth.prompting.requests import (
     fence_text,
     make_enum_schema,
     make_object_schema,
-    make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 
@@ -61,24 +60,12 @@ class BackTranslation(StepwiseGenerator):
     def max_requests(self) -> int:
         return 2
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_instruction_characters
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         passage = unit.seed.passage
-        reply = yield from unit.ask_json(
-            unit.render("instruction", text=fence_text(passage.text)),
-            make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 8)),
-            label="instruction",
-        )
-        if reply is None:
-            return
-        instruction = str(reply["instruction"]).strip()
-        if refers_to_source(instruction):
-            unit.fail("instruction that speaks of its text", instruction)
+        text = unit.render("instruction", text=fence_text(passage.text))
+        instruction = yield from unit.ask_instruction(text, 8, self.max_instruction_characters)
+        if instruction is None:
             return
         score = yield from self._score(unit, instruction)
         if score is None:

@@ -15,11 +15,9 @@ from typing_extensions import override
 
 from stillroom.recipes import DISTINCT
 from stillroom.synth.interfaces import RECORD_FILTERS
-from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
+from stillroom.synth.prompting.conversation import Quote, make_qa_messages
 from stillroom.synth.prompting.requests import (
     fence_text,
-    make_object_schema,
-    make_string_schema,
 )
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.text.language import split_sentences
@@ -81,16 +79,9 @@ class InstructionReversal(StepwiseGenerator):
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         passage, rng = unit.seed.passage, unit.rng("voice")
         voice = rng.choice(self.voices)
-        reply = yield from unit.ask_json(
-            unit.render("instruction", text=fence_text(passage.text), voice=_VOICES[voice]),
-            make_object_schema(instruction=make_string_schema(self.max_instruction_characters, 4)),
-            label="instruction",
-        )
-        if reply is None:
-            return
-        instruction = str(reply["instruction"]).strip()
-        if refers_to_source(instruction):
-            unit.fail("instruction that speaks of its text", instruction)
+        text = unit.render("instruction", text=fence_text(passage.text), voice=_VOICES[voice])
+        instruction = yield from unit.ask_instruction(text, 4, self.max_instruction_characters)
+        if instruction is None:
             return
         fields: dict[str, object] = {
             "question": instruction,

@@ -116,12 +116,10 @@ class _Search:
         prompt_text: str,
         fields: Mapping[str, Any],
     ) -> None:
-        self._method, self._unit, self._prompt_text, self._fields = (
-            method,
-            unit,
-            prompt_text,
-            fields,
-        )
+        self._method = method
+        self._unit = unit
+        self._prompt_text = prompt_text
+        self._fields = fields
         self._known: dict[str, _Chance] = {}
         self._pairs: set[tuple[str, str, str]] = set()
         self.kept = 0

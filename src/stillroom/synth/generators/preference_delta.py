@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -113,11 +114,7 @@ class _PreferenceDeltaState(GeneratorState):
         self._weaker: TextModel | None = None
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        weaker = self._open()
-
-        def write(unit: GenerationUnit) -> RequestCoroutine[None]:
-            return self._method.compare(unit, weaker)
-
+        write = partial(self._method.compare, weaker=self._open())
         return CoroutineBatch.of(self._method, write, seeds, model)
 
     def _open(self) -> TextModel:

@@ -18,6 +18,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -120,11 +121,6 @@ class RetrievalTriples(StepwiseGenerator):
     @override
     def max_requests(self) -> int:
         return 1 + (self.negatives if self.ask_teacher else 0)
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_query_characters
 
     @override
     def start(self, corpus: GeneratorContext) -> GeneratorState:
@@ -244,10 +240,7 @@ class _RetrievalTriplesState(GeneratorState):
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         index = self._open()
-
-        def write(unit: GenerationUnit) -> RequestCoroutine[None]:
-            return self._method.compose(unit, index)
-
+        write = partial(self._method.compose, index=index)
         return CoroutineBatch.of(self._method, write, seeds, model)
 
     def _open(self) -> HardNegativeIndex:

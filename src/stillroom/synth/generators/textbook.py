@@ -74,11 +74,6 @@ class Textbook(StepwiseGenerator):
         description="characters of a seed text in the prompt (Cosmopedia: 1000)",
     )
 
-    @property
-    @override
-    def max_requests(self) -> int:
-        return 1
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         seed = unit.seed

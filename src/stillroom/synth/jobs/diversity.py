@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate
-from stillroom.jobs.kind import JobKind
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.objects import resolve_local
 from stillroom.recipes import DISTINCT, Recipe, Reference, Settings
 from stillroom.synth.seeds import count_bytes
 
-if TYPE_CHECKING:
-    from stillroom.jobs import Job
-    from stillroom.provenance import Artifact
-
-__all__ = ["JOB_KIND", "DiversityRecipe", "PerplexitySettings", "estimate", "run"]
+__all__ = ["JOB_KIND", "DiversityRecipe", "PerplexitySettings", "estimate"]
 
 _BYTES_PER_SECOND = 2e5
 
@@ -76,17 +72,6 @@ class DiversityRecipe(Recipe):
         return self
 
 
-def run(recipe: DiversityRecipe, job: Job) -> Artifact:
-    """Measure every generation and report which have lost diversity.
-
-    Raises as ``monitor_diversity``.
-    """
-    from stillroom.synth.experiments.diversity_monitor import monitor_diversity
-
-    artifact, _, _ = monitor_diversity(recipe, job)
-    return artifact
-
-
 def estimate(recipe: DiversityRecipe) -> Estimate:
     """Estimate memory, disk and time from the size of the files."""
     size = count_bytes(recipe.generations)
@@ -100,4 +85,9 @@ def estimate(recipe: DiversityRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(DiversityRecipe, run, estimate, replayer=JournalReplayer())
+JOB_KIND = JobKind(
+    DiversityRecipe,
+    defer("stillroom.synth.experiments.diversity_monitor:monitor_diversity"),
+    estimate,
+    replayer=JournalReplayer(),
+)

@@ -229,6 +229,7 @@ def export_records(
             takes no marks.
     """
     paths = list(paths)
+    form = _RowForm(format, kind, with_fields, marker)
     if marker is not None and format == "stillroom":
         raise DataError(
             "rows of the format stillroom take no content credentials",
@@ -239,16 +240,7 @@ def export_records(
         )
     refuse_existing(out, _list_replaceable(out), overwrite=overwrite)
     with draft_folder(out) as draft:
-        result = _write(
-            paths,
-            draft,
-            name or out.name,
-            format,
-            kind,
-            with_fields=with_fields,
-            marker=marker,
-            names=names,
-        )
+        result = _write(paths, draft, name or out.name, form, names)
         parents, traced = trace_sources(
             "synth.export", [("records", path, "", "") for path in paths], out
         )
@@ -278,36 +270,47 @@ def _list_replaceable(out: Path) -> tuple[str, ...]:
     return ("README.md", _CROISSANT, "*.jsonl", "*.parquet") if is_older else ()
 
 
+@dataclass(frozen=True, slots=True)
+class _RowForm:
+    """How a record becomes a row of a file: the arguments of ``export_records``."""
+
+    format: ExportFormat
+    kind: FileKind
+    with_fields: bool
+    marker: TextMarker | None
+
+    def encode(self, record: Record) -> bytes:
+        """Return a record's row as a line of JSON.
+
+        Raises:
+            DataError: If the format cannot represent the record.
+            UnicodeEncodeError: If it holds an unpaired surrogate.
+        """
+        shown = record if self.marker is None else _mark_record(record, self.marker)
+        row = make_row(shown, self.format, kind=self.kind, with_fields=self.with_fields)
+        return json.dumps({**row, "id": record.id}, ensure_ascii=False).encode()
+
+
 def _write(
-    paths: list[Path],
-    draft: Path,
-    title: str,
-    format: ExportFormat,
-    kind: FileKind,
-    *,
-    with_fields: bool,
-    marker: TextMarker | None,
-    names: Mapping[str, str],
+    paths: list[Path], draft: Path, title: str, form: _RowForm, names: Mapping[str, str]
 ) -> ExportResult:
     """Write the dataset's files into a folder."""
     result = ExportResult(teachers=_read_teachers(paths))
     records = chain.from_iterable(read_records(path, names=names) for path in paths)
-    files = _write_rows(
-        records, draft, format, kind, result, with_fields=with_fields, marker=marker
-    )
+    files = _write_rows(records, draft, form, result)
     if not result.rows.total():
         reasons = "; ".join(f"{count} {why}" for why, count in result.left_out.most_common(3))
         raise DataError(
-            f"no record fits the format {format}" + (f": {reasons}" if reasons else ""),
+            f"no record fits the format {form.format}" + (f": {reasons}" if reasons else ""),
             code="synth.no-records",
             where=", ".join(map(str, paths)),
             expected="at least one record that the format can represent",
             next="choose another --format, or keep everything with --format stillroom",
         )
     with atomic_write(draft / "README.md") as file:
-        file.write(_render_card(title, format, files, result))
-    columns = [*(get_columns(format) if format in _TEXT_SHAPES else ()), "id"]
-    columns += ["origin"] if format != "stillroom" and not with_fields else []
+        file.write(_render_card(title, form.format, files, result))
+    columns = [*(get_columns(form.format) if form.format in _TEXT_SHAPES else ()), "id"]
+    columns += ["origin"] if form.format != "stillroom" and not form.with_fields else []
     described = [
         CroissantFile(split, path.name, digest_file(path), path.stat().st_size, tuple(columns))
         for split, path in files.items()
@@ -319,14 +322,7 @@ def _write(
 
 
 def _write_rows(
-    records: Iterable[Record],
-    folder: Path,
-    format: ExportFormat,
-    kind: FileKind,
-    result: ExportResult,
-    *,
-    with_fields: bool,
-    marker: TextMarker | None,
+    records: Iterable[Record], folder: Path, form: _RowForm, result: ExportResult
 ) -> dict[str, Path]:
     """Write one file per split; return them by split, in order of name."""
     sinks: dict[str, _Sink] = {}
@@ -335,10 +331,7 @@ def _write_rows(
             split_field = str(record.fields.get("split", "") or "")
             split = _SPLITS.get(split_field, split_field if split_field.isidentifier() else "train")
             try:
-                shown = record if marker is None else _mark_record(record, marker)
-                row = make_row(shown, format, kind=kind, with_fields=with_fields)
-                row["id"] = record.id
-                line = json.dumps(row, ensure_ascii=False).encode()
+                line = form.encode(record)
             except DataError as error:
                 result.left_out[error.problems[0].what] += 1
                 continue
@@ -346,7 +339,7 @@ def _write_rows(
                 result.left_out["an unpaired surrogate, which cannot be encoded"] += 1
                 continue
             if split not in sinks:
-                sinks[split] = closing.enter_context(_Sink(folder, split, format, kind))
+                sinks[split] = closing.enter_context(_Sink(folder, split, form))
             sinks[split].write(record, line)
             result.rows[split] += 1
             result.note(record)
@@ -367,10 +360,10 @@ def _mark_record(record: Record, marker: TextMarker) -> Record:
 class _Sink:
     """The file of one split: JSON lines first, from which a Parquet file is made at the end."""
 
-    def __init__(self, folder: Path, split: str, format: ExportFormat, kind: FileKind) -> None:
-        self.path = folder / f"{split}.{kind}"
+    def __init__(self, folder: Path, split: str, form: _RowForm) -> None:
+        self.path = folder / f"{split}.{form.kind}"
         self._lines = folder / f"{split}.jsonl"
-        is_record = format == "stillroom" and kind == "parquet"
+        is_record = form.format == "stillroom" and form.kind == "parquet"
         self._records = RecordWriter(self.path) if is_record else None
         self._file: IO[bytes] | None = None
 

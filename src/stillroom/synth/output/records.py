@@ -16,11 +16,11 @@ from stillroom.errors import DataError, count_noun
 from stillroom.jobs import Job, MessageLog, atomic_write, tell_warnings
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
-from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
+from stillroom.records import Passage, Record, RecordWriter, combine_origins
 from stillroom.synth.interfaces import FilterResult
 from stillroom.synth.model_pool import ModelPool
 from stillroom.synth.output.page import ReportInput, is_report_page, render_report
-from stillroom.synth.pipeline.executor import PipelineExecutor, RunCache
+from stillroom.synth.pipeline.executor import PipelineExecutor, RunCache, to_record
 from stillroom.synth.pipeline.filter_chain import FilterChain
 from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, read_inputs
 from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
@@ -189,12 +189,7 @@ class _RecordsRun:
         for passage in list_train_items(self.inputs):
             if not isinstance(passage, Passage) or len(records) >= pipeline.include_passages:
                 break  # only documents are included as plain text
-            fields = {
-                "split": "train",
-                "document_id": passage.document_id,
-                "passage_id": passage.id,
-            }
-            record = Record((Message("assistant", passage.text),), fields, passage.origin)
+            record = to_record(passage, "train")
             name, verdict = filter_chain.judge(record)
             used += [f"{measures.name}/{key}" for key in filter_chain.used]
             if verdict.keep:

@@ -65,7 +65,7 @@ from stillroom.synth.types import (
 if TYPE_CHECKING:
     from stillroom.synth.jobs.records import RecordsRecipe
 
-__all__ = ["CACHE_FOLDER", "PipelineExecutor", "RunCache", "UnitCache"]
+__all__ = ["CACHE_FOLDER", "PipelineExecutor", "RunCache", "UnitCache", "to_record"]
 
 
 class _ItemBatch(NamedTuple):
@@ -428,12 +428,12 @@ class PipelineExecutor:
         yield RecordBatch(tuple(selected), (*earlier_stats, stats))
 
     def _to_batch(self, batch: _ItemBatch) -> RecordBatch:
-        records = [_to_record(item, self._split) for item in batch.items]
+        records = [to_record(item, self._split) for item in batch.items]
         scored = tuple(ScoredRecord(record, batch.scores.get(record.id, {})) for record in records)
         return RecordBatch(scored, batch.stats, batch.unit)
 
 
-def _to_record(item: SeedItem, split: Split) -> Record:
+def to_record(item: SeedItem, split: Split) -> Record:
     """Convert an item to a record; a passage becomes one message of plain text.
 
     Raises:

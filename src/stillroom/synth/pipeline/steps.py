@@ -217,12 +217,11 @@ def resolve_sources(steps: Mapping[str, PipelineStep], start: str) -> dict[str, 
         steps: Steps by name, in the recipe's order.
         start: Default source of the first step: index, seeds or nothing.
     """
-    sources: dict[str, tuple[str, ...]] = {}
-    previous = start
-    for name, step in steps.items():
-        sources[name] = step.sources or (previous,)
-        previous = name
-    return sources
+    previous = (start, *steps)
+    return {
+        name: step.sources or (previous[number],)
+        for number, (name, step) in enumerate(steps.items())
+    }
 
 
 def find_end_steps(sources: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -294,11 +293,9 @@ def _check_start(
     kinds = step.generator.seed_kinds if isinstance(step, GenerateStep) else ("records",)
     code, methods = "synth.seeds", step.method_names or name
     if has_nothing and len(step_sources) > 1:
-        problem, expected, remedy = (
-            "nothing cannot be combined with other sources",
-            "one or the other",
-            "drop it",
-        )
+        problem = "nothing cannot be combined with other sources"
+        expected = "one or the other"
+        remedy = "drop it"
         code = "recipe.step"
     elif has_nothing and "nothing" not in kinds:
         problem = f"{methods} needs {' or '.join(kinds)}, and there are none"

@@ -184,11 +184,9 @@ def _is_quality(candidate: _Candidate) -> bool:
 
 def _classify_word(clause_word: _Word) -> _Candidate | None:
     """Return the verb that a word may be, judged by its form and its neighbors."""
-    token, end, after = (
-        clause_word.text,
-        clause_word.start + len(clause_word.text),
-        clause_word.after,
-    )
+    token = clause_word.text
+    end = clause_word.start + len(clause_word.text)
+    after = clause_word.after
     if token in BE or token in MODAL:
         return _Candidate(
             Verb(clause_word.start, end, token, is_past=token in {"was", "were"}), "sure", after

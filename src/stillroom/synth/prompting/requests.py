@@ -155,10 +155,8 @@ class RequestBatch:
         Raises:
             BackendError: If the model fails as a whole.
         """
-        prompts, samplings = (
-            [request.prompt for request in requests],
-            [request.sampling for request in requests],
-        )
+        prompts = [request.prompt for request in requests]
+        samplings = [request.sampling for request in requests]
         done: dict[int, Completion] = {}
         try:
             return list(model.generate(prompts, samplings, on_done=done.__setitem__))

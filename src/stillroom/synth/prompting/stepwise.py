@@ -32,6 +32,7 @@ from stillroom.evaluate.json_output import parse_json_with_schema
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Link, Message, Passage, Prompt, Record, Sampling
 from stillroom.synth.interfaces import Generator
+from stillroom.synth.prompting.conversation import refers_to_source
 from stillroom.synth.prompting.requests import (
     INVALID_JSON,
     ModelRequest,
@@ -41,6 +42,8 @@ from stillroom.synth.prompting.requests import (
     find_truncated,
     get_max_length,
     is_truncated,
+    make_object_schema,
+    make_string_schema,
 )
 from stillroom.synth.types import GenerationFailure, GenerationResult, WorkItem, derive_seed
 
@@ -98,11 +101,10 @@ class StepwiseGenerator(Generator):
     @property
     @override
     def max_tokens(self) -> int:
-        """The largest setting ``max_*_tokens``; a method without one overrides this."""
-        limits: list[int] = [
-            value for name, value in self if name.startswith("max_") and name.endswith("_tokens")
-        ]
-        return max(limits)
+        """The largest setting ``max_*_tokens``; without one, the largest ``max_*_characters``."""
+        limits: dict[str, int] = {name: value for name, value in self if name.startswith("max_")}
+        tokens = [value for name, value in limits.items() if name.endswith("_tokens")]
+        return max(tokens or [limits[name] for name in limits if name.endswith("_characters")])
 
     @override
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
@@ -299,6 +301,24 @@ class GenerationUnit:
         self.count("JSON unreadable")
         self.fail(reason, f"{problem}: {previous}" if previous else problem)
         return None
+
+    def ask_instruction(
+        self, words: str, shortest: int, longest: int
+    ) -> RequestCoroutine[str | None]:
+        """Request the instruction that a text answers; None (and a failure) without a usable one.
+
+        An instruction that refers to its text is unusable: readers will not see it. The bounds of
+        its length are in characters.
+        """
+        schema = make_object_schema(instruction=make_string_schema(longest, shortest))
+        reply = yield from self.ask_json(words, schema, label="instruction")
+        if reply is None:
+            return None
+        instruction = str(reply["instruction"]).strip()
+        if refers_to_source(instruction):
+            self.fail("instruction that speaks of its text", instruction)
+            return None
+        return instruction
 
     def add_record(
         self,

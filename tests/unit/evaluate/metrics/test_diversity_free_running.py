@@ -25,4 +25,4 @@ def test_excess_error_of_nothing_is_said_to_be_nothing():
 def test_repetition():
     assert distinct_ngram_share([1, 2, 3], 1) == 1
     assert distinct_ngram_share([1, 1, 1, 1], 2) == pytest.approx(1 / 3)
-    assert distinct_ngram_share([1], 2) is None
+    assert distinct_ngram_share([1], 2) == 1

@@ -33,7 +33,7 @@ def test_maths_compares_numbers_formulas_and_words(said, right, same):
 
 
 def test_a_formula_that_does_not_come_to_an_end_is_ended(monkeypatch):
-    monkeypatch.setattr(final_answer, "_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(final_answer, "_CPU_S", 1)
     assert not Maths().check(r"\boxed{9^{9^{9^{9}}}}", {"answer": "3"}).keep
     monkeypatch.undo()
     assert Maths().check(r"\boxed{3\sqrt{2}}", {"answer": r"\sqrt{18}"}).keep  # by a new process

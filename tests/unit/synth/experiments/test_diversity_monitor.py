@@ -14,8 +14,10 @@ from tests.unit.synth.conftest import run_in
 from stillroom.checkpoints.random_init import write_random_checkpoint
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
+from stillroom.evaluate import Report
 from stillroom.records import Message, Record, write_records
-from stillroom.synth.experiments.diversity_monitor import monitor_diversity
+from stillroom.synth.experiments import diversity_monitor
+from stillroom.synth.experiments.diversity_monitor import DiversityAlarm, monitor_diversity
 from stillroom.synth.jobs.diversity import DiversityRecipe
 
 
@@ -25,6 +27,13 @@ def write(path, texts):
 
 def plan_of(*paths, **more):
     return DiversityRecipe(generations=tuple(map(str, paths)), **more)
+
+
+def monitor(out, plan):
+    """Return the report that a run writes, and its alarms."""
+    artifact = run_in(out, monitor_diversity, plan)
+    alarms = [DiversityAlarm(**alarm) for alarm in artifact.details["alarms"]]
+    return Report.read(out / "output"), alarms
 
 
 def people(rng, count):
@@ -80,9 +89,10 @@ def test_generations_that_replace_each_other_are_warned_of(generations):
     assert (generations / "out/output/report.html").is_file()
 
 
-def test_more_of_the_same_is_not_warned_of(generations):
-    plan = plan_of(generations / "g0.jsonl", generations / "more.jsonl")
-    _, report, warned = run_in(generations / "out", monitor_diversity, plan, Spread())
+def test_more_of_the_same_is_not_warned_of(generations, monkeypatch):
+    monkeypatch.setattr(diversity_monitor, "open_embedder", lambda *_, **__: Spread())
+    plan = plan_of(generations / "g0.jsonl", generations / "more.jsonl", embedder="spread")
+    report, warned = monitor(generations / "out", plan)
     assert warned == []
     assert "No figure is seen to be worse" in report.summary
     assert "coverage" in {section.title for section in report.sections}
@@ -98,7 +108,7 @@ def test_the_perplexity_of_human_text_under_each_student_is_a_figure(generations
     measured = {"students": students, "human": str(tmp_path / "human.jsonl")}
     paths = (generations / "g0.jsonl", generations / "more.jsonl")
     plan = plan_of(*paths, perplexity=measured)
-    _, report, warned = run_in(generations / "out", monitor_diversity, plan)
+    report, warned = monitor(generations / "out", plan)
     assert [one.figure for one in warned] == ["perplexity"]
     assert warned[0].change > 0.05
     names = {f"perplexity/{name}.jsonl" for name in ("g0", "more")}
@@ -118,7 +128,7 @@ class Spread:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_texts_of_spaces_alone_have_a_meaning_too(generations):
+def test_texts_of_spaces_alone_have_a_meaning_too(generations, monkeypatch):
     """A student may write nothing that can be seen; embedders refuse that."""
 
     class Strict(Spread):
@@ -128,8 +138,9 @@ def test_texts_of_spaces_alone_have_a_meaning_too(generations):
 
     texts = ["w1 w2 w3 w4 w5 w6 w7 w8"] * 40 + [" \n\u00a0"]
     write(generations / "blank.jsonl", texts)
-    plan = plan_of(generations / "g0.jsonl", generations / "blank.jsonl")
-    _, report, _ = run_in(generations / "out", monitor_diversity, plan, Strict())
+    monkeypatch.setattr(diversity_monitor, "open_embedder", lambda *_, **__: Strict())
+    plan = plan_of(generations / "g0.jsonl", generations / "blank.jsonl", embedder="strict")
+    report, _ = monitor(generations / "out", plan)
     assert "coverage/blank.jsonl" in report.metrics
 
 
@@ -148,7 +159,7 @@ def test_text_that_departs_from_peoples_is_warned_of_though_it_is_varied(tmp_pat
     for name, told in (("human", texts), ("more", people(rng, 120)), ("made", garble(texts, rng))):
         write(tmp_path / f"{name}.jsonl", told)
     plan = plan_of(*(tmp_path / f"{one}.jsonl" for one in ("human", "more", "made")))
-    _, report, warned = run_in(tmp_path / "out", monitor_diversity, plan)
+    report, warned = monitor(tmp_path / "out", plan)
     named = {one.figure for one in warned if one.generation.startswith("made")}
     assert "surprise" in named
     assert not named & {"distinct_1", "distinct_3", "self_bleu", "compression", "repeated"}
@@ -158,7 +169,7 @@ def test_text_that_departs_from_peoples_is_warned_of_though_it_is_varied(tmp_pat
 
 def test_each_value_of_the_headline_stands_beside_its_own_generation(generations):
     plan = plan_of(*(generations / f"g{at}.jsonl" for at in range(4)))
-    _, report, warned = run_in(generations / "out", monitor_diversity, plan)
+    report, warned = monitor(generations / "out", plan)
     for figure in {one.figure for one in warned}:
         held = [one for one in warned if one.figure == figure]
         for one in (held[0], held[-1]):
@@ -173,7 +184,7 @@ def test_a_figure_that_rises_from_zero_is_warned_of(tmp_path):
     write(tmp_path / "human.jsonl", human)
     write(tmp_path / "made.jsonl", made)
     plan = plan_of(tmp_path / "human.jsonl", tmp_path / "made.jsonl", tolerance=0.01)
-    _, report, warned = run_in(tmp_path / "out", monitor_diversity, plan)
+    report, warned = monitor(tmp_path / "out", plan)
     (repeated,) = (one for one in warned if one.figure == "repeated")
     assert 0 < repeated.change < 1
     assert f"repeated 0 to {repeated.change:.2g} in made.jsonl" in report.summary
@@ -183,7 +194,7 @@ def test_generations_of_few_records_are_not_judged(generations):
     texts = [" ".join(["w1 w2 w3 w4"] * 60)] * 5  # as poor as can be
     write(generations / "few.jsonl", texts)
     plan = plan_of(generations / "g0.jsonl", generations / "few.jsonl")
-    _, report, warned = run_in(generations / "out", monitor_diversity, plan)
+    report, warned = monitor(generations / "out", plan)
     assert warned == []
     assert "Not judged, on fewer than 20 records: distinct_1" in report.summary
     assert "of few.jsonl" in report.summary
