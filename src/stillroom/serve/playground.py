@@ -77,7 +77,7 @@ class DiffusionStreamService:
         from stillroom.diffusion.sampling.sequence import (
             build_chat_request,
             build_text_request,
-            decode_sample,
+            decode_text,
             decode_tokens,
         )
 
@@ -109,7 +109,7 @@ class DiffusionStreamService:
                     "confidence": [round(confidence, 4) for confidence in event.confidence[first:]],
                 }
             yield {
-                "text": decode_sample(model.tokenizer, sample, include_given=False),
+                "text": decode_text(model.tokenizer, sample.new_ids),
                 "nfe": sample.nfe,
                 "steps": sample.steps,
                 "reopened": sample.reopened,
