@@ -161,10 +161,14 @@ def load_model_only(
             raise
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise _unloadable_error(folder, error) from error
-        # Transformers initializes missing tensors at random with a warning; such a model generates
-        # text, and all of it is wrong.
-        lists = (report[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
-        _refuse_mismatched(*lists, where=str(folder))
+        # Missing, unexpected and misshapen tensors of a loading report. Transformers initializes
+        # missing ones at random with a warning; such a model generates text, and all of it is
+        # wrong.
+        problems = [f"'{name}' is missing" for name in sorted(report["missing_keys"])]
+        problems += [f"'{name}' is unexpected" for name in sorted(report["unexpected_keys"])]
+        for name, shape, expected in sorted(report["mismatched_keys"]):
+            problems.append(f"'{name}' has shape {tuple(shape)}, not {tuple(expected)}")
+        _refuse_mismatched(problems, str(folder))
     model.eval()
     return model.to(target)
 
@@ -251,16 +255,17 @@ def build_causal_lm(
             raise _unloadable_error(Path(where), error) from error
     parameters = _parameters_by_name(model)
     available = set(names)
-    missing, unexpected = set(parameters) - available, available - set(parameters)
-    misshapen = []
+    problems = [f"'{name}' is missing" for name in sorted(set(parameters) - available)]
+    problems += [f"'{name}' is unexpected" for name in sorted(available - set(parameters))]
     with torch.no_grad():
         for name in sorted(available & set(parameters)):
             value = tensor(name)
             if value.shape != parameters[name].shape:
-                misshapen.append((name, value.shape, parameters[name].shape))
-            else:
+                shapes = f"{tuple(value.shape)}, not {tuple(parameters[name].shape)}"
+                problems.append(f"'{name}' has shape {shapes}")
+            elif not problems:
                 parameters[name].copy_(value)
-    _refuse_mismatched(missing, unexpected, misshapen, where=where)
+    _refuse_mismatched(problems, where)
     model.eval()
     return model.to(target)
 
@@ -380,19 +385,7 @@ def find_end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(ends)
 
 
-def _refuse_mismatched(
-    missing: Iterable[str],
-    unexpected: Iterable[str],
-    misshapen: Iterable[tuple[str, Sequence[int], Sequence[int]]],
-    *,
-    where: str,
-) -> None:
-    problems = [f"'{name}' is missing" for name in sorted(missing)]
-    problems += [f"'{name}' is unexpected" for name in sorted(unexpected)]
-    problems += [
-        f"'{name}' has shape {tuple(shape)}, not {tuple(expected)}"
-        for name, shape, expected in sorted(misshapen)
-    ]
+def _refuse_mismatched(problems: list[str], where: str) -> None:
     if not problems:
         return
     shown = ", ".join(problems[:6])
