@@ -20,7 +20,14 @@ from stillroom.checkpoints.digests import Hasher, fingerprint_of, load_digests, 
 from stillroom.checkpoints.gguf import DEQUANTIZED
 from stillroom.checkpoints.quantization import drop_quantization, find_quantization
 from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
-from stillroom.checkpoints.store import SafetensorsStore, TensorStore, open_store, torch_dtype
+from stillroom.checkpoints.store import (
+    SafetensorsStore,
+    TensorStore,
+    dequantize_store,
+    open_store,
+    torch_dtype,
+    view_as_tensor,
+)
 from stillroom.errors import CheckpointError
 from stillroom.provenance import digest_file, digest_json, find_output
 
@@ -57,8 +64,6 @@ class Checkpoint:
         Raises:
             CheckpointError: If the quantization is not supported.
         """
-        from stillroom.checkpoints.store import dequantize_store
-
         return dequantize_store(self._stored, self.quantization, self.folder, self.config)
 
     @classmethod
@@ -140,15 +145,9 @@ class Checkpoint:
 
         A scalar is one row of shape (). Only these rows become resident.
         """
-        import torch
-
         entry = self.entry(name)
-        data = self.read(name, start, stop)
         shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
-        dtype = torch_dtype(entry.dtype)
-        if not len(data):
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(data, dtype=dtype).view(shape)
+        return view_as_tensor(self.read(name, start, stop), entry.dtype, shape)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
         """Return the stored bytes of rows ``start`` to ``stop``, (rows * row_bytes)."""
@@ -166,10 +165,8 @@ class Checkpoint:
 
     def blocks(self, name: str, block_bytes: int = _BLOCK_BYTES) -> Iterator[torch.Tensor]:
         """Yield a tensor as blocks of whole rows, each of about ``block_bytes``."""
-        entry = self.entry(name)
-        step = max(1, block_bytes // max(entry.row_bytes, 1))
-        for start in range(0, entry.rows, step):
-            yield self.rows(name, start, min(start + step, entry.rows))
+        for start, stop in self.entry(name).row_ranges(block_bytes):
+            yield self.rows(name, start, stop)
 
     @cached_property
     def dequantized_from(self) -> str:
@@ -308,10 +305,9 @@ class Checkpoint:
 
 def _digest_tensor(store: TensorStore, name: str) -> str:
     """Return the BLAKE3 digest of one tensor's bytes, read in blocks."""
-    entry, digest = store.entries[name], Hasher()
-    step = max(1, _BLOCK_BYTES // max(entry.row_bytes, 1))
-    for start in range(0, entry.rows, step):
-        digest.update(store.read(name, start, min(start + step, entry.rows)))
+    digest = Hasher()
+    for start, stop in store.entries[name].row_ranges(_BLOCK_BYTES):
+        digest.update(store.read(name, start, stop))
     return digest.hexdigest()
 
 

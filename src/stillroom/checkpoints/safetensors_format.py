@@ -11,7 +11,7 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,12 @@ class TensorEntry:
     def rows(self) -> int:
         """Length of the first axis; 1 for a scalar."""
         return self.shape[0] if self.shape else 1
+
+    def row_ranges(self, block_bytes: int) -> Iterator[tuple[int, int]]:
+        """Yield (start, stop) of blocks of whole rows, each of about ``block_bytes``."""
+        step = max(1, block_bytes // max(self.row_bytes, 1))
+        for start in range(0, self.rows, step):
+            yield start, min(start + step, self.rows)
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:

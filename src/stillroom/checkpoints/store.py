@@ -43,6 +43,7 @@ __all__ = [
     "dequantize_store",
     "open_store",
     "torch_dtype",
+    "view_as_tensor",
 ]
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -138,7 +139,7 @@ class RemoteStore:
     def map(self, name: str) -> torch.Tensor:
         """Return a whole tensor in new memory."""
         entry = self.entries[name]
-        return _view_as_tensor(self.read(name, 0, entry.rows), entry)
+        return view_as_tensor(self.read(name, 0, entry.rows), entry.dtype, entry.shape)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
         """Return the bytes of rows in new memory."""
@@ -222,13 +223,14 @@ class PickleStore:
         return memoryview(rows.view(torch.uint8).numpy().data) if rows.numel() else bytearray()
 
 
-def _view_as_tensor(data: bytearray | memoryview, entry: TensorEntry) -> torch.Tensor:
+def view_as_tensor(data: bytearray | memoryview, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return stored bytes as a tensor of a safetensors type."""
     import torch
 
-    dtype = torch_dtype(entry.dtype)
+    dtype = torch_dtype(kind)
     if not len(data):
-        return torch.empty(entry.shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).view(entry.shape)
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).view(shape)
 
 
 def torch_dtype(kind: str) -> torch.dtype:
@@ -366,7 +368,7 @@ class DequantizedStore:
         if name not in self._tensors:
             return self._store.map(name)
         entry = self.entries[name]
-        return _view_as_tensor(self.read(name, 0, entry.rows), entry)
+        return view_as_tensor(self.read(name, 0, entry.rows), entry.dtype, entry.shape)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
         """Return the bytes of rows in new memory."""

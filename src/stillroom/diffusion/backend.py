@@ -201,7 +201,7 @@ class _DiffusionTextModel:
                 if isinstance(event, Exception):
                     raise event
                 if isinstance(event, StepEvent):
-                    yield self._canvas_step(event)
+                    yield event.describe(self._opened().tokenizer, first=event.tail)
                 text = self._settled(event, sampling)
                 if text.startswith(yielded) and len(text) > len(yielded):
                     yield text[len(yielded) :]
@@ -298,19 +298,6 @@ class _DiffusionTextModel:
                 is_cancelled=is_cancelled,
             )
         return filled, len(ids)
-
-    def _canvas_step(self, event: StepEvent) -> DenoisingStep:
-        from stillroom.diffusion.sampling.sequence import decode_tokens
-
-        first = event.tail
-        texts = decode_tokens(self._opened().tokenizer, event.ids)
-        pieces = tuple(
-            None if event.is_open[position] else texts[position]
-            for position in range(first, len(event.ids))
-        )
-        written = tuple(position - first for position in event.written if position >= first)
-        changed = tuple(position - first for position in event.changed if position >= first)
-        return DenoisingStep(event.step, event.nfe, pieces, written, changed)
 
     def _write(
         self,

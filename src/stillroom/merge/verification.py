@@ -27,11 +27,12 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.safetensors_format import FLOATS
 from stillroom.errors import CheckpointError, DataError, IntegrityError, Problem
 from stillroom.jobs import MessageLog, QuietReporter
-from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, array_to_bytes
+from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool
 from stillroom.merge.engine.merge import Merge, open_merge, reconfigure_merge
 from stillroom.merge.search.selection import MergeCandidate, list_candidates, list_parent_candidates
 from stillroom.merge.search.space import apply_changes
 from stillroom.merge.settings import SmokeTestSettings
+from stillroom.merge.tensors.storage import array_to_bytes
 from stillroom.provenance import Artifact, digest_file, digest_json, read_artifact, resolve_parent
 from stillroom.provenance.sources import is_reference
 
@@ -428,14 +429,13 @@ def _check_finite(checkpoint: Checkpoint) -> int:
     guilty = []
     for name in checkpoint.names():
         entry = checkpoint.entry(name)
-        step = max(1, _BLOCK_BYTES // max(entry.row_bytes, 1))
-        if entry.dtype not in FLOATS:
-            continue
-        for start in range(0, entry.rows, step):
-            data = checkpoint.read(name, start, min(start + step, entry.rows))
-            if has_not_finite(np.frombuffer(data, BIT_TYPES[entry.dtype]), entry.dtype):
-                guilty.append(name)
-                break
+        if entry.dtype in FLOATS and any(
+            has_not_finite(
+                np.frombuffer(checkpoint.read(name, *rows), BIT_TYPES[entry.dtype]), entry.dtype
+            )
+            for rows in entry.row_ranges(_BLOCK_BYTES)
+        ):
+            guilty.append(name)
     if guilty:
         more = f" and {len(guilty) - _SHOWN} more" if len(guilty) > _SHOWN else ""
         raise CheckpointError(

@@ -77,8 +77,7 @@ class DiffusionStreamService:
         from stillroom.diffusion.sampling.sequence import (
             build_chat_request,
             build_text_request,
-            decode_sample,
-            decode_tokens,
+            decode_text,
         )
 
         settings = _build_decode_settings(body)
@@ -92,24 +91,17 @@ class DiffusionStreamService:
             )
             first = len(request.ids)
             for event in events:
-                texts = decode_tokens(model.tokenizer, event.ids)
+                step = event.describe(model.tokenizer, first=first)
                 yield {
-                    "step": event.step,
-                    "nfe": event.nfe,
-                    "pieces": [
-                        None if event.is_open[position] else texts[position]
-                        for position in range(first, len(event.ids))
-                    ],
-                    "written": [
-                        position - first for position in event.written if position >= first
-                    ],
-                    "changed": [
-                        position - first for position in event.changed if position >= first
-                    ],
+                    "step": step.step,
+                    "nfe": step.readings,
+                    "pieces": step.pieces,
+                    "written": step.written,
+                    "changed": step.changed,
                     "confidence": [round(confidence, 4) for confidence in event.confidence[first:]],
                 }
             yield {
-                "text": decode_sample(model.tokenizer, sample, include_given=False),
+                "text": decode_text(model.tokenizer, sample.new_ids),
                 "nfe": sample.nfe,
                 "steps": sample.steps,
                 "reopened": sample.reopened,

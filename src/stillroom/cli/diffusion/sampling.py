@@ -76,7 +76,7 @@ def sample_command(
     length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.
     """
     from stillroom.cli.diffusion.options import open_model, read_schema, read_settings
-    from stillroom.diffusion.sampling.sequence import decode_sample
+    from stillroom.diffusion.sampling.sequence import decode_text
     from stillroom.diffusion.sampling.settings import read_preset
 
     holes, given = options["holes"], {**options, "preset": preset, "settings": settings}
@@ -99,7 +99,8 @@ def sample_command(
         _fill_schema(model, requests, decoding, read_schema(schema), as_json)
         return
     samples = _generate(model, requests, decoding, options)
-    texts = [decode_sample(model.tokenizer, sample, include_given=holes) for sample in samples]
+    tokenizer = model.tokenizer
+    texts = [decode_text(tokenizer, item.ids if holes else item.new_ids) for item in samples]
     if any(len(set(texts[first : first + count])) == 1 for first in range(0, len(texts), count)):
         _warn_equal(count, decoding.temperature)
     if not as_json:

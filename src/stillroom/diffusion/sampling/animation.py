@@ -99,16 +99,13 @@ def write_animation(
     """
     frames: list[dict[str, Any]] = []
     for event in events:
-        texts = decode_tokens(tokenizer, event.ids)
+        step = event.describe(tokenizer)
         frames.append(
             {
-                "nfe": event.nfe,
-                "new": [*event.written],
-                "changed": [*event.changed],
-                "text": [
-                    None if event.is_open[position] else texts[position]
-                    for position in range(len(event.ids))
-                ],
+                "nfe": step.readings,
+                "new": step.written,
+                "changed": step.changed,
+                "text": step.pieces,
                 "sure": [round(value, 3) for value in event.confidence],
             }
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from stillroom.diffusion.sampling.sequence import (
     SampledSequence,
     SequenceState,
     StepIndex,
+    decode_tokens,
 )
 from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.diffusion.sampling.token_sampling import (
@@ -38,6 +40,7 @@ from stillroom.diffusion.sampling.token_sampling import (
     suppress_tokens,
 )
 from stillroom.errors import DataError
+from stillroom.models.interfaces import DenoisingStep
 
 __all__ = ["DiffusionSampler", "StepEvent", "generate"]
 
@@ -72,6 +75,17 @@ class StepEvent:
     changed: tuple[int, ...]
     confidence: tuple[float, ...]
     tail: int
+
+    def describe(self, tokenizer: Any, *, first: int = 0) -> DenoisingStep:
+        """Return the text of the positions from ``first``, which are counted from there."""
+        texts = decode_tokens(tokenizer, self.ids)[first:]
+        pieces = (
+            None if is_open else text
+            for text, is_open in zip(texts, self.is_open[first:], strict=True)
+        )
+        written = (position - first for position in self.written if position >= first)
+        changed = (position - first for position in self.changed if position >= first)
+        return DenoisingStep(self.step, self.nfe, tuple(pieces), tuple(written), tuple(changed))
 
 
 @dataclass(slots=True)

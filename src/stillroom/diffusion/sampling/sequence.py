@@ -36,7 +36,6 @@ __all__ = [
     "build_infill_request",
     "build_prompt_request",
     "build_text_request",
-    "decode_sample",
     "decode_text",
     "decode_tokens",
 ]
@@ -80,17 +79,6 @@ def build_infill_request(tokenizer: Any, text: str) -> InfillRequest:
         ids += [None] * int(count)
         ids += tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else []
     return InfillRequest(tuple(ids), 0)
-
-
-def decode_sample(tokenizer: Any, sample: SampledSequence, *, include_given: bool) -> str:
-    """Return the generated text, or the whole text with its given parts.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        sample: Result of sampling.
-        include_given: Return the whole text, for infilling.
-    """
-    return decode_text(tokenizer, sample.ids if include_given else sample.new_ids)
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int | None]) -> str:

@@ -47,6 +47,7 @@ __all__ = [
     "WeightedDataSource",
     "collate",
     "distribute",
+    "find_buckets",
     "tokenize_records",
 ]
 
@@ -149,7 +150,7 @@ def collate(
         source = np.where(columns % block_size == 0, source + width, source)
     scale = _pad([text.scale for text in texts], width, np.float64)[rows, columns]
     t = _pad([text.t for text in texts], width, np.float64)[rows, columns]
-    bucket = np.minimum((t * len(TIME_BUCKETS)).astype(np.int64), len(TIME_BUCKETS) - 1)
+    bucket = find_buckets(t)
     read = np.concatenate([noisy, clean], 1) if times == 2 else noisy
     logged = [text.logged_loss for text in texts if text.logged_loss is not None]
     return CorruptedBatch(
@@ -166,6 +167,11 @@ def collate(
         sum(text.units for text in texts),
         sum(logged) if logged else None,
     )
+
+
+def find_buckets(t: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the index into ``TIME_BUCKETS`` of each time, (N,)."""
+    return np.minimum((t * len(TIME_BUCKETS)).astype(np.int64), len(TIME_BUCKETS) - 1)
 
 
 def _pad(parts: Sequence[npt.NDArray[Any]], width: int, dtype: type) -> npt.NDArray[Any]:

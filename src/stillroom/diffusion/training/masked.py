@@ -29,6 +29,7 @@ from stillroom.diffusion.training.data import (
     TrainingContext,
     TrainingObjective,
     collate,
+    find_buckets,
     tokenize_records,
 )
 from stillroom.errors import DataError
@@ -84,10 +85,8 @@ class TextDataSource(StepDataSource):
         """Return one micro-batch of the step planned last."""
         texts = [self._texts[number] for number in group]
         units = max(sum(text.units for text in self._texts), 1)
-        counts = [
-            sum(int((text.is_learned & _in_bucket(text.t, bucket)).sum()) for text in self._texts)
-            for bucket in range(len(TIME_BUCKETS))
-        ]
+        times = np.concatenate([text.t[text.is_learned] for text in self._texts])
+        counts = np.bincount(find_buckets(times), minlength=len(TIME_BUCKETS)).tolist()
         share = tuple(units / count if count else 0.0 for count in counts)
         return collate(
             texts,
@@ -215,12 +214,6 @@ class CorruptedDataSource(TextDataSource):
             # the shift of the grid of times of each block; longer texts wrap around
             self._offsets = np.random.default_rng([self.seed, step, _TIMES]).random(4096)
             super()._prepare(step)
-
-
-def _in_bucket(t: npt.NDArray[np.float64], bucket: int) -> npt.NDArray[np.bool_]:
-    return np.asarray(
-        np.minimum((t * len(TIME_BUCKETS)).astype(int), len(TIME_BUCKETS) - 1) == bucket
-    )
 
 
 T = TypeVar("T", bound=TextTrainingRecipe)

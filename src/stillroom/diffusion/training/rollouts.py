@@ -22,7 +22,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from stillroom.diffusion.sampling.sampler import generate
-from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_request, decode_sample
+from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_request, decode_text
 from stillroom.diffusion.training.data import (
     CorruptedBatch,
     CorruptedExample,
@@ -252,9 +252,9 @@ class RolloutDataSource(WeightedDataSource):
         texts = self._texts_of(update)
         wrote = self._round.wrote[update]
         now = wrote if update == 0 else self._read(texts, ranks)
-        rewards = torch.tensor(
-            [answer.reward for answer in self._round.answers], dtype=torch.float64
-        ).view(-1, self.recipe.num_generations)
+        rewards = torch.tensor([answer.reward for answer in answers], dtype=torch.float64).view(
+            -1, self.recipe.num_generations
+        )
         scaled = compute_advantages(rewards, scale_rewards=self.recipe.scale_rewards)
         advantages = scaled.flatten()
         counts = [len(logprobs) for logprobs in wrote]
@@ -283,9 +283,7 @@ class RolloutDataSource(WeightedDataSource):
             )
         drift = leaf.detach() - torch.cat(list(wrote))
         is_clipped = (drift.exp() - 1).abs() > self.recipe.epsilon
-        rewards = torch.tensor([answer.reward for answer in answers]).view(
-            -1, self.recipe.num_generations
-        )
+        rewards = rewards.float()
         notes = {
             "reward/mean": float(rewards.mean()),
             "reward/groups_alike": float((rewards.std(-1, correction=0) == 0).double().mean()),
@@ -357,9 +355,7 @@ class RolloutDataSource(WeightedDataSource):
         answers = []
         for (number, _), task, sample in zip(draws, tasks, samples, strict=True):
             tail = len(task.ids)
-            reward = _read_reward(
-                self.recipe, decode_sample(model.tokenizer, sample, include_given=False), task
-            )
+            reward = _read_reward(self.recipe, decode_text(model.tokenizer, sample.new_ids), task)
             learned = max(_count_learned(sample, tail, ends), 1)
             answers.append(RolloutAnswer(number, sample.ids, tail, learned, reward))
         return answers
@@ -402,7 +398,7 @@ def _evaluate_prompts(
     with eval_without_grad(model.network):
         samples = generate(model, requests, settings)
     rewards = [
-        _read_reward(recipe, decode_sample(model.tokenizer, sample, include_given=False), task)
+        _read_reward(recipe, decode_text(model.tokenizer, sample.new_ids), task)
         for sample, task in zip(samples, tasks, strict=True)
     ]
     return {"reward/greedy": sum(rewards) / len(rewards), "reward/tasks": float(len(tasks))}

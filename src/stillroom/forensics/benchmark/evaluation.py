@@ -182,7 +182,7 @@ class DetectorEvaluation:
             f"{self.detector}: protocol {self.protocol.digest}, {len(self.scores)} "
             f"{self.protocol.unit}s, {self.missing} without a score"
         ]
-        lines += [f"  {_describe_metric(metric)}" for metric in self.metrics.values()]
+        lines += [f"  {metric.name}: {_figure(metric)}" for metric in self.metrics.values()]
         if self.threshold is None and self.protocol.threshold_from != self.protocol.split:
             lines.append(
                 f"  no threshold, so no balanced accuracy: the split "
@@ -468,10 +468,6 @@ def _figure(metric: Metric) -> str:
     if math.isnan(metric.low):
         return f"{metric.value:.4f} ({metric.note}, n {metric.n})"
     return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}], n {metric.n}"
-
-
-def _describe_metric(metric: Metric) -> str:
-    return f"{metric.name}: {_figure(metric)}"
 
 
 def _invalid_scores(problem: str, expected: str) -> DataError:

@@ -33,6 +33,7 @@ from stillroom.forensics.inference.trained_detector import (
     CONFIG_KEY,
     DetectorMetadata,
     TrainedDetector,
+    select_weights,
     write_detector,
 )
 from stillroom.forensics.interfaces import AUDIO_DETECTORS, IMAGE_DETECTORS, Detector
@@ -164,11 +165,7 @@ def _write_imported(
 ) -> Artifact:
     """Write a detector with published weights, which must all fit its network."""
     network = method.build(modality.input_size)
-    expected = {
-        name: tuple(value.shape)
-        for name, value in network.state_dict().items()
-        if not name.endswith(_UNSAVED_BUFFER)
-    }
+    expected = {name: tuple(value.shape) for name, value in select_weights(network).items()}
     actual = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(expected | actual):
         if expected.get(name) != actual.get(name):
@@ -288,7 +285,6 @@ _PUBLISHED = {
     "AASIST": "AASIST.pth or AASIST-L.pth as its authors published them",
 }
 _SAMPLES = 64_600
-_UNSAVED_BUFFER = "num_batches_tracked"
 
 _BLOCK = {
     "bn1": "enter",
@@ -376,7 +372,7 @@ def _translate_aasist(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor
     """
     state: dict[str, Tensor] = {}
     for name, value in stored.items():
-        if name.endswith(_UNSAVED_BUFFER) or not isinstance(value, Tensor):
+        if name.endswith("num_batches_tracked") or not isinstance(value, Tensor):
             continue
         translated = _translate_name(name)
         if translated is None:

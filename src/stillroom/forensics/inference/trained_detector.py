@@ -45,6 +45,7 @@ __all__ = [
     "TrainedDetector",
     "explain_instability",
     "load_initial_weights",
+    "select_weights",
     "write_detector",
 ]
 
@@ -57,7 +58,6 @@ _MODALITIES: Mapping[str, tuple[Registry[Any], type[Modality]]] = {
 }
 
 _VERSION = 5  # 4 and before: domains of other measurements, which are not read
-_UNSAVED_BUFFER = "num_batches_tracked"
 _DOMAIN_PREFIX = "domain."  # prefix of tensors that are not the network's
 _DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, RecipeError)
 Floats = npt.NDArray[np.float64]
@@ -339,8 +339,7 @@ def write_detector(folder: Path, network: DetectorNetwork, metadata: DetectorMet
     """
     tensors = {
         name: value.detach().float().cpu().contiguous()
-        for name, value in network.state_dict().items()
-        if not name.endswith(_UNSAVED_BUFFER)
+        for name, value in select_weights(network).items()
     }
     arrays = {} if metadata.domain is None else metadata.domain.to_arrays()
     tensors |= {
@@ -358,12 +357,20 @@ def write_detector(folder: Path, network: DetectorNetwork, metadata: DetectorMet
     return Checkpoint.open(folder).fingerprint
 
 
+def select_weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers of a network that its checkpoint stores."""
+    return {
+        name: value
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
 def _digest_weights(network: DetectorNetwork) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        if not name.endswith(_UNSAVED_BUFFER):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    for name, value in sorted(select_weights(network).items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -377,11 +384,7 @@ def _read_domain(stored: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def _fill(network: DetectorNetwork, stored: Checkpoint, path: Path) -> None:
-    parameters = {
-        name: value
-        for name, value in network.state_dict().items()
-        if not name.endswith(_UNSAVED_BUFFER)
-    }
+    parameters = select_weights(network)
     names = {name for name in stored.names() if not name.startswith(_DOMAIN_PREFIX)}
     if names != set(parameters):
         missing, extra = sorted(set(parameters) - names), sorted(names - set(parameters))

@@ -10,7 +10,7 @@ their first elements.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,10 +255,7 @@ def collect_files(paths: Sequence[Path], is_medium: Callable[[Path], bool]) -> F
         if not path.is_dir():
             media.append(path)
             continue
-        for file in _iterate_files(path):
-            (media if is_medium(file) else passed_over).append(file)
+        for file in sorted(path.rglob("*")):
+            if not file.is_dir():
+                (media if is_medium(file) else passed_over).append(file)
     return FileListing(tuple(media), tuple(passed_over))
-
-
-def _iterate_files(folder: Path) -> Iterator[Path]:
-    yield from (file for file in sorted(folder.rglob("*")) if not file.is_dir())

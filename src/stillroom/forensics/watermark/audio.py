@@ -22,8 +22,6 @@ al. 2004, IEEE TIP 13(6) (informed embedding).
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,10 +33,10 @@ from stillroom.errors import DataError
 from stillroom.forensics.interfaces import MIN_WATERMARK_SECONDS
 from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples, compute_stft, invert_stft
 from stillroom.forensics.watermark.error_correction import (
+    CHECK_BITS,
+    PayloadCode,
     assign_chips,
     compute_coded_length,
-    decode_soft,
-    encode_bits,
 )
 
 __all__ = [
@@ -51,11 +49,10 @@ __all__ = [
 ]
 
 AUDIO_PAYLOAD_BITS = 32
-_CHECK_BITS = 24
-AUDIO_FALSE_MATCH_RATE = 2.0**-_CHECK_BITS
+AUDIO_FALSE_MATCH_RATE = 2.0**-CHECK_BITS
 """Probability per decoding that an unmarked signal passes the check."""
 
-_CODED = compute_coded_length(AUDIO_PAYLOAD_BITS + _CHECK_BITS)
+_CODED = compute_coded_length(AUDIO_PAYLOAD_BITS + CHECK_BITS)
 _LOUDER = (0.0, 2.0, 4.0, 6.0)  # dB, tried in order
 _CELL = 1024  # samples: 64 ms
 _HOP = 128  # samples between the candidate offsets
@@ -98,7 +95,7 @@ class AudioWatermark:
 
     def __init__(self, key: bytes) -> None:
         """Use the lab's key; audio derives another pattern from it than images do."""
-        self._key = key
+        self._code = PayloadCode(key, AUDIO_PAYLOAD_BITS, b"sound")
         self._plan = _make_plan(key)
 
     def embed(self, values: AudioSamples, payload: int, *, snr: float = 20.0) -> AudioSamples:
@@ -165,30 +162,13 @@ class AudioWatermark:
         return candidates
 
     def _decode(self, cells: Floats, shift: int) -> int | None:
-        plan = self._plan
         rows = (np.arange(len(cells)) + shift) % _PERIOD
-        spoken = cells * plan.signs[rows]
-        bit = plan.bit[rows]
-        data = bit >= 0
-        soft = np.bincount(bit[data], weights=spoken[data], minlength=_CODED)
-        bits = decode_soft(np.asarray(soft, dtype=np.float64))
-        payload = int("".join(map(str, bits[:AUDIO_PAYLOAD_BITS])), 2)
-        check = int("".join(map(str, bits[AUDIO_PAYLOAD_BITS:])), 2)
-        return payload if check == self._check(payload) else None
+        return self._code.decode(cells * self._plan.signs[rows], self._plan.bit[rows])
 
     def _compute_directions(self, payload: int, cells: int) -> Floats:
         """Return the direction of each cell and strip: louder (1) or quieter (-1)."""
-        text = format(payload, f"0{AUDIO_PAYLOAD_BITS}b") + format(
-            self._check(payload), f"0{_CHECK_BITS}b"
-        )
-        coded = encode_bits(np.array([int(bit) for bit in text], dtype=np.uint8)) * 2.0 - 1.0
-        plan = self._plan
-        directions = plan.signs * np.where(plan.bit < 0, 1.0, coded[np.maximum(plan.bit, 0)])
+        directions = self._plan.signs * self._code.spread(payload, self._plan.bit)
         return np.asarray(directions[np.arange(cells) % _PERIOD])
-
-    def _check(self, payload: int) -> int:
-        message = b"sound" + payload.to_bytes(AUDIO_PAYLOAD_BITS // 8, "big")
-        return int.from_bytes(hmac.new(self._key, message, hashlib.sha256).digest()[:3], "big")
 
     def _raise_margins(self, values: AudioSamples, directions: Floats, snr: float) -> AudioSamples:
         """Modify the audio until all bits reach one margin at the requested ratio."""
@@ -248,15 +228,12 @@ def _loudness(values: AudioSamples, hop: int) -> Floats:
 
     Positions are the middles of cells, the first half a cell from the start.
     """
-    inner = values[: len(values) // hop * hop]
-    power = np.abs(compute_stft(inner, _CELL, hop)[:, _FIRST : _FIRST + _STRIPS * _WIDE]) ** 2
-    strips = power.reshape(len(power), _STRIPS, _WIDE).sum(axis=2)
-    first = (_CELL // 2) // hop
+    inner, first = values[: len(values) // hop * hop], (_CELL // 2) // hop
     if hop == _CELL:
         # frames lie at whole cells; their middles are half a cell further
-        shifted = np.concatenate([values[_CELL // 2 :], np.zeros(_CELL // 2, np.float32)])
-        power = np.abs(compute_stft(shifted, _CELL, hop)[:, _FIRST : _FIRST + _STRIPS * _WIDE]) ** 2
-        strips, first = power.reshape(len(power), _STRIPS, _WIDE).sum(axis=2), 0
+        inner = np.concatenate([values[_CELL // 2 :], np.zeros(_CELL // 2, np.float32)])
+    power = np.abs(compute_stft(inner, _CELL, hop)[:, _FIRST : _FIRST + _STRIPS * _WIDE]) ** 2
+    strips = power.reshape(len(power), _STRIPS, _WIDE).sum(axis=2)
     floor = 1e-4 * float(strips.mean()) + 1e-9
     return np.asarray(10 * np.log10(strips[first:] + floor))
 

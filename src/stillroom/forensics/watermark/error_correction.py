@@ -11,11 +11,22 @@ for their length.
 from __future__ import annotations
 
 import hashlib
+import hmac
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["assign_chips", "compute_coded_length", "decode_soft", "encode_bits"]
+__all__ = [
+    "CHECK_BITS",
+    "PayloadCode",
+    "assign_chips",
+    "compute_coded_length",
+    "decode_soft",
+    "encode_bits",
+]
+
+CHECK_BITS = 24
 
 _MEMORY = 6
 _STATES = 1 << _MEMORY
@@ -83,6 +94,38 @@ def decode_soft(soft: npt.NDArray[np.floating]) -> Bits:
         bits[step] = state >> (_MEMORY - 1)
         state = int(_BEFORE[state, choices[step, state]])
     return bits[:-_MEMORY]
+
+
+@dataclass(frozen=True)
+class PayloadCode:
+    """Code of a payload and its keyed check, so that a watermark of another key does not pass.
+
+    ``bits`` is the payload's length, a multiple of 8; ``label`` makes the checks of one medium
+    differ from those of another.
+    """
+
+    key: bytes
+    bits: int
+    label: bytes = b""
+
+    def spread(self, payload: int, bit: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+        """Return the sign that each chip carries, +1 or -1; ``bit`` is its coded bit, -1: pilot."""
+        message = format(self._append_check(payload), f"0{self.bits + CHECK_BITS}b")
+        coded = encode_bits(np.array([int(digit) for digit in message], dtype=np.uint8)) * 2.0 - 1.0
+        return np.where(bit < 0, 1.0, coded[np.maximum(bit, 0)])
+
+    def decode(self, values: npt.NDArray[np.floating], bit: npt.NDArray[np.intp]) -> int | None:
+        """Return the payload that the chips carry; None if it fails the check."""
+        data, length = bit >= 0, compute_coded_length(self.bits + CHECK_BITS)
+        soft = np.bincount(bit[data], weights=values[data], minlength=length).astype(np.float64)
+        message = int("".join(map(str, decode_soft(soft))), 2)
+        payload = message >> CHECK_BITS
+        return payload if message == self._append_check(payload) else None
+
+    def _append_check(self, payload: int) -> int:
+        data = self.label + payload.to_bytes(self.bits // 8, "big")
+        check = hmac.new(self.key, data, hashlib.sha256).digest()[: CHECK_BITS // 8]
+        return payload << CHECK_BITS | int.from_bytes(check, "big")
 
 
 def assign_chips(

@@ -23,8 +23,6 @@ to design a robust high-capacity watermark", IEEE TIP 13(6) (informed embedding)
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,10 +34,10 @@ import numpy.typing as npt
 
 from stillroom.errors import DataError
 from stillroom.forensics.watermark.error_correction import (
+    CHECK_BITS,
+    PayloadCode,
     assign_chips,
     compute_coded_length,
-    decode_soft,
-    encode_bits,
 )
 
 __all__ = [
@@ -52,14 +50,13 @@ __all__ = [
 ]
 
 IMAGE_PAYLOAD_BITS = 48
-_CHECK_BITS = 24
-IMAGE_FALSE_MATCH_RATE = 2.0**-_CHECK_BITS
+IMAGE_FALSE_MATCH_RATE = 2.0**-CHECK_BITS
 """Probability per decoding that an unmarked image passes the check."""
 
 _SIDE = 256
 _LOW, _HIGH = 16.0, 82.0
 _PILOT_SHARE = 0.2
-_CODED = compute_coded_length(IMAGE_PAYLOAD_BITS + _CHECK_BITS)
+_CODED = compute_coded_length(IMAGE_PAYLOAD_BITS + CHECK_BITS)
 _CLIP = 2.0
 _PLACES = 8
 _NEAR = 3.0
@@ -112,7 +109,7 @@ class ImageWatermark:
                 expected="16 bytes or more",
                 next="stillroom forensics provenance init-ca creates one",
             )
-        self._key = key
+        self._code = PayloadCode(key, IMAGE_PAYLOAD_BITS)
         self._plan = _make_plan(key)
 
     def embed(self, image: Image, payload: int, *, psnr: float = 42.0) -> Image:
@@ -135,7 +132,7 @@ class ImageWatermark:
                 next="make larger images: size=256",
             )
         target = self._message(payload)
-        square = _square(_luma(image))
+        square = _resize(_luma(image))
         residual = self._residual(square, target, psnr)
         full = np.asarray(
             cv2.resize(residual, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32
@@ -167,7 +164,7 @@ class ImageWatermark:
         if min(image.shape[:2]) < _MIN_SIDE // 4:
             return ImageWatermarkResult(None, 0.0, decodings=0)
         luma = _luma(image)
-        result = self._decode(_square(luma))
+        result = self._decode(_resize(luma))
         if result.payload is not None or not search:
             return result
         return self._search(luma, result)
@@ -179,7 +176,7 @@ class ImageWatermark:
             key=lambda candidate: -candidate[0],
         )[:_PLACES]
         for number, (_, share, (down, right)) in enumerate(candidates, start=2):
-            tile = _shrink(luma, share)
+            tile = _resize(luma, share)
             height, width = tile.shape
             square = cv2.copyMakeBorder(
                 tile,
@@ -200,7 +197,7 @@ class ImageWatermark:
         self, luma: Floats, share: tuple[float, float]
     ) -> tuple[float, tuple[float, float], tuple[int, int]]:
         """Return the pilot correlation at the best shift, the share, and that shift."""
-        tile = _shrink(luma, share)
+        tile = _resize(luma, share)
         height, width = tile.shape
         canvas = np.zeros((_SIDE, _SIDE), dtype=np.float32)
         canvas[:height, :width] = _flatten(tile)
@@ -220,14 +217,9 @@ class ImageWatermark:
         spoken = values * plan.signs
         pilot = spoken[plan.bit < 0]
         z = float(pilot.sum() / max(math.sqrt(float((pilot**2).sum())), 1e-9))
-        data = plan.bit >= 0
-        soft = np.bincount(plan.bit[data], weights=spoken[data], minlength=_CODED)
-        bits = decode_soft(np.asarray(soft, dtype=np.float64))
-        payload = int("".join(map(str, bits[:IMAGE_PAYLOAD_BITS])), 2)
-        check = int("".join(map(str, bits[IMAGE_PAYLOAD_BITS:])), 2)
-        return ImageWatermarkResult(payload if check == self._check(payload) else None, z)
+        return ImageWatermarkResult(self._code.decode(spoken, plan.bit), z)
 
-    def _message(self, payload: int) -> Floats:
+    def _message(self, payload: int) -> npt.NDArray[np.float64]:
         """Return the signs of all chips for a payload, +1 or -1."""
         if not 0 <= payload < 2**IMAGE_PAYLOAD_BITS:
             raise DataError(
@@ -236,20 +228,9 @@ class ImageWatermark:
                 expected=f"0 to 2**{IMAGE_PAYLOAD_BITS} - 1",
                 next="take the first 48 bits of a digest",
             )
-        text = format(payload, f"0{IMAGE_PAYLOAD_BITS}b") + format(
-            self._check(payload), f"0{_CHECK_BITS}b"
-        )
-        coded = encode_bits(np.array([int(bit) for bit in text], dtype=np.uint8))
-        return (coded.astype(np.float32) * 2 - 1)[np.maximum(self._plan.bit, 0)] * (
-            self._plan.bit >= 0
-        ) + (self._plan.bit < 0)
+        return self._code.spread(payload, self._plan.bit)
 
-    def _check(self, payload: int) -> int:
-        """Return a keyed 24-bit check, so that a watermark of another key does not pass."""
-        digest = hmac.new(self._key, payload.to_bytes(6, "big"), hashlib.sha256).digest()
-        return int.from_bytes(digest[:3], "big")
-
-    def _residual(self, square: Floats, target: Floats, psnr: float) -> Floats:
+    def _residual(self, square: Floats, target: npt.NDArray[np.float64], psnr: float) -> Floats:
         """Return the residual of the square luma that brings all bits to one margin."""
         plan = self._plan
         directions = plan.signs * target
@@ -284,7 +265,7 @@ def align_luma(image: Image, reading: ImageWatermarkResult) -> Floats:
         reading: Result of reading it.
     """
     square = np.full((_SIDE, _SIDE), np.nan, dtype=np.float32)
-    tile, (down, right) = _shrink(_luma(image), reading.kept), reading.at
+    tile, (down, right) = _resize(_luma(image), reading.kept), reading.at
     room = square[down : down + tile.shape[0], right : right + tile.shape[1]]
     room[:] = tile[: room.shape[0], : room.shape[1]]
     return square
@@ -320,22 +301,11 @@ def _luma(image: Image) -> Floats:
     return np.asarray(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2GRAY))
 
 
-def _interpolation(shape: tuple[int, ...]) -> int:
-    return cv2.INTER_AREA if min(shape[:2]) > _SIDE else cv2.INTER_CUBIC
-
-
-def _square(luma: Floats) -> Floats:
-    size = (_SIDE, _SIDE)
-    return np.asarray(
-        cv2.resize(luma, size, interpolation=_interpolation(luma.shape)), dtype=np.float32
-    )
-
-
-def _shrink(luma: Floats, share: tuple[float, float]) -> Floats:
+def _resize(luma: Floats, share: tuple[float, float] = (1.0, 1.0)) -> Floats:
+    """Resize to the square, or to a share of its height and width."""
     size = round(_SIDE * share[0]), round(_SIDE * share[1])
-    return np.asarray(
-        cv2.resize(luma, size, interpolation=_interpolation(luma.shape)), dtype=np.float32
-    )
+    kind = cv2.INTER_AREA if min(luma.shape) > _SIDE else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(luma, size, interpolation=kind), dtype=np.float32)
 
 
 def _whiten(square: Floats) -> Floats:

@@ -50,6 +50,7 @@ __all__ = [
     "Inspection",
     "LossPath",
     "TensorStats",
+    "bootstrap_loss",
     "inspect_models",
     "load_model",
     "measure_loss_path",
@@ -130,7 +131,6 @@ def measure_loss_path(
     import torch
 
     from stillroom.evaluate.lm.loss import held_out_loss
-    from stillroom.evaluate.metrics.bootstrap import bootstrap
 
     model, tokenizer = load_model(ends[0], device)
     other_model, _ = load_model(ends[1], device)
@@ -155,17 +155,18 @@ def measure_loss_path(
                 expected="records with an assistant's turn",
                 next="give other records",
             )
-        losses.append(
-            bootstrap(
-                [nats / tokens for nats, tokens in counted],
-                weights=[tokens for _, tokens in counted],
-                name=f"loss/{share:.2f}",
-                unit="nats/token",
-            )
-        )
+        losses.append(bootstrap_loss(f"loss/{share:.2f}", counted))
         if on_point:
             on_point()
     return LossPath(names, shares, tuple(losses))
+
+
+def bootstrap_loss(name: str, losses: Sequence[tuple[float, int]]) -> Metric:
+    """Return the mean loss in nats per token, of each record's sum of nats and tokens."""
+    from stillroom.evaluate.metrics.bootstrap import bootstrap
+
+    means, tokens = [nats / count for nats, count in losses], [count for _, count in losses]
+    return bootstrap(means, weights=tokens, name=name, unit="nats/token")
 
 
 def load_model(weights: Checkpoint | AdaptedCheckpoint, device: str = "auto") -> tuple[Any, Any]:

@@ -39,6 +39,7 @@ from stillroom.jobs import Journal
 from stillroom.merge.engine.computation import TensorComputer
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
 from stillroom.merge.planning.plan import MergePlan, PlannedTensor, SourceTensor
+from stillroom.merge.tensors.storage import array_to_bytes
 from stillroom.provenance import digest_json
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ __all__ = [
     "OrderedThreadPool",
     "SquaredErrors",
     "StreamedBlocks",
-    "array_to_bytes",
     "choose_threads",
     "is_sampled",
     "non_finite_error",
@@ -355,11 +355,6 @@ class StreamedBlocks(TensorBlocks):
 
     def _read(self, home: SourceTensor, start: int, stop: int, dtype: Any, check: bool) -> Array:
         return self._engine.read(self._tensor, home, start, stop, dtype, check=check)
-
-
-def array_to_bytes(bits: Array) -> memoryview:
-    """Return an array's memory as bytes."""
-    return memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
 
 
 def non_finite_error(name: str, guilty: str = "") -> CheckpointError:

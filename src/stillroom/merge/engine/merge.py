@@ -18,6 +18,7 @@ from stillroom.merge.planning.chat_templates import choose_chat_template, write_
 from stillroom.merge.planning.inputs import MergeSource, TensorRules, order_sources, read_rules
 from stillroom.merge.planning.plan import BLOCK_ELEMENTS, MergePlan
 from stillroom.merge.planning.planner import plan_sources
+from stillroom.merge.planning.vocabulary import write_tokenizer
 from stillroom.merge.tensors.linear_algebra import device_context
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class Merge:
                 if on_tensor:
                     on_tensor()
             if plan.tokens is not None:
-                plan.tokens.write(writer.work)
+                write_tokenizer(plan.tokens, writer.work)
             if self.chat_template is not None:
                 folders = [source.checkpoint.folder for source in self.sources]
                 write_chat_template(self.chat_template, folders, writer.work)

@@ -23,14 +23,20 @@ from stillroom.merge.engine.executor import (
     MergeExecutor,
     OrderedThreadPool,
     StreamedBlocks,
-    array_to_bytes,
     non_finite_error,
 )
-from stillroom.merge.interfaces import Array, BlockContext, RowBlock
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock
 from stillroom.merge.mergekit.exact import has_exact_blocks, merge_blocks, merge_whole_tensor
 from stillroom.merge.mergekit.numpy_arithmetic import SUPPORTED_DTYPES, round_to, to_stored_bits
 from stillroom.merge.mergekit.torch_emulation import TorchGenerator
-from stillroom.merge.planning.plan import SAFETENSORS_DTYPES, MergePlan, PlannedTensor, SourceTensor
+from stillroom.merge.planning.plan import (
+    SAFETENSORS_DTYPES,
+    MergePlan,
+    PlannedTensor,
+    SourceTensor,
+    find_widest_dtype,
+)
+from stillroom.merge.tensors.storage import array_to_bytes
 from stillroom.merge.tensors.structure import FusedExperts, group_experts, has_fused_experts
 
 if TYPE_CHECKING:
@@ -71,45 +77,42 @@ class MergekitExecutor(MergeExecutor):
         if tensor.settings is None:
             yield from super().make(tensor, write_rows)
         elif self.draws is not None:
-            yield from self._merge_blocks(tensor, self.draws, write_rows)
+            yield from self._merge_blocks(tensor, tensor.settings.method, self.draws, write_rows)
         else:
-            yield from self._merge_whole(tensor, write_rows)
+            yield from self._merge_whole(tensor, tensor.settings, write_rows)
 
     def _has_exact_blocks(self, tensor: PlannedTensor) -> bool:
         if tensor.settings is None:
             return True
-        kinds = {
-            self.merge.sources[home.source].checkpoint.entry(home.name).dtype
-            for home in tensor.inputs
-        }
+        kind = self._kind(tensor)
         return {
-            *kinds,
-            self._kind(tensor),
+            *self._list_kinds(tensor),
+            kind,
             tensor.dtype,
         } <= SUPPORTED_DTYPES and has_exact_blocks(
-            tensor.settings.method, self._kind(tensor), tensor.shape, len(tensor.parents)
+            tensor.settings.method, kind, tensor.shape, len(tensor.parents)
         )
+
+    def _list_kinds(self, tensor: PlannedTensor) -> list[str]:
+        """Return the storage type of every input."""
+        sources = self.merge.sources
+        return [sources[home.source].checkpoint.entry(home.name).dtype for home in tensor.inputs]
 
     def _kind(self, tensor: PlannedTensor) -> str:
         """Return the compute type: the recipe's, else the smallest that fits all inputs."""
         if self.merge.rules.compute_dtype is not None:
             return SAFETENSORS_DTYPES[self.merge.rules.compute_dtype]
-        kinds = {
-            self.merge.sources[home.source].checkpoint.entry(home.name).dtype
-            for home in tensor.inputs
-        }
-        return kinds.pop() if len(kinds) == 1 else "F64" if "F64" in kinds else "F32"
+        return find_widest_dtype(self._list_kinds(tensor))
 
     def _merge_blocks(
         self,
         tensor: PlannedTensor,
+        method: MergeMethod,
         draws: TorchGenerator,
         write_rows: Callable[[str, int, memoryview], None] | None,
     ) -> Iterator[Array]:
-        if tensor.settings is None:
-            raise ValueError(f"{tensor.name} is copied, not merged")
         blocks = _CastBlocks(self, tensor, self._kind(tensor))
-        merge_block = merge_blocks(tensor.settings.method, blocks, draws)
+        merge_block = merge_blocks(method, blocks, draws)
 
         def work(number: int) -> Array:
             values = merge_block(number)
@@ -136,19 +139,20 @@ class MergekitExecutor(MergeExecutor):
         raise non_finite_error(tensor.name, ", ".join(guilty))
 
     def _merge_whole(
-        self, tensor: PlannedTensor, write_rows: Callable[[str, int, memoryview], None] | None
+        self,
+        tensor: PlannedTensor,
+        settings: ResolvedSettings,
+        write_rows: Callable[[str, int, memoryview], None] | None,
     ) -> Iterator[Array]:
         import torch
 
-        if tensor.settings is None:
-            raise ValueError(f"{tensor.name} is copied, not merged")
         if tensor.name in self._experts:
             yield from self._make_expert(tensor, self._experts[tensor.name], write_rows)
             return
-        dtype = self._dtype(tensor)
+        dtype = torch_dtype(self._kind(tensor))
         base = self._read(tensor, tensor.base, dtype) if tensor.base else None
         parents = [self._read(tensor, home, dtype) for home in tensor.parents]
-        merged = self._merge_with_torch(tensor, tensor.settings, base, parents)
+        merged = self._merge_with_torch(tensor, settings, base, parents)
         bits = _as_bits(merged, tensor.dtype)
         if has_not_finite(bits, tensor.dtype):
             self._refuse(tensor, [bool(torch.isfinite(read).all()) for read in parents])
@@ -195,7 +199,7 @@ class MergekitExecutor(MergeExecutor):
             if self._current_group is not None:
                 self._current_group.merged = None
             self._current_group = group
-            dtype = self._dtype(first)
+            dtype = torch_dtype(self._kind(first))
             base = None
             if first.base is not None:
                 base = group.join(
@@ -248,22 +252,6 @@ class MergekitExecutor(MergeExecutor):
         import torch
 
         torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8))
-
-    def _dtype(self, tensor: PlannedTensor) -> torch.dtype:
-        """Return the compute type: the recipe's, else the promotion of the inputs' types."""
-        import torch
-
-        if self.merge.rules.compute_dtype is not None:
-            dtype: torch.dtype = getattr(torch, self.merge.rules.compute_dtype)
-            return dtype
-        dtypes = [
-            torch_dtype(self.merge.sources[home.source].checkpoint.entry(home.name).dtype)
-            for home in tensor.inputs
-        ]
-        widest = dtypes[0]
-        for dtype in dtypes[1:]:
-            widest = torch.promote_types(widest, dtype)
-        return widest
 
     def _read(self, tensor: PlannedTensor, home: SourceTensor, dtype: torch.dtype) -> torch.Tensor:
         import torch

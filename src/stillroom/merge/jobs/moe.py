@@ -59,12 +59,8 @@ class MoeRecipe(MergeJobRecipe, _MoeInputs):
         default="merge.moe", description="build a mixture of experts from dense models"
     )
 
+    @override
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
-        """Open the sources; return the merge, without its chat template.
-
-        Raises:
-            CheckpointError: If a source is missing or broken.
-        """
         from stillroom.merge.engine.merge import Merge
         from stillroom.merge.planning.inputs import TensorRules, open_experts
         from stillroom.merge.planning.moe import plan_moe

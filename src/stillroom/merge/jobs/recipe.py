@@ -81,7 +81,11 @@ class MergeJobRecipe(Recipe):
 
     @abstractmethod
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
-        """Open the sources; return the merge, without its chat template."""
+        """Open the sources; return the merge, without its chat template.
+
+        Raises:
+            CheckpointError: If a source is missing or broken, or has too few run checkpoints.
+        """
 
     def limit(self, log: MessageLog | None = None) -> Self:
         """Limit every ``last_checkpoints`` to the available ones, if the recipe allows it."""
@@ -173,12 +177,8 @@ class MergeRecipe(MergeJobRecipe, _MergeInputs):
 
         return limit_run_checkpoints(self, log)
 
+    @override
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
-        """Open the sources; return the merge, without its chat template.
-
-        Raises:
-            CheckpointError: If a source is missing or broken, or has too few run checkpoints.
-        """
         from stillroom.merge.engine.merge import Merge
         from stillroom.merge.planning.inputs import open_sources, read_rules
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from stillroom.jobs.kind import JobKind, defer
 from stillroom.merge.jobs.recipe import MERGE_REPLAYER, MergeInput, MergeJobRecipe
@@ -35,12 +36,8 @@ class TransplantRecipe(MergeJobRecipe, _TransplantInputs):
         default="merge.transplant", description="give a model another model's tokenizer"
     )
 
+    @override
     def open(self, say: Callable[[str], None] | None = None) -> Merge:
-        """Open the sources; return the merge, without its chat template.
-
-        Raises:
-            CheckpointError: If a source is missing or broken.
-        """
         from stillroom.merge.engine.merge import Merge
         from stillroom.merge.planning.inputs import TensorRules, open_source
         from stillroom.merge.planning.transplant import plan_transplant

@@ -285,15 +285,11 @@ class Adapter:
         joined = tiles[0] if len(tiles) == 1 else np.concatenate(tiles)
         return joined[start - first : stop - first]
 
-    def _lies_across(self, change: LoraTensorChange, width: int | None) -> bool:
-        """Whether a layer stores its weight as (in, out), as Conv1D does."""
-        if change.is_embedding or not self.config.get("fan_in_fan_out"):
-            return False
-        return width is None or width == self._file.entry(change.left).shape[0]
-
     def _runs_down(self, change: LoraTensorChange, width: int | None) -> bool:
-        """Whether rows of the stored tensor are inputs and columns outputs."""
-        return change.is_embedding or self._lies_across(change, width)
+        """Whether rows of the stored tensor are inputs and columns outputs, as of Conv1D."""
+        if change.is_embedding or not self.config.get("fan_in_fan_out"):
+            return change.is_embedding
+        return width is None or width == self._file.entry(change.left).shape[0]
 
 
 class AdaptedCheckpoint:

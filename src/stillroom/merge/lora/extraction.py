@@ -21,7 +21,12 @@ from stillroom.jobs.files import refuse_existing
 from stillroom.merge.interfaces import Array
 from stillroom.merge.lora.combination import LayerError, choose_rank
 from stillroom.merge.lora.peft_format import LoraFactors, save_adapter
-from stillroom.merge.tensors.storage import PendingTensor, iter_row_ranges, read_rows
+from stillroom.merge.tensors.storage import (
+    PendingTensor,
+    array_to_bytes,
+    iter_row_ranges,
+    read_rows,
+)
 from stillroom.merge.tensors.structure import (
     HEAD,
     choose_difference_dtype,
@@ -207,7 +212,7 @@ def extract_task_vector(
             writer.begin(name, (kind, shape))
             for start, stop in iter_row_ranges(shape):
                 data = read_difference_rows(finetuned, base, name, homes[name], start, stop)
-                view = memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+                view = array_to_bytes(data)
                 writer.place_rows(name, start, view)
                 writer.note_rows(view)
             writer.end(name)

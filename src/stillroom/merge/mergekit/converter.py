@@ -17,8 +17,8 @@ from stillroom.merge.mergekit.parameters import (
     MergekitParameter,
     ParameterValues,
     find_default,
+    find_values,
     has_main_layers,
-    join_parameters,
     list_module_patterns,
     read_parameter,
 )
@@ -159,13 +159,24 @@ class _DocumentConverter:
             return []
         if modules is not None:
             return self.read_modules(modules)
-        key, listed = ("models", models) if models is not None else ("slices", slices)
+        return self.read_models_or_slices(
+            self.path, "slices" if models is None else "models", self.data
+        )
+
+    def read_models_or_slices(
+        self, path: KeyPath, key: str, data: Mapping[str, Any], module: str = ""
+    ) -> list[MergedPart]:
+        """Return the models of a configuration or module as one part, or each of its slices."""
+        listed, here = data[key], (*path, key)
         if not isinstance(listed, list) or not listed:
-            self.report.refuse(self.at(key), f"cannot be {listed!r:.40}", "a non-empty list")
+            self.report.refuse(here, f"cannot be {listed!r:.40}", "a non-empty list")
             return []
         if key == "models":
-            return [MergedPart(self.read_entries(self.at(key), listed, "model"), {}, self.at(key))]
-        return [self.read_slice(self.at(key, number), part) for number, part in enumerate(listed)]
+            return [MergedPart(self.read_entries(here, listed, "model"), {}, here)]
+        if module and not has_main_layers(module):
+            self.report.refuse(here, "cannot be stacked", "slices of the text decoder only")
+            return []
+        return [self.read_slice((*here, number), part) for number, part in enumerate(listed)]
 
     def read_modules(self, modules: Any) -> list[MergedPart]:
         """Return the parts of all modules; only one of them may have slices."""
@@ -194,20 +205,9 @@ class _DocumentConverter:
         self.report.check_keys(path, data, ("models", "slices", "parameters"))
         shared = self.read_parameters((*path, "parameters"), data.get("parameters"))
         key = "models" if "models" in data else "slices"
-        listed = data[key]
-        if not isinstance(listed, list) or not listed:
-            self.report.refuse((*path, key), f"cannot be {listed!r:.40}", "a non-empty list")
-            return []
-        if key == "models":
-            entries = self.read_entries((*path, key), listed, "model")
-            return [MergedPart(entries, shared, (*path, key), name)]
-        if not has_main_layers(name):
-            self.report.refuse((*path, key), "cannot be stacked", "slices of the text decoder only")
-            return []
-        read = [self.read_slice((*path, key, number), part) for number, part in enumerate(listed)]
+        read = self.read_models_or_slices(path, key, data, name)
         return [
-            replace(part, module=name, parameters=join_parameters(part.parameters, shared))
-            for part in read
+            replace(part, module=name, parameters=_join(part.parameters, shared)) for part in read
         ]
 
     def read_slice(self, path: KeyPath, data: Any) -> MergedPart:
@@ -331,10 +331,9 @@ class _DocumentConverter:
         """Move the parameters of passthrough's single model to the part."""
         if self.method != "passthrough" or len(part.entries) != 1:
             return part
-        joined = dict(part.entries[0].parameters)
-        for key, values in part.parameters.items():
-            joined[key] = joined.get(key, ParameterValues()).before(values)
-        return replace(part, entries=(replace(part.entries[0], parameters={}),), parameters=joined)
+        (entry,) = part.entries
+        joined = _join(entry.parameters, part.parameters)
+        return replace(part, entries=(replace(entry, parameters={}),), parameters=joined)
 
     def assemble(self, parts: list[MergedPart]) -> dict[str, Any]:
         listed = dict.fromkeys(entry.model for part in parts for entry in part.entries)
@@ -414,8 +413,7 @@ class _DocumentConverter:
                     number = number_of(position, entry)
                     parameters += values.to_overrides(setting, number)
         for key, parameter in self.shared():
-            values = part.parameters.get(key, ParameterValues())
-            parameters += values.to_overrides(parameter.name)
+            parameters += find_values(key, part.parameters).to_overrides(parameter.name)
         return parameters
 
     def group(
@@ -479,9 +477,7 @@ class _DocumentConverter:
         for key, parameter in self.spec.parameters.items():
             if not parameter.is_own:
                 continue
-            values = ParameterValues()
-            for level in (entry.parameters, part.parameters, self.top):
-                values = values.before(level.get(key, ParameterValues()))
+            values = find_values(key, entry.parameters, part.parameters, self.top)
             values = values.before(find_default(parameter))
             if values.is_complete:
                 default = 1.0 if key == "weight" else float(parameter.default or 0)
@@ -502,12 +498,11 @@ class _DocumentConverter:
             if parameter.is_own and key != "weight":
                 self.settings[parameter.name] = parameter.default
         for key, parameter in self.shared():
-            top = self.top.get(key, ParameterValues())
-            if self.data.get("models"):  # the single model of passthrough may set it
-                top = parts[0].parameters.get(key, ParameterValues()).before(top)
-            top = top.before(find_default(parameter))
+            # the single model of passthrough may set it
+            levels = [parts[0].parameters] if self.data.get("models") else []
+            top = find_values(key, *levels, self.top).before(find_default(parameter))
             for part in parts:
-                if not part.parameters.get(key, ParameterValues()).before(top).is_complete:
+                if not find_values(key, part.parameters).before(top).is_complete:
                     self.report.refuse(
                         part.path, f"{key} is missing", f"parameters: {{{key}: NUMBER}}"
                     )
@@ -528,9 +523,7 @@ class _DocumentConverter:
                     self.report.refuse(
                         (*part.path, "parameters", key), "differs between slices", "one value"
                     )
-            values = self.top.get(key, ParameterValues()).before(
-                find_default(self.spec.parameters[key])
-            )
+            values = find_values(key, self.top).before(find_default(self.spec.parameters[key]))
             if values.scalar is None:
                 self.report.refuse(
                     self.at("parameters", key), "differs between tensors", "one value"
@@ -589,3 +582,10 @@ class _DocumentConverter:
                 suggest(name, MERGEKIT_METHODS) or "choose one that mergekit 0.1.5 has",
             )
         )
+
+
+def _join(
+    narrow: Mapping[str, ParameterValues], wide: Mapping[str, ParameterValues]
+) -> dict[str, ParameterValues]:
+    """Return the parameters of two levels; the narrower takes precedence."""
+    return {key: find_values(key, narrow, wide) for key in dict.fromkeys([*narrow, *wide])}

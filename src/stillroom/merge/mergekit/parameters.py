@@ -34,8 +34,8 @@ __all__ = [
     "ParameterValues",
     "check_weights",
     "find_default",
+    "find_values",
     "has_main_layers",
-    "join_parameters",
     "list_module_patterns",
     "mergekit_unsupported_error",
     "read_parameter",
@@ -368,14 +368,12 @@ def has_main_layers(module: str) -> bool:
     return module in _MAIN or "language_model" in module
 
 
-def join_parameters(
-    narrow: Mapping[str, ParameterValues], wide: Mapping[str, ParameterValues]
-) -> dict[str, ParameterValues]:
-    """Join the parameters of two levels; the narrower takes precedence."""
-    return {
-        key: narrow.get(key, ParameterValues()).before(wide.get(key, ParameterValues()))
-        for key in dict.fromkeys([*narrow, *wide])
-    }
+def find_values(key: str, *levels: Mapping[str, ParameterValues]) -> ParameterValues:
+    """Return a parameter's values at all levels; the narrower, first ones take precedence."""
+    values = ParameterValues()
+    for level in levels:
+        values = values.before(level.get(key, ParameterValues()))
+    return values
 
 
 def find_default(parameter: MergekitParameter) -> ParameterValues:

@@ -34,7 +34,6 @@ __all__ = [
 Tensor: TypeAlias = torch.Tensor
 Parents: TypeAlias = Sequence[torch.Tensor]
 _MergeTensor: TypeAlias = Callable[[Any, Tensor | None, Parents, BlockContext], Tensor]
-_Prune: TypeAlias = Callable[[Any, Parents, BlockContext], list[Tensor]]
 _QUARTILES = (0.25, 0.5, 0.75)
 _QUARTILE_SAMPLE = 1_000_000
 _SHORT = 1e-7
@@ -161,54 +160,34 @@ def _task_arithmetic(
     )
 
 
-def _after_pruning(prune: _Prune) -> _MergeTensor:
-    """Return the merge of a family: prune task vectors, then sum them or let them vote."""
+def _after_pruning(
+    prune: Callable[..., Tensor], read_settings: Callable[[Any, BlockContext], list[Any]]
+) -> _MergeTensor:
+    """Return the merge of a family: prune task vectors, then sum them or let them vote.
+
+    ``read_settings`` returns what ``prune`` takes of each model, after its task vector.
+    """
 
     def merge(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
         base, vectors = _compute_task_vectors(base, parents, m.method_name())
+        pruned = [
+            prune(vector, *settings, rescale=m.rescale)
+            for vector, settings in zip(vectors, read_settings(m, context), strict=True)
+        ]
         return add_task_vectors(
-            base,
-            prune(m, vectors, context),
-            context.weights,
-            votes=m.votes,
-            normalize=m.normalize,
-            scale=m.scale,
+            base, pruned, context.weights, votes=m.votes, normalize=m.normalize, scale=m.scale
         )
 
     return merge
 
 
-def _prune_ties(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]:
+def _read_densities(m: Any, context: BlockContext) -> list[tuple[float]]:
+    return [(density,) for density in context.values("density", m.density)]
+
+
+def _read_bands(m: Any, context: BlockContext) -> list[tuple[float, float]]:
     densities = context.values("density", m.density)
-    return [
-        trim(vector, density, rescale=m.rescale)
-        for vector, density in zip(vectors, densities, strict=True)
-    ]
-
-
-def _prune_dare(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]:
-    densities = context.values("density", m.density)
-    return [
-        random_sparsify(vector, density, rescale=m.rescale)
-        for vector, density in zip(vectors, densities, strict=True)
-    ]
-
-
-def _prune_della(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]:
-    windows = m.probability_windows(context, below_one=True)
-    return [
-        magprune(vector, *window, rescale=m.rescale)
-        for vector, window in zip(vectors, windows, strict=True)
-    ]
-
-
-def _prune_breadcrumbs(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]:
-    densities = context.values("density", m.density)
-    gammas = context.values("gamma", m.gamma)
-    return [
-        trim_to_band(vector, density, gamma, rescale=m.rescale)
-        for vector, density, gamma in zip(vectors, densities, gammas, strict=True)
-    ]
+    return list(zip(densities, context.values("gamma", m.gamma), strict=True))
 
 
 def _sce(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
@@ -287,35 +266,6 @@ def _ramplus_tl(m: Any, base: Tensor | None, parents: Parents, context: BlockCon
     return merged
 
 
-_DARE, _DELLA = _after_pruning(_prune_dare), _after_pruning(_prune_della)
-_BREADCRUMBS = _after_pruning(_prune_breadcrumbs)
-
-WHOLE_TENSOR_METHODS: Mapping[str, _MergeTensor] = {
-    "arcee_fusion": _arcee_fusion,
-    "breadcrumbs": _BREADCRUMBS,
-    "breadcrumbs_ties": _BREADCRUMBS,
-    "dare_linear": _DARE,
-    "dare_ties": _DARE,
-    "della": _DELLA,
-    "della_linear": _DELLA,
-    "karcher": _karcher,
-    "linear": _linear,
-    "model_stock": _model_stock,
-    "multislerp": _multislerp,
-    "nearswap": _nearswap,
-    "nuslerp": _nuslerp,
-    "passthrough": lambda m, base, parents, context: (
-        parents[0] if m.scale == 1 else parents[0] * m.scale
-    ),
-    "ram": _ram,
-    "ramplus_tl": _ramplus_tl,
-    "sce": _sce,
-    "slerp": lambda m, base, parents, context: slerp(m.t, parents[0], parents[1]),
-    "task_arithmetic": _task_arithmetic,
-    "ties": _after_pruning(_prune_ties),
-}
-"""Every method of mergekit 0.1.5, by name."""
-
 _NOTHING = 1e-7
 _SHORT_SUMS = 1e-8
 _STRAIGHT = 0.9995
@@ -342,13 +292,7 @@ def trim(vector: torch.Tensor, density: float, *, rescale: bool) -> torch.Tensor
     if density <= 0:
         return torch.zeros_like(vector)
     count = max(1, int(density * vector.numel()))
-    flat = vector.abs().reshape(-1)
-    if vector.dtype in (torch.float16, torch.bfloat16):
-        flat = flat.float()
-    mask = torch.zeros_like(flat)
-    mask[torch.argsort(flat, descending=True)[:count]] = 1
-    pruned = vector * mask.reshape(vector.shape).to(vector.dtype)
-    return match_l1_norm(pruned, vector) if rescale else pruned
+    return _keep_sorted(vector, slice(count), descending=True, rescale=rescale)
 
 
 def trim_to_band(
@@ -360,11 +304,19 @@ def trim_to_band(
     size = vector.numel()
     target, top = int(density * size), int(gamma * size)
     bottom = max(0, size - target - top)
+    place = slice(bottom, bottom + target)
+    return _keep_sorted(vector, place, descending=False, rescale=rescale)
+
+
+def _keep_sorted(
+    vector: torch.Tensor, place: slice, *, descending: bool, rescale: bool
+) -> torch.Tensor:
+    """Keep the elements in some places of torch's (not stable) order of magnitudes."""
     flat = vector.abs().reshape(-1)
     if vector.dtype in (torch.float16, torch.bfloat16):
         flat = flat.float()
     mask = torch.zeros_like(flat)
-    mask[torch.argsort(flat, descending=False)[bottom : bottom + target]] = 1
+    mask[torch.argsort(flat, descending=descending)[place]] = 1
     pruned = vector * mask.reshape(vector.shape).to(vector.dtype)
     return match_l1_norm(pruned, vector) if rescale else pruned
 
@@ -535,3 +487,34 @@ def _stack_task_vectors(
     """
     base = _require_base(base, method)
     return base, torch.stack([parent - base for parent in parents])
+
+
+_DARE = _after_pruning(random_sparsify, _read_densities)
+_DELLA = _after_pruning(magprune, lambda m, context: m.probability_windows(context, below_one=True))
+_BREADCRUMBS = _after_pruning(trim_to_band, _read_bands)
+
+WHOLE_TENSOR_METHODS: Mapping[str, _MergeTensor] = {
+    "arcee_fusion": _arcee_fusion,
+    "breadcrumbs": _BREADCRUMBS,
+    "breadcrumbs_ties": _BREADCRUMBS,
+    "dare_linear": _DARE,
+    "dare_ties": _DARE,
+    "della": _DELLA,
+    "della_linear": _DELLA,
+    "karcher": _karcher,
+    "linear": _linear,
+    "model_stock": _model_stock,
+    "multislerp": _multislerp,
+    "nearswap": _nearswap,
+    "nuslerp": _nuslerp,
+    "passthrough": lambda m, base, parents, context: (
+        parents[0] if m.scale == 1 else parents[0] * m.scale
+    ),
+    "ram": _ram,
+    "ramplus_tl": _ramplus_tl,
+    "sce": _sce,
+    "slerp": lambda m, base, parents, context: slerp(m.t, parents[0], parents[1]),
+    "task_arithmetic": _task_arithmetic,
+    "ties": _after_pruning(trim, _read_densities),
+}
+"""Every method of mergekit 0.1.5, by name."""

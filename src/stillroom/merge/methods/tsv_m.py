@@ -29,7 +29,7 @@ class TsvM(MatrixMethod):
     def merge_matrices(self, vectors: Sequence[Array]) -> Array:
         import numpy as np
 
-        from stillroom.merge.tensors.linear_algebra import decompose, orthogonalize, reconstruct
+        from stillroom.merge.tensors.linear_algebra import decompose, orthogonalize
 
         rank = max(1, min(vectors[0].shape) // len(vectors))
         left_vectors, values, right_vectors = [], [], []
@@ -41,6 +41,7 @@ class TsvM(MatrixMethod):
             values.append(singular_values[:rank])
             right_vectors.append(v[:rank] * live[:, np.newaxis])
         stacked = orthogonalize(np.concatenate(left_vectors, axis=1))
-        return reconstruct(
-            stacked, np.concatenate(values), orthogonalize(np.concatenate(right_vectors))
+        merged: Array = (stacked * np.concatenate(values)) @ orthogonalize(
+            np.concatenate(right_vectors)
         )
+        return merged

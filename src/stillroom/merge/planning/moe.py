@@ -27,6 +27,7 @@ from stillroom.merge.planning.plan import (
     PlannedTensor,
     SourceTensor,
     Zeros,
+    find_widest_dtype,
 )
 from stillroom.merge.planning.planner import list_source_notes
 from stillroom.merge.settings import RANDOM_GATE_MODES, MoeArchitecture
@@ -149,7 +150,11 @@ class _MoePlanner:
 
     @cached_property
     def layers(self) -> int:
-        layers = [int(match[2]) for name in self.base.checkpoint.names() if (match := _mlp(name))]
+        layers = [
+            int(match[2])
+            for name in self.base.checkpoint.names()
+            if (match := _MLP.fullmatch(name))
+        ]
         return max(layers, default=-1) + 1
 
     def check(self) -> None:
@@ -199,7 +204,7 @@ class _MoePlanner:
             )
             for parent in self.parents
             for name in base.names()
-            if _mlp(name)
+            if _MLP.fullmatch(name)
             and (name not in parent.checkpoint or parent.checkpoint.shape(name) != base.shape(name))
         ]
         if problems:
@@ -209,7 +214,7 @@ class _MoePlanner:
         """Yield every tensor of the result."""
         base = self.base.checkpoint
         for name in base.names():
-            match = _mlp(name)
+            match = _MLP.fullmatch(name)
             if match:
                 yield from self._place_experts(name, match[1], match[3])
                 if match[3] == "gate_proj":
@@ -261,8 +266,6 @@ class _MoePlanner:
             yield self._copy(target, self.shared + 1, name, part)
             return
         width = self.base.checkpoint.shape(name)[part != "down_proj"]
-        if part == "down_proj":
-            width = self.base.checkpoint.shape(name)[0]
         shape = (width, _SILENT_WIDTH) if part == "down_proj" else (_SILENT_WIDTH, width)
         yield self._zeros(target, name, shape)
 
@@ -321,13 +324,9 @@ class _MoePlanner:
             return self._requested_dtype()
         if self.recipe.arithmetic == "mergekit":
             return self.base.checkpoint.entry(name).dtype
-        sources = [self.base, *self.parents]
-        kinds = {
-            source.checkpoint.entry(name).dtype for source in sources if name in source.checkpoint
-        }
-        if len(kinds) == 1:
-            return kinds.pop()
-        return "F64" if "F64" in kinds else "F32"
+        checkpoints = [source.checkpoint for source in (self.base, *self.parents)]
+        held = [checkpoint.entry(name).dtype for checkpoint in checkpoints if name in checkpoint]
+        return find_widest_dtype(held)
 
     def _requested_dtype(self) -> str:
         return SAFETENSORS_DTYPES.get(self.recipe.out.dtype or "", "")
@@ -337,10 +336,6 @@ def _computed_tensor(
     name: str, stored: str, shape: tuple[int, ...], computed: Computation
 ) -> PlannedTensor:
     return PlannedTensor(name, stored, shape, None, (), is_placed=True, computed=computed)
-
-
-def _mlp(name: str) -> re.Match[str] | None:
-    return _MLP.fullmatch(name)
 
 
 def _choose_layout(base: Checkpoint, layout: MoeArchitecture, shared: int | None) -> str:

@@ -44,11 +44,18 @@ __all__ = [
     "compare_sources",
     "estimate_seconds",
     "explain_tensor",
+    "find_widest_dtype",
     "list_warnings",
 ]
 
 BLOCK_ELEMENTS = 1 << 17
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def find_widest_dtype(dtypes: Sequence[str]) -> str:
+    """Return the smallest storage type that fits all of some floats."""
+    kinds = set(dtypes)
+    return dtypes[0] if len(kinds) == 1 else "F64" if "F64" in kinds else "F32"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,14 @@ from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
 from stillroom.merge.interfaces import MergeMethod, missing_base_error
 from stillroom.merge.mergekit.parameters import check_weights
 from stillroom.merge.planning.inputs import TensorRules, check_configs, limit_problems
-from stillroom.merge.planning.plan import SAFETENSORS_DTYPES, MergePlan, PlannedTensor, SourceTensor
+from stillroom.merge.planning.plan import (
+    SAFETENSORS_DTYPES,
+    MergePlan,
+    PlannedTensor,
+    SourceTensor,
+    find_widest_dtype,
+)
+from stillroom.merge.planning.vocabulary import adapt_config
 from stillroom.merge.settings import Slice, TensorGroup
 from stillroom.merge.tensors.structure import (
     EMBEDDING,
@@ -111,7 +118,11 @@ class _Planner:
         if self.rules.slices:
             requests, config = self._request_stack(tensor_names)
         else:
-            requests = self._request_all(tensor_names)
+            stacks = find_stacks(tensor_names)
+            requests = [
+                self._request_tensor(name, self._relative_depth(name, stacks))
+                for name in tensor_names
+            ]
         planned = [
             planned_tensor for request in requests if (planned_tensor := self._plan_tensor(request))
         ]
@@ -125,23 +136,23 @@ class _Planner:
         if "tie_word_embeddings" in config or not all_tied:
             config["tie_word_embeddings"] = all_tied
         if self.tokens is not None:
-            config = self.tokens.adapt_config(config)
+            config = adapt_config(self.tokens, config)
         return MergePlan(
             self.method.method_name(),
             tuple(source.name for source in self.sources),
             tuple(sorted(planned, key=lambda tensor: (self.output_name(tensor.name), tensor.name))),
             tied,
             config,
-            sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
+            sum(
+                int(self._get_entry(home).size_bytes)
+                for tensor in planned
+                if tensor.is_merged
+                for home in tensor.inputs
+            ),
             self._count_passes(),
             self.tokens,
             warnings=tuple(filter(None, self.warnings)),
         )
-
-    def _request_all(self, names: Sequence[str]) -> list[_TensorRequest]:
-        """Return every tensor at its own name."""
-        stacks = find_stacks(names)
-        return [self._request_tensor(name, self._relative_depth(name, stacks)) for name in names]
 
     def _relative_depth(self, name: str, stacks: Mapping[str, LayerStack]) -> float | None:
         """Return 0 in the first layer, 1 in the last, None outside the layers."""
@@ -307,7 +318,8 @@ class _Planner:
             for input_tensor, entry in zip(request.inputs, entries, strict=True)
         )
         if is_token_table:
-            entries = [replace(entry, shape=self._token_table_shape(entry)) for entry in entries]
+            rows = tokens.size if tokens else 0
+            entries = [replace(entry, shape=(rows, *entry.shape[1:])) for entry in entries]
         if len({entry.shape for entry in entries}) > 1:
             self._add_shape_problem(request, entries)
             return None
@@ -319,7 +331,7 @@ class _Planner:
         self, request: _TensorRequest, entries: Sequence[Any], is_token_table: bool
     ) -> PlannedTensor:
         dtype = self.rules.dtype or self.rules.compute_dtype
-        widest = _widest_dtype([entry.dtype for entry in entries])
+        widest = find_widest_dtype([entry.dtype for entry in entries])
         stored_dtype = SAFETENSORS_DTYPES[dtype] if dtype else widest
         base = next((tensor for tensor in request.inputs if self._is_base(tensor)), None)
         parents = tuple(tensor for tensor in request.inputs if not self._is_base(tensor))
@@ -363,9 +375,6 @@ class _Planner:
         if is_mergekit and has_fused_experts(self.sources[0].checkpoint.config):
             return to_mergekit_name(name)
         return name
-
-    def _token_table_shape(self, entry: Any) -> tuple[int, ...]:
-        return (self.tokens.size if self.tokens else entry.shape[0], *entry.shape[1:])
 
     def _number_parents(
         self, request: _TensorRequest, parents: Sequence[SourceTensor]
@@ -415,9 +424,6 @@ class _Planner:
     def _get_entry(self, input_tensor: SourceTensor) -> Any:
         return self.sources[input_tensor.source].checkpoint.entry(input_tensor.name)
 
-    def _read_bytes(self, tensor: PlannedTensor) -> int:
-        return sum(int(self._get_entry(input_tensor).size_bytes) for input_tensor in tensor.inputs)
-
     def _count_passes(self) -> int:
         kind = type(self.method)
         measures = kind.measure is not MergeMethod.measure
@@ -445,13 +451,6 @@ def _find_source_name(source: MergeSource, name: str) -> str:
     if tied:
         return EMBEDDING
     return name if name in source.checkpoint else ""
-
-
-def _widest_dtype(dtypes: Sequence[str]) -> str:
-    kinds = set(dtypes)
-    if len(kinds) == 1:
-        return dtypes[0]
-    return "F64" if "F64" in kinds else "F32"
 
 
 def _slice_error(where: str, problem: str, expected: str) -> RecipeError:

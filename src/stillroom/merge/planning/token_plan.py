@@ -155,22 +155,6 @@ class TokenPlan:
 
         return self._gather(source, np.arange(start, stop), read)
 
-    def write(self, folder: Path) -> list[str]:
-        """Write the tokenizer's files into a checkpoint's folder; return their names.
-
-        Raises:
-            CheckpointError: If the written tokenizer changes ids or texts.
-        """
-        from stillroom.merge.planning.vocabulary import write_tokenizer
-
-        return write_tokenizer(self, folder)
-
-    def adapt_config(self, config: Mapping[str, Any], donor: int = 0) -> dict[str, Any]:
-        """Return a config.json for the result, with vocab_size and ids of its special tokens."""
-        from stillroom.merge.planning.vocabulary import adapt_config
-
-        return adapt_config(self, config, donor)
-
     def report(self) -> dict[str, Any]:
         """Return the numbers of rows by origin for each source, as JSON values."""
         import numpy as np

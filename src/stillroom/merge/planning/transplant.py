@@ -30,6 +30,7 @@ from stillroom.merge.planning.plan import (
 )
 from stillroom.merge.planning.planner import list_source_notes
 from stillroom.merge.planning.token_plan import TokenPlan, plan_tokenizer
+from stillroom.merge.planning.vocabulary import adapt_config
 from stillroom.merge.settings import TokenizerSettings
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def plan_transplant(
         (target.name, donor.name),
         tensors,
         (),
-        planner.plan.adapt_config(target.checkpoint.config, donor=1),
+        adapt_config(planner.plan, target.checkpoint.config, donor=1),
         target.checkpoint.size_bytes + planner.donor_bytes,
         1,
         planner.plan,

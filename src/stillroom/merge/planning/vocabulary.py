@@ -369,7 +369,7 @@ def write_tokenizer(plan: TokenPlan, folder: Path) -> list[str]:
     return sorted(written)
 
 
-def adapt_config(plan: TokenPlan, config: Mapping[str, Any], donor: int) -> dict[str, Any]:
+def adapt_config(plan: TokenPlan, config: Mapping[str, Any], donor: int = 0) -> dict[str, Any]:
     """Return config.json with the result's vocab_size and ids of its special tokens.
 
     An id is taken from the vocabulary's model if its config has it, else translated by token.

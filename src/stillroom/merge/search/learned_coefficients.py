@@ -26,7 +26,7 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate import warn_small_sample
 from stillroom.jobs import atomic_write
 from stillroom.merge.analysis.calibration import unmask_padding
-from stillroom.merge.analysis.comparison import InspectedModel, load_model
+from stillroom.merge.analysis.comparison import InspectedModel, bootstrap_loss, load_model
 from stillroom.merge.lora.adapter import is_adapter
 from stillroom.merge.tensors.structure import locate_tensor
 
@@ -183,7 +183,7 @@ def learn_coefficients(
         losses[f"{number}/{name}"] = mixer.losses(mixer.only(number), confirm, "cross_entropy")
     losses["start"] = mixer.losses(mixer.start(), confirm, "cross_entropy")
     losses["learned"] = mixer.losses(best, confirm, "cross_entropy")
-    metrics = {name: _mean(name, record_losses) for name, record_losses in losses.items()}
+    metrics = {name: bootstrap_loss(name, record_losses) for name, record_losses in losses.items()}
     winner = min(list(metrics)[:count], key=lambda name: metrics[name].value)
     return LearnedCoefficients(
         tuple(names),
@@ -386,17 +386,6 @@ def _find_group(name: str, group: Group) -> str:
 
 def _total(losses: Sequence[tuple[float, int]]) -> float:
     return math.fsum(nats for nats, _ in losses) / max(sum(tokens for _, tokens in losses), 1)
-
-
-def _mean(name: str, losses: Sequence[tuple[float, int]]) -> Metric:
-    from stillroom.evaluate.metrics.bootstrap import bootstrap
-
-    return bootstrap(
-        [nats / tokens for nats, tokens in losses],
-        weights=[tokens for _, tokens in losses],
-        name=name,
-        unit="nats/token",
-    )
 
 
 def _compare(parent: Sequence[tuple[float, int]], learned: Sequence[tuple[float, int]]) -> Metric:

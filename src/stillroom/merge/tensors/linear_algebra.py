@@ -47,7 +47,6 @@ __all__ = [
     "orthogonalize",
     "parent_gram_matrix",
     "plain_mean",
-    "reconstruct",
     "slerp_coefficients",
     "slerp_weight",
     "solve_regmean",
@@ -111,12 +110,6 @@ def orthogonalize(directions: Array, parts: tuple[Array, Array, Array] | None = 
     rank = int(np.count_nonzero(values > limit))
     polar: Array = left[:, :rank] @ right[:rank]
     return polar
-
-
-def reconstruct(left: Array, values: Array, right: Array) -> Array:
-    """Return the matrix with the given singular vectors and values."""
-    product: Array = (left * values) @ right
-    return product
 
 
 Device: TypeAlias = Literal["cpu", "cuda"]

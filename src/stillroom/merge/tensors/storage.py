@@ -43,6 +43,7 @@ __all__ = [
     "StatisticsKind",
     "TensorFile",
     "TensorReader",
+    "array_to_bytes",
     "atomic_folder",
     "count_block_rows",
     "find_statistics",
@@ -117,6 +118,11 @@ def read_stored_rows(source: TensorReader, name: str, start: int, stop: int) -> 
     data: Any = source.read(name, start, stop)
     bits: Array = np.frombuffer(data, BIT_TYPES[entry.dtype])
     return bits.reshape((stop - start, *entry.shape[1:]) if entry.shape else ())
+
+
+def array_to_bytes(bits: Array) -> memoryview:
+    """Return an array's memory as bytes."""
+    return memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
 
 
 def iter_row_ranges(shape: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -199,11 +199,6 @@ def magnitude_bits(vector: Array) -> Array:
     return bits
 
 
-def _round_probability(share: float) -> float:
-    """Round a probability to steps of 2**-16, as used by masks."""
-    return round(share * PROBABILITY_LEVELS) / PROBABILITY_LEVELS
-
-
 def philox_uint16(shape: tuple[int, ...], key: str, context: BlockContext) -> Array:
     """Return random 16-bit numbers, (shape), uint16.
 
@@ -230,7 +225,7 @@ def bernoulli_mask(shape: tuple[int, ...], share: float, key: str, context: Bloc
 
     Args:
         shape: Shape of the block.
-        share: The probability, in steps of 2**-16, see ``_round_probability``.
+        share: The probability, rounded to steps of 2**-16.
         key: Key of the parent.
         context: Position of the block; see ``philox_uint16``.
     """
@@ -255,7 +250,7 @@ def random_sparsify(
     for vector, key, share in zip(vectors, context.keys, shares, strict=True):
         thinned = np.atleast_1d(vector)
         thinned *= bernoulli_mask(thinned.shape, share, key, context)
-        exact = _round_probability(share)
+        exact = round(share * PROBABILITY_LEVELS) / PROBABILITY_LEVELS
         if rescale and 0 < exact < 1:
             thinned *= thinned.dtype.type(1 / exact)
         pruned.append(thinned.reshape(np.shape(vector)))

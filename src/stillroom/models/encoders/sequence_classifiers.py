@@ -49,8 +49,7 @@ __all__ = [
 ]
 
 _BATCH = 8
-_MIN_PASSAGE_TOKENS = 16
-_MIN_PREMISE_TOKENS = 16
+_MIN_ROOM = 16  # tokens of a passage or premise
 
 
 class _SequenceClassifier(ABC):
@@ -64,9 +63,7 @@ class _SequenceClassifier(ABC):
         most_labels: int | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        self._tokenizer, self._model = _load_sequence_classifier(
-            folder, device, most_labels=most_labels
-        )
+        self._tokenizer, self._model = _load(folder, device, most_labels)
         self._device = device
         self._lock = threading.Lock()  # a fast tokenizer must not be shared by threads
         positions = find_positions(self._model)
@@ -74,11 +71,23 @@ class _SequenceClassifier(ABC):
         self.truncated = 0
         """Number of truncated texts."""
 
-    def _find_room(self, text: str) -> tuple[int, int]:
-        """Return the tokens of a text that is never truncated, and what is left for the other."""
+    def _check_room(self, text: str, reads: str, advice: str) -> None:
+        """Raise unless a text that is never truncated leaves room for the other one of its pair.
+
+        Args:
+            text: The text.
+            reads: The error, with ``{}`` for its tokens, and for the limit of both texts.
+            advice: The next step.
+        """
         tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         special = self._tokenizer.num_special_tokens_to_add(pair=True)
-        return tokens, self.max_tokens - tokens - special
+        if self.max_tokens - tokens - special < min(_MIN_ROOM, self.max_tokens // 2):
+            raise BackendError(
+                reads.format(tokens, self.max_tokens),
+                code="backend.context",
+                expected=f"room for {_MIN_ROOM} tokens of a passage",
+                next=advice,
+            )
 
     def _encode_pair(self, first: str, second: str, truncation: str) -> dict[str, list[int]]:
         pair = self._tokenizer(first, second)
@@ -145,15 +154,11 @@ class CrossEncoder(_SequenceClassifier):
 
     def _encode(self, query: str, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         with self._lock:
-            query_tokens, room = self._find_room(query)
-            if room < min(_MIN_PASSAGE_TOKENS, self.max_tokens // 2):
-                raise BackendError(
-                    f"the query has {query_tokens} tokens; the cross-encoder reads "
-                    f"{self.max_tokens} of query and passage together",
-                    code="backend.context",
-                    expected=f"room for {_MIN_PASSAGE_TOKENS} tokens of a passage",
-                    next="shorten the question: only passages are truncated",
-                )
+            self._check_room(
+                query,
+                "the query has {} tokens; the cross-encoder reads {} of query and passage together",
+                "shorten the question: only passages are truncated",
+            )
             return [self._encode_pair(query, text, "only_second") for text in texts]
 
 
@@ -174,9 +179,7 @@ def _pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, lis
     return rows
 
 
-def _load_sequence_classifier(
-    folder: Path, device: str, *, most_labels: int | None = None
-) -> tuple[Any, Any]:
+def _load(folder: Path, device: str, most_labels: int | None) -> tuple[Any, Any]:
     """Load tokenizer and model of a sequence-classification checkpoint."""
     config = read_json_file(folder / "config.json", _not_a_classifier_error)
     architectures = list(map(str, config.get("architectures") or []))
@@ -306,15 +309,11 @@ class NLIModel(_SequenceClassifier):
 
     def _encode(self, premise: str, hypothesis: str) -> dict[str, list[int]]:
         with self._lock:
-            hypothesis_tokens, room = self._find_room(hypothesis)
-            if room < min(_MIN_PREMISE_TOKENS, self.max_tokens // 2):
-                raise BackendError(
-                    f"the sentence has {hypothesis_tokens} tokens; the model reads "
-                    f"{self.max_tokens} of both texts together",
-                    code="backend.context",
-                    expected=f"room for {_MIN_PREMISE_TOKENS} tokens of a passage",
-                    next="check by overlap, which has no limit",
-                )
+            self._check_room(
+                hypothesis,
+                "the sentence has {} tokens; the model reads {} of both texts together",
+                "check by overlap, which has no limit",
+            )
             return self._encode_pair(premise, hypothesis, "only_first")
 
 

@@ -87,8 +87,9 @@ class LoadBalancedModel:
         prints = [[member.model.fingerprint, member.weight] for member in self._members]
         self.fingerprint = f"pool:{digest_json(prints)[:16]}"
         self.context_length = min(member.model.context_length for member in self._members)
+        models = [member.model for member in self._members if member.weight > 0]
         self.concurrency = sum(
-            _concurrency_of(member.model) for member in self._members if member.weight > 0
+            model.concurrency if isinstance(model, ConcurrentModel) else 1 for model in models
         )
         submit_methods = [
             member.model.submit for member in self._members if isinstance(member.model, AsyncModel)
@@ -302,7 +303,3 @@ def _weighted_distance(request: str, index: int, weight: float) -> float:
         return 0.0
     share = (int(digest_json([request, index])[:13], 16) + 1) / (16**13 + 1)
     return -math.log(share) / weight
-
-
-def _concurrency_of(model: TextModel) -> int:
-    return model.concurrency if isinstance(model, ConcurrentModel) else 1

@@ -145,12 +145,10 @@ def export_gguf(
             prove(temporary, gguf_type)
     source = checkpoint.dequantized_from
     source_notes = (f"the weights are dequantized from {source}",) if source else ()
-    notes = (
-        *source_notes,
-        *layout.notes,
-        *vocabulary.notes,
-        *_report_unquantized(counts, gguf_type),
-    )
+    notes = (*source_notes, *layout.notes, *vocabulary.notes)
+    if gguf_type == "q8_0" and counts["f16"]:
+        rows = f"{counts['f16']} matrices have rows no multiple of {_BLOCK} long: kept as f16"
+        notes = (*notes, rows)
     size = out.stat().st_size
     return GgufExport(
         out, layout.architecture, gguf_type, dict(counts), size, checkpoint.fingerprint,
@@ -320,9 +318,3 @@ def _convert(values: Array, kind: GgufType, name: str, checkpoint: Checkpoint) -
     if kind == "f16":
         return values.astype(np.float16)
     return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind.upper()])
-
-
-def _report_unquantized(counts: Counter[str], gguf_type: GgufType) -> tuple[str, ...]:
-    if gguf_type == "q8_0" and counts["f16"]:
-        return (f"{counts['f16']} matrices have rows no multiple of {_BLOCK} long: kept as f16",)
-    return ()

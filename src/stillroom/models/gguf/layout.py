@@ -73,20 +73,15 @@ class GgufLayout:
     notes: tuple[str, ...] = ()
 
 
-@dataclass
 class _ModelShape:
     """Shape settings of a config."""
 
-    config: Mapping[str, Any]
-    heads: int = field(init=False)
-    key_heads: int = field(init=False)
-    head_dim: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.heads = int(self.config["num_attention_heads"])
-        self.key_heads = int(self.config.get("num_key_value_heads") or self.heads)
-        width = int(self.config["hidden_size"])
-        self.head_dim = int(self.config.get("head_dim") or width // self.heads)
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.heads = int(config["num_attention_heads"])
+        self.key_heads = int(config.get("num_key_value_heads") or self.heads)
+        width = int(config["hidden_size"])
+        self.head_dim = int(config.get("head_dim") or width // self.heads)
 
 
 def plan_gguf_layout(checkpoint: Checkpoint, config: Mapping[str, Any]) -> GgufLayout:
@@ -144,7 +139,7 @@ def _refuse_settings(named: str, shape: _ModelShape, checkpoint: Checkpoint) -> 
     act = config.get("hidden_act", "silu")
     if act not in {"silu", "swish"}:
         raise _unsupported_error(checkpoint, f"hidden_act: {act}")
-    if named != "llama" and config.get("attention_bias") and named == "qwen3":
+    if named == "qwen3" and config.get("attention_bias"):
         raise _unsupported_error(checkpoint, "attention_bias: true")
     if float(config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise _unsupported_error(
@@ -159,11 +154,6 @@ def _window_of(config: Mapping[str, Any]) -> int:
     window = config.get("sliding_window") or 0
     is_used = config.get("use_sliding_window", True)
     return int(window) if is_used and window < config["max_position_embeddings"] else 0
-
-
-def _context_of(config: Mapping[str, Any]) -> int:
-    """Return the context length of the file, at most one attention window."""
-    return _window_of(config) or int(config["max_position_embeddings"])
 
 
 def _collect_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -214,8 +204,9 @@ def _file_order(pair: tuple[str, str]) -> tuple[int, int, str]:
 def _plain_settings(
     config: Mapping[str, Any], shape: _ModelShape
 ) -> list[Callable[[GGUFWriter], None]]:
+    context_length = _window_of(config) or int(config["max_position_embeddings"])
     return [
-        lambda out: out.add_context_length(_context_of(config)),
+        lambda out: out.add_context_length(context_length),
         lambda out: out.add_embedding_length(int(config["hidden_size"])),
         lambda out: out.add_block_count(int(config["num_hidden_layers"])),
         lambda out: out.add_feed_forward_length(int(config["intermediate_size"])),

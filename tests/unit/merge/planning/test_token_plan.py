@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.merge.planning.token_plan import plan_tokenizer
-from stillroom.merge.planning.vocabulary import read_vocabulary
+from stillroom.merge.planning.vocabulary import adapt_config, read_vocabulary, write_tokenizer
 from stillroom.merge.settings import TokenizerSettings
 
 WIDTH = 3
@@ -290,7 +290,7 @@ def test_the_union_of_unigram_models_is_written(tmp_path):
     other = unigram(tmp_path / "b", [("▁sea", -2.0), ("b", -3.0), ("s", -4.0)])
     plan = plan_tokenizer(TokenizerSettings(source="union"), None, [first, other])
     (tmp_path / "out").mkdir()
-    plan.write(tmp_path / "out")
+    write_tokenizer(plan, tmp_path / "out")
     made = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     assert made.encode(" blue sea").tokens == ["▁blue", "▁sea"]
 
@@ -306,7 +306,7 @@ def test_the_union_of_wordpiece_models_is_written(tmp_path):
         folders.append(save(tmp_path / name, tokenizer))
     plan = plan_tokenizer(TokenizerSettings(source="union"), None, folders)
     (tmp_path / "out").mkdir()
-    plan.write(tmp_path / "out")
+    write_tokenizer(plan, tmp_path / "out")
     made = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     assert made.encode("reds blues").tokens == ["red", "##s", "blue", "##s"]
 
@@ -316,7 +316,7 @@ def test_the_written_union_loads_in_transformers(pair, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    assert "tokenizer.json" in plan.write(out)
+    assert "tokenizer.json" in write_tokenizer(plan, out)
     loaded = AutoTokenizer.from_pretrained(out)
     vocabulary = loaded.get_vocab()
     assert {token: vocabulary[token] for token in plan.vocabulary.ids} == plan.vocabulary.ids
@@ -330,7 +330,7 @@ def test_the_written_union_loads_in_transformers(pair, tmp_path):
 def test_a_sources_own_tokenizer_is_copied_byte_for_byte(pair, tmp_path):
     plan = plan_tokenizer(TokenizerSettings(source="base"), pair[0], [pair[1]])
     (tmp_path / "out").mkdir()
-    plan.write(tmp_path / "out")
+    write_tokenizer(plan, tmp_path / "out")
     copied = (tmp_path / "out" / "tokenizer.json").read_bytes()
     assert copied == (pair[0] / "tokenizer.json").read_bytes()
 
@@ -341,7 +341,7 @@ def test_new_added_tokens_are_listed_where_the_config_lists_them(pair, tmp_path)
     path.write_text(json.dumps(config | {"added_tokens_decoder": {"0": {"content": "<|end|>"}}}))
     plan = plan_tokenizer(TokenizerSettings(source="union"), None, pair)
     (tmp_path / "out").mkdir()
-    plan.write(tmp_path / "out")
+    write_tokenizer(plan, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     listed = {entry["content"] for entry in written["added_tokens_decoder"].values()}
     assert listed == {"<|end|>", "<|pad|>", "<tool>"}
@@ -354,15 +354,16 @@ def test_a_tokenizer_that_cannot_be_read_back_is_refused(pair, tmp_path):
     plan = plan_tokenizer(TokenizerSettings(source="base"), None, [pair[0]])
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError) as caught:
-        plan.write(tmp_path / "out")
+        write_tokenizer(plan, tmp_path / "out")
     assert caught.value.code == "merge.tokenizer-round-trip"
 
 
 def test_the_config_follows_the_vocabulary(pair):
     plan = plan_tokenizer(TokenizerSettings(source=1), pair[0], pair)
-    adapted = plan.adapt_config(
+    adapted = adapt_config(
+        plan,
         {"vocab_size": 1, "eos_token_id": 0, "image_token_id": 0, "pad_token_id": 9999}
-        | {"text_config": {"vocab_size": 2, "hidden_size": 8}}
+        | {"text_config": {"vocab_size": 2, "hidden_size": 8}},
     )
     end = ids_of(pair[1])["<|end|>"]
     assert adapted["vocab_size"] == plan.size
@@ -460,7 +461,7 @@ def test_a_union_holds_no_token_that_no_model_has_a_row_for(tmp_path):
     assert sorted(plan.dropped) == ["<last>", "<none>", "<one>"]
     out = tmp_path / "out"
     out.mkdir()
-    plan.write(out)
+    write_tokenizer(plan, out)
     loaded = AutoTokenizer.from_pretrained(out)
     assert len(loaded) == 263
     assert loaded.convert_tokens_to_ids("<both>") == 262
