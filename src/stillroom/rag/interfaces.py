@@ -126,8 +126,8 @@ class HybridRetriever(Retriever, ABC):
     )
 
     @abstractmethod
-    def fuse(self, rankings: Sequence[RankedRows]) -> RankedRows:
-        """Return the rows of the two lists with fused scores, best first."""
+    def fuse(self, rankings: Sequence[RankedRows], query: Query, index: Index) -> RankedRows:
+        """Return the rows of the lists by words and by vectors with fused scores, best first."""
 
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
@@ -135,7 +135,7 @@ class HybridRetriever(Retriever, ABC):
         search = index.search_sparse if self.words == "sparse" else index.search_keyword
         rankings = [search(query, depth), index.search_dense(query, depth)]
         with stage("fuse"):
-            return self.fuse(rankings)[:k]
+            return self.fuse(rankings, query, index)[:k]
 
 
 class PassageReranker(TimeDependent, ABC):

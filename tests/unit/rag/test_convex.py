@@ -18,8 +18,9 @@ def reference(alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_it_is_the_stated_formula(alpha):
-    fused = RETRIEVERS.build({"name": "convex", "alpha": alpha}).fuse([KEYWORD, DENSE])
+def test_it_is_the_stated_formula(index, alpha):
+    method = RETRIEVERS.build({"name": "convex", "alpha": alpha, "coverage": 0})
+    fused = method.fuse([KEYWORD, DENSE], Query("cat"), index)
     assert dict(fused) == pytest.approx(reference(alpha))
     assert [score for _, score in fused] == sorted((s for _, s in fused), reverse=True)
 
@@ -46,3 +47,32 @@ def test_alpha_chooses_between_the_legs(index):
         alone = index.hits(RETRIEVERS.build(leg).retrieve(query, 3, index))
         both = index.hits(method.retrieve(query, 3, index))
         assert [hit.passage.id for hit in both][: len(alone)] == [h.passage.id for h in alone]
+
+
+@pytest.mark.parametrize(
+    ("question", "words", "first"),
+    [
+        ("Which cat sleeps sixteen hours?", "keyword", "Cats"),
+        ("Which flag turns strange beasts at dusk?", "keyword", "Dogs"),
+        ("Which flag turns strange beasts at dusk?", "sparse", "C++"),
+        ("Which flag turns strange beasts at dusk?", "all", "C++"),
+    ],
+)
+def test_the_keyword_list_decides_only_where_its_best_passage_has_the_words(
+    index, question, words, first
+):
+    rows = {index.passage_at(row).title: row for row in range(len(index))}
+    keyword = [(rows["Cats" if "cat" in question else "C++"], 9.0), (rows["Python"], 1.0)]
+    dense = [(rows["Dogs"], 0.9), (rows["Python"], 0.8)]
+    settings = {"coverage": 0} if words == "all" else {"words": words}
+    method = RETRIEVERS.build({"name": "convex", "alpha": 0.45, **settings})
+    fused = method.fuse([keyword, dense], Query(question), index)
+    assert index.passage_at(fused[0][0]).title == first
+    assert len(fused) == 3
+
+
+def test_a_query_without_words_keeps_the_weights(index):
+    method = RETRIEVERS.build({"name": "convex", "alpha": 0.3})
+    assert dict(method.fuse([[(0, 2.0), (1, 1.0)], [(1, 0.9), (0, 0.1)]], Query("?"), index)) == (
+        pytest.approx({0: 0.7, 1: 0.3})
+    )

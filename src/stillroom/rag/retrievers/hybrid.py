@@ -17,6 +17,8 @@ from stillroom.rag.interfaces import HybridRetriever
 from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
 
 if TYPE_CHECKING:
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.interfaces import Query
     from stillroom.rag.types import RankedRows
 
 __all__ = ["Hybrid"]
@@ -42,6 +44,6 @@ class Hybrid(HybridRetriever):
         return self
 
     @override
-    def fuse(self, rankings: Sequence[RankedRows]) -> RankedRows:
+    def fuse(self, rankings: Sequence[RankedRows], query: Query, index: Index) -> RankedRows:
         weights = [self.keyword_weight, self.dense_weight]
         return fuse_reciprocal_ranks(rankings, k=self.rank_constant, weights=weights)
