@@ -189,12 +189,11 @@ def _show_artifact(path: Path, as_json: bool) -> None:
     if as_json:
         print_json({**artifact.to_json(), **signature.to_json()})
         return
-    files = (*artifact.files, *artifact.timed_files)
-    size = sum(entry.size_bytes for entry in files)
+    sizes = [entry.size_bytes for entry in (*artifact.files, *artifact.timed_files)]
     print_text(f"{path}  {artifact.kind}  {artifact.digest[:16]}")
     rows: list[tuple[str, object]] = [
         ("made", f"{artifact.created}, seed {artifact.seed}"),
-        ("files", f"{len(files)}, {size / 1e6:.1f} MB"),
+        ("files", f"{len(sizes)}, {sum(sizes) / 1e6:.1f} MB"),
         ("signature", signature.describe()),
     ]
     if replayed := signature.describe_replay():
@@ -314,8 +313,7 @@ def _show_cache(path: Path, as_json: bool) -> None:
         return
     print_text(
         f"{path}  logit cache, {count_noun(description['records'], 'record')}, "
-        f"{description['positions']} "
-        f"positions, {description['size_bytes'] / 1e6:.1f} MB "
+        f"{description['positions']} positions, {description['size_bytes'] / 1e6:.1f} MB "
         f"({description['bytes_per_position']} bytes a position)"
     )
     print_rows(
