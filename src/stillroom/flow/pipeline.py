@@ -462,11 +462,11 @@ def _describe_events(done: Mapping[str, Path]) -> Iterator[Section]:
     choices: dict[tuple[str, str], None] = {}
     for step, folder in done.items():
         for event in iter_events(folder):
-            if event["event"] == "phase":
-                stage = step, str(event["name"])
-                spent[stage] = spent.get(stage, 0.0) + float(event.get("seconds", 0))
-            elif event["event"] == "choice":
-                choices[step, str(event["text"])] = None
+            match event:
+                case {"event": "phase", "name": str(name), "seconds": int() | float() as seconds}:
+                    spent[step, name] = spent.get((step, name), 0.0) + seconds
+                case {"event": "choice", "text": str(text)}:
+                    choices[step, text] = None
     if spent:
         rows = tuple((*stage, f"{seconds:.1f} s") for stage, seconds in spent.items())
         table = Table("Time of the stages", ("step", "stage", "took"), rows)

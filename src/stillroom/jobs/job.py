@@ -419,7 +419,7 @@ def _list_warnings(folder: Path) -> dict[str, list[str]]:
 def iter_events(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a job, without those cut by a kill."""
     path = folder / "events.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():  # U+2028 ends no line
         try:
             event = load_json(line)
             datetime.fromisoformat(event["time"])

@@ -41,7 +41,10 @@ def test_the_time_of_each_stage_and_the_choices_are_in_the_report(tmp_path):
     for seconds in (2.0, 3.5):
         job.event("phase", name="validate", count=1, seconds=seconds, cpu_seconds=1.0)
     job.say("no choice")
-    job.say("embedder builtin:mpnet-int8: it is installed", kind="choice")
+    job.say("embedder builtin:mpnet-int8: it is\u2028installed", kind="choice")
+    for stranger in ({"name": 3}, {"name": "validate", "seconds": "1e9"}, {"name": "x"}):
+        job.event("phase", **stranger)
+    job.event("choice", text=["no text"])
     job.finish("index")
     out = tmp_path / "run"
     out.mkdir()
@@ -49,4 +52,4 @@ def test_the_time_of_each_stage_and_the_choices_are_in_the_report(tmp_path):
     sections = json.loads((out / "report.json").read_text())["sections"]
     rows = {section["title"]: section["table"]["rows"] for section in sections}
     assert rows["Stages"] == [["index", "validate", "5.5 s"]]
-    assert rows["Choices"] == [["index", "embedder builtin:mpnet-int8: it is installed"]]
+    assert rows["Choices"] == [["index", "embedder builtin:mpnet-int8: it is\u2028installed"]]

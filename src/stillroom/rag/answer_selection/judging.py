@@ -139,7 +139,7 @@ class StartComparison:
 def find_start_name(parents: Iterable[Parent]) -> str:
     """Return what the reader is called that a training continued, by the reader's parents."""
     starts = (parent.path for parent in parents if parent.role == "start")
-    return READER_NAMES.get(next(starts, ""), "the reader that it started from")
+    return READER_NAMES.get(next(starts, ""), "the initial reader")
 
 
 def describe_training(parents: Iterable[Parent], details: Mapping[str, Any]) -> str:
@@ -150,19 +150,23 @@ def describe_training(parents: Iterable[Parent], details: Mapping[str, Any]) -> 
     if not details.get("reader") or "kept" not in details:
         return ""
     compared, steps = details.get("comparison") or {}, (details.get("train") or {}).get("steps")
-    change = "the change was not measured"
-    if compared.get("difference") is not None:
-        low, high = compared.get("low"), compared.get("high")
-        change = (
-            f"the share of {count_noun(compared['n'], 'held-out question')} with a right first "
-            f"sentence changed by {compared['difference']:+.2f}"
-            + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else "")
-        )
-    trained = f"Training {find_start_name(parents)}"
+    trained = f"training {find_start_name(parents)}"
     trained += f" for {count_noun(steps, 'step')}" if steps else ""
+    if compared.get("difference") is None:
+        return (
+            f"Whether {trained} helped was not measured, as no held-out question has an answer, "
+            "so its weights are left unchanged."
+        )
+    low, high = compared.get("low"), compared.get("high")
+    change = (
+        f"the share of {count_noun(compared['n'], 'held-out question')} with a right first "
+        f"sentence changed by {compared['difference']:+.2f}"
+        + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else "")
+    )
     if details["kept"] != "start":
-        return f"{trained} helped: {change}, so the trained weights are used."
-    return f"{trained} did not measurably help: {change}, so its weights are left unchanged."
+        return f"{trained.capitalize()} helped: {change}, so the trained weights are used."
+    result = "hurt" if high is not None and high < 0 else "did not measurably help"
+    return f"{trained.capitalize()} {result}: {change}, so its weights are left unchanged."
 
 
 def compare_readers(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.jobs.journal import Journal, read_journal
 from stillroom.models.factory import DeferredModel
+from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.interfaces import DelegatingModel
 from stillroom.objects.disk import require_file
 from stillroom.provenance import (
@@ -32,6 +34,7 @@ from stillroom.provenance import (
     digest_json,
     make_parent,
 )
+from stillroom.provenance.artifact import describe_host, list_installed_versions
 from stillroom.provenance.digests import load_json
 from stillroom.rag.evaluation.answer_report import add_leakage, report_answers
 from stillroom.rag.evaluation.answers import (
@@ -74,11 +77,12 @@ if TYPE_CHECKING:
     from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
     from stillroom.rag.retrieval.pipeline import RetrievalPipeline
 
-__all__ = ["GradedAnswer", "estimate_answers", "evaluate_answers", "read_labels"]
+__all__ = ["GradedAnswer", "MemoizedModel", "estimate_answers", "evaluate_answers", "read_labels"]
 
 
 _QUOTATIONS = 20
 _COMPLETIONS = "completions.jsonl"  # the generating model's, for the next run
+_SETTINGS_SUFFIXES = {".json", ".jinja", ".model", ".txt"}  # beside a checkpoint's weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
     questions, labels = _read_questions(recipe, job.warn), _read_labels(recipe)
     named = [] if recipe.compare is None else list(recipe.compare.readers.values())
     decision: dict[str, Any] = {}
-    with recipe.open_index() as index, closing(_MemoizedModel(recipe, job)) as model:
+    with recipe.open_index() as index, closing(MemoizedModel(recipe, job)) as model:
         if recipe.compare is not None:
             recipe = suit_readers(recipe, index)
             pipelines = list_arms(recipe, pipelines[0])
@@ -190,17 +194,20 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         )
 
 
-class _MemoizedModel(DelegatingModel):
+class MemoizedModel(DelegatingModel):
     """The model, opened when an answer needs it; does not generate again what the last run has.
 
-    A completion depends on its model, prompt and sampling only. An endpoint may change behind its
-    name, so it is always asked. A replay has no last run, and generates what is drawn.
+    A completion depends on its model (the weights, and the settings, tokenizer and template beside
+    them), the prompt, the sampling, this machine and the versions installed on it. An endpoint may
+    change behind its name, so it is always asked. A replay has no last run, and generates what is
+    drawn.
     """
 
     def __init__(self, recipe: AnswerEvaluationRecipe, job: Job) -> None:
         from stillroom.models import open_text_model
 
         super().__init__(DeferredModel(recipe.model, lambda: open_text_model(recipe.model)))
+        self._reference = recipe.model
         self._journal = Journal(job.output / _COMPLETIONS)
         self._last: dict[str, Any] = {}
         if job.previous is not None and not recipe.model.startswith("http"):
@@ -219,7 +226,8 @@ class _MemoizedModel(DelegatingModel):
         """Return a single completion of the last run, or complete the prompts."""
         if len(prompts) > 1 or not isinstance(sampling, Sampling) or on_done:
             return super().generate(prompts, sampling, on_done=on_done, is_cancelled=is_cancelled)
-        key = digest_json([self.fingerprint, prompts[0].to_json(), asdict(sampling)])
+        asked = [prompts[0].to_json(), asdict(sampling)]
+        key = digest_json([self.fingerprint, self._surroundings, *asked])
         row = self._last.get(key)
         if row is None:
             started, started_cpu = time.perf_counter(), time.process_time()
@@ -235,18 +243,28 @@ class _MemoizedModel(DelegatingModel):
             self._journal.put(key, row)
         return [Completion.from_json(row["completion"])]
 
-    def charge(self, trace: AnswerTrace) -> AnswerTrace:
-        """Return a trace with the time that its reused completions took when generated."""
+    @cached_property
+    def _surroundings(self) -> str:
+        """Digest of what completions depend on besides the fingerprint, which is of weights."""
+        files: list[Path] = []
+        if not self._reference.startswith(("http", "scripted:")):
+            files = sorted(resolve_checkpoint(self._reference).glob("*"))
+        files = [file for file in files if file.suffix in _SETTINGS_SUFFIXES and file.is_file()]
+        beside = [[file.name, digest_file(file)] for file in files]
+        return digest_json([describe_host(), list_installed_versions(), beside])
+
+    def pop_spent(self) -> tuple[float, float]:
+        """Return what completions reused since the last call took: seconds, processor seconds."""
         wall, busy = (sum(spent[side] for spent in self._spent) for side in (0, 1))
         self._spent.clear()
-        return replace(trace, seconds=trace.seconds + wall, cpu_seconds=trace.cpu_seconds + busy)
+        return wall, busy
 
     def report_reuse(self, job: Job) -> None:
         """Say how many completions were not generated, if any."""
         if self.reused:
             job.say(
                 f"{count_noun(self.reused, 'completion')} of the generating model taken from the "
-                "last run: model, prompt and sampling are the same"
+                "last run: model, prompt, sampling, machine and versions are the same"
             )
 
     def close(self) -> None:
@@ -323,7 +341,7 @@ def _answer_all(
     pipelines: Sequence[RetrievalPipeline],
     questions: Sequence[JudgedQuestion],
     index: Index,
-    model: _MemoizedModel,
+    model: MemoizedModel,
     job: Job,
 ) -> tuple[dict[tuple[str, str], AnswerTrace], dict[tuple[str, str], AnswerTrace]]:
     """Return the traces by pipeline and question; of readers, the first one's length binds all.
@@ -343,7 +361,10 @@ def _answer_all(
             reading = run_question(
                 index, model, pipeline, question, k=k, depth=recipe.depth, sampling=sampling
             )
-            journal.put(key, model.charge(reading).to_json())
+            wall, busy = model.pop_spent()
+            seconds, cpu_seconds = reading.seconds + wall, reading.cpu_seconds + busy
+            reading = replace(reading, seconds=seconds, cpu_seconds=cpu_seconds)
+            journal.put(key, reading.to_json())
         return AnswerTrace.from_json(journal[key])
 
     traces: dict[tuple[str, str], AnswerTrace] = {}

@@ -20,6 +20,7 @@ Source: El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective Cl
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from stillroom.evaluate.qa.questions import JudgedQuestion
     from stillroom.jobs import Job
     from stillroom.models import TextModel
-    from stillroom.rag.evaluation.answer_job import GradedAnswer
+    from stillroom.rag.evaluation.answer_job import GradedAnswer, MemoizedModel
     from stillroom.rag.evaluation.answers import AnswerTrace
     from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap
     from stillroom.rag.index.searcher import Index
@@ -187,7 +188,7 @@ def probe_silence(
     questions: Sequence[JudgedQuestion],
     locations: Mapping[str, Sequence[EvidenceLocation]],
     index: Index,
-    model: TextModel,
+    model: MemoizedModel,
     sampling: Sampling,
     graded: Rows,
     job: Job,
@@ -195,8 +196,8 @@ def probe_silence(
     """Ask each question of the index without its documents.
 
     The model is asked half of its questions, a twin of the first reader none. Questions whose
-    evidence is not found, or for which no document would be left, are not asked. By
-    the graded answers the log says how long it takes.
+    evidence is not found, or for which no document would be left, are not asked. By the graded
+    answers the log says how long it takes.
     """
     assert recipe.compare is not None  # noqa: S101  # callers have looked
     journal = job.journal("silence")
@@ -204,19 +205,24 @@ def probe_silence(
     by_model = select_model_questions(questions, limit, recipe.seed)
     twins = find_twins(recipe)
     probes: dict[tuple[str, str], SilenceProbe] = {}
-    counts = {arm.name: len(questions) for arm in arms if arm.name not in twins}
-    counts |= {BASE_ARM: len(by_model)} if BASE_ARM in counts else {}
-    _announce_probes(counts, graded, job)
+    keys = {
+        (arm.name, question.id): make_key(recipe, arm, question, index, model)
+        for question in questions
+        if question.is_answerable and any(place.passages for place in locations[question.id])
+        for arm in arms
+        if arm.name not in twins and (arm.name != BASE_ARM or question.id in by_model)
+    }
+    pending = Counter(arm for (arm, _), key in keys.items() if key not in journal)
+    _announce_probes(pending, graded, job)
     with job.phase("abstention", len(questions), "questions") as progress:
         for question in questions:
             progress.advance()
-            others = _hide_documents(index, question, locations[question.id])
-            for arm in arms if others is not None else ():
-                if others is None or arm.name in twins:
-                    continue
-                if arm.name == BASE_ARM and question.id not in by_model:
-                    continue
-                key = make_key(recipe, arm, question, index, model)
+            asked = [arm for arm in arms if (arm.name, question.id) in keys]
+            others = _hide_documents(index, locations[question.id]) if asked else None
+            if others is None:
+                continue
+            for arm in asked:
+                key = keys[arm.name, question.id]
                 if key not in journal:
                     job.check_cancelled()
                     settings = arm.to_answer_settings()
@@ -226,7 +232,8 @@ def probe_silence(
                         others, model, question.text, k=k, sampling=sampling, **settings
                     ).details
                     probe = SilenceProbe(bool(details["abstained"]), find_probability(details))
-                    journal.put(key, asdict(probe) | {"cpu_seconds": time.process_time() - started})
+                    busy = time.process_time() - started + model.pop_spent()[1]
+                    journal.put(key, asdict(probe) | {"cpu_seconds": busy})
                 row = journal[key]
                 if isinstance(row, Mapping):  # a journal of an earlier version holds the pair alone
                     row = row["abstained"], row["probability"]
@@ -235,7 +242,9 @@ def probe_silence(
 
 
 def _announce_probes(counts: Mapping[str, int], graded: Rows, job: Job) -> None:
-    """Say what is asked of whom, and how long that takes if it takes as long as the answers."""
+    """Say what is still asked of whom, and how long that takes if as long as the answers."""
+    if not counts:
+        return
     seconds = {
         arm: sum(row.reading.seconds for row in rows) / max(1, len(rows))
         for arm, rows in graded.items()
@@ -243,19 +252,15 @@ def _announce_probes(counts: Mapping[str, int], graded: Rows, job: Job) -> None:
     took = sum(seconds[arm] * count for arm, count in counts.items())
     named = (f"{'model' if arm == BASE_ARM else arm} {count}" for arm, count in counts.items())
     job.say(
-        "abstention: who declines a question without an answer? Each one is asked again of the "
-        f"index without the documents that answer it ({', '.join(named)}), in about {took:.0f} s"
+        "abstention: questions are asked again of the index without the documents that answer "
+        f"them ({', '.join(named)}), in about {took:.0f} s"
     )
 
 
-def _hide_documents(
-    index: Index, question: JudgedQuestion, locations: Sequence[EvidenceLocation]
-) -> Index | None:
-    """Return the index without a question's documents; None if there are none, or no others."""
+def _hide_documents(index: Index, locations: Sequence[EvidenceLocation]) -> Index | None:
+    """Return the index without a question's documents; None if there are no others."""
     names = {name for location in locations for name in location.passages}
     paths = tuple(sorted({index.passage(name).location.path for name in names}))
-    if not question.is_answerable or not paths:
-        return None
     held = FilterExpression("in", "path", paths)
     others = index.restrict(FilterExpression("not", parts=(held,)))
     return others if len(others) else None

@@ -12,11 +12,13 @@ from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
 from stillroom.jobs.job import iter_events
+from stillroom.jobs.journal import Journal, read_journal
+from stillroom.jobs.segments import COMMITTED_FOLDER
 from stillroom.models.interfaces import DelegatingModel
 from stillroom.provenance import Parent, read_artifact
 from stillroom.rag.answer_selection import reader
 from stillroom.rag.answer_strategies.quote import Quote
-from stillroom.rag.evaluation import reader_comparison
+from stillroom.rag.evaluation import answer_job, reader_comparison
 from stillroom.rag.evaluation.answer_job import GradedAnswer
 from stillroom.rag.evaluation.answers import MEASURES, AnswerTrace
 from stillroom.rag.evaluation.judged_report import report_judgments
@@ -32,6 +34,8 @@ from stillroom.rag.evaluation.retrieval import EvidenceMap
 from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe, ReaderComparison
 from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
 from stillroom.recipes import parse_recipe
+from stillroom.records import Prompt, Sampling
+from stillroom.testing.checkpoint import tiny_checkpoint
 
 SILENT = AnswerTrace("The documents do not answer this.", True, "", (), (), (), (), 0, 0, 0.0, 0.0)
 RECIPE = AnswerEvaluationRecipe(
@@ -272,13 +276,13 @@ compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 0}}
     stages = [event["name"] for event in events if event["event"] == "phase"]
     assert stages == ["read", "grade", "abstention"]
     (said,) = (event["text"] for event in events if event["event"] == "said")
-    assert "without the documents that answer it (first 3), in about 0 s" in said
+    assert "without the documents that answer them (first 2), in about 0 s" in said
 
 
 def test_a_second_run_does_not_generate_again_what_the_last_one_has(built, tmp_path, monkeypatch):
     rows = [
-        {"question": "Who barks at strangers?", "answer": "a dog"},
-        {"question": "Which cat sleeps sixteen hours?", "answer": "A cat"},
+        {"question": "Who barks at strangers while cats purr?", "answer": "a dog"},
+        {"question": "Which cat sleeps sixteen hours while dogs guard?", "answer": "A cat"},
     ]
     (tmp_path / "script.json").write_text('{"*": "A dog barks. [1]"}')
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -300,8 +304,12 @@ compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 2}}
 
     monkeypatch.setattr(DelegatingModel, "generate", count)
     answers = []
-    for _ in range(2):
+    for number in range(2):
         run_recipe(recipe, tmp_path / "out", overwrite=True)
+        if not number:
+            with Journal(tmp_path / "out" / "output" / "completions.jsonl") as journal:
+                for key in tuple(journal.keys()):
+                    journal.put(key, journal[key] | {"spent": [5.0, 5.0]})
         file = tmp_path / "out" / "output" / "answers.jsonl"
         answers.append([json.loads(line) for line in file.read_text().splitlines()])
         said.append([e.get("text", "") for e in iter_events(tmp_path / "out")])
@@ -313,8 +321,34 @@ compare: {{readers: {{first: "builtin:overlap"}}, model_questions: 2}}
     names = ("pipeline", "question", "text", "grades", "shown")
     first, second = ([[row[name] for name in names] for row in rows] for rows in answers)
     assert first == second
+    kept = (
+        tmp_path / "out" / COMMITTED_FOLDER / f"{name}.jsonl" for name in ("readings", "silence")
+    )
+    costs = [row["cpu_seconds"] for path in kept for row in read_journal(path).values()]
+    assert sum(cost > 4 for cost in costs) == calls.index("run") / 2 == 3  # two wrappers
     files = read_artifact(tmp_path / "out").timed_files
     assert "output/completions.jsonl" in [entry.path for entry in files]
+    monkeypatch.setattr(answer_job, "list_installed_versions", lambda: {"torch": "other"})
+    run_recipe(recipe, tmp_path / "out", overwrite=True)
+    assert calls[-1] != "run"  # another version may write something else
+
+
+def test_completions_of_a_changed_template_are_not_reused(built, tmp_path):
+    """The fingerprint of a checkpoint is that of its weights alone."""
+    model = tiny_checkpoint(tmp_path / "model", seed=1)
+    recipe = AnswerEvaluationRecipe(index=str(built), questions="q", model=str(model))
+    prompt, reused = Prompt(text="A dog"), []
+    template = model / "tokenizer_config.json"
+    for text in ("", "", "\n"):
+        template.write_text(template.read_text() + text)
+        with (
+            closing(Job.start(tmp_path / "run", "recipe\n", overwrite=True)) as job,
+            closing(answer_job.MemoizedModel(recipe, job)) as memoized,
+        ):
+            memoized.generate([prompt], Sampling(max_new_tokens=2))
+            reused.append(memoized.reused)
+            job.finish("report")
+    assert reused == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +416,7 @@ def test_a_training_that_helped_says_by_how_much(tmp_path):
     arms = {"owned": ask([True] * 30), "sentence": ask([False] * 30)}
     decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
     assert decision.line.startswith(
-        "Training the reader that it started from helped: the share of 40 held-out questions with "
+        "Training the initial reader helped: the share of 40 held-out questions with "
         "a right first sentence changed by +0.20 [+0.10, +0.30], so the trained weights are used. "
         "Use the owned reader: it is better than word overlap."
     )
