@@ -21,6 +21,7 @@ from stillroom.distill.data.tokenized import DatasetSize, measure_dataset_size
 from stillroom.distill.logit_cache.capture import CacheCost
 from stillroom.distill.logit_cache.storage import CacheHeader, row_bytes
 from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.pruning.shapes import LAYER_COUNT_KEYS
 from stillroom.distill.settings import (
     CachedTargetSettings,
     CacheMode,
@@ -432,7 +433,7 @@ def _read_shape(reference: str) -> tuple[int, int]:
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     config |= config.get("text_config") or {}
     hidden = config.get("hidden_size") or config.get("n_embd") or _DEFAULT_SHAPE[0]
-    layers = config.get("num_hidden_layers") or config.get("n_layer") or _DEFAULT_SHAPE[1]
+    layers = next((config[key] for key in LAYER_COUNT_KEYS if config.get(key)), _DEFAULT_SHAPE[1])
     return int(hidden), int(layers)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stillroom.distill.settings import PruneSettings
 
 __all__ = [
+    "LAYER_COUNT_KEYS",
     "Axis",
     "StudentShape",
     "check_layers_exist",
@@ -219,7 +220,7 @@ def _unknown_tensor_error(name: str, problem: str, family: str) -> CheckpointErr
 
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
-_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _LAYER_LISTS = (
     "layer_types",
     "mlp_layer_types",
@@ -235,7 +236,7 @@ def map_layers(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
         CheckpointError: If the layers cannot be determined.
     """
     count = next(
-        (int(checkpoint.config[key]) for key in _COUNT_KEYS if key in checkpoint.config), 0
+        (int(checkpoint.config[key]) for key in LAYER_COUNT_KEYS if key in checkpoint.config), 0
     )
     numbers: dict[str, dict[str, int]] = {}
     for name in checkpoint.names():
@@ -352,7 +353,7 @@ def drop_config_layers(
         for key in _LAYER_LISTS
         if isinstance(resolved.get(key), list) and not isinstance(config.get(key), list)
     }
-    counts = {key: count for key in _COUNT_KEYS if key in config}  # also if stated as text
+    counts = {key: count for key in LAYER_COUNT_KEYS if key in config}  # also if stated as text
     pruned = restack_config({**config, **derived, **counts}, kept)
     if "max_window_layers" in pruned:  # a number of first layers, as in Qwen2
         pruned["max_window_layers"] = sum(number < config["max_window_layers"] for number in kept)

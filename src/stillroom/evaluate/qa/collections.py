@@ -156,7 +156,9 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
     return run
 
 
-def write_run(path: Path, run: Mapping[str, Sequence[tuple[str, float]]]) -> None:
+def write_run(
+    path: Path, run: Mapping[str, Sequence[tuple[str, float]]], *, tag: str = _RUN_TAG
+) -> None:
     """Write a TREC run file: query Q0 id rank score tag.
 
     Scores are written with full precision. trec_eval orders equal scores by id, ignoring ranks.
@@ -165,7 +167,7 @@ def write_run(path: Path, run: Mapping[str, Sequence[tuple[str, float]]]) -> Non
     with atomic_write(path) as file:
         for query, ranking in run.items():
             for rank, (name, score) in enumerate(ranking, 1):
-                columns = (query, "Q0", name, str(rank), repr(score), _RUN_TAG)
+                columns = (query, "Q0", name, str(rank), repr(score), tag)
                 has_space = any(len(column.split()) > 1 for column in columns)
                 file.write(("\t" if has_space else " ").join(columns) + "\n")
 

@@ -99,7 +99,7 @@ class MergekitExecutor(MergeExecutor):
         return [sources[home.source].checkpoint.entry(home.name).dtype for home in tensor.inputs]
 
     def _kind(self, tensor: PlannedTensor) -> str:
-        """Return the compute type: the recipe's, else the smallest that fits all inputs."""
+        """Return the compute type: the recipe's, else the widest of the inputs'."""
         if self.merge.rules.compute_dtype is not None:
             return SAFETENSORS_DTYPES[self.merge.rules.compute_dtype]
         return find_widest_dtype(self._list_kinds(tensor))

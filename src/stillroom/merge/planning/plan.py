@@ -53,7 +53,7 @@ SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def find_widest_dtype(dtypes: Sequence[str]) -> str:
-    """Return the smallest storage type that fits all of some floats."""
+    """Return the storage type of some floats: their own, or of several F64 if held, else F32."""
     kinds = set(dtypes)
     return dtypes[0] if len(kinds) == 1 else "F64" if "F64" in kinds else "F32"
 

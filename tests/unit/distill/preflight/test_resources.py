@@ -13,6 +13,7 @@ from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.preflight import resources
 from stillroom.distill.preflight.resources import ResourceEstimator
 from stillroom.distill.preflight.workload import describe_workload
+from stillroom.distill.settings import PruneSettings
 from stillroom.jobs import Job
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
@@ -216,3 +217,13 @@ def test_the_bias_is_bounded_and_with_the_teacher_measured(make_recipe, tmp_path
     )
     assert "noise of at most 0.500" in most
     assert float(real.split("noise of ")[1].split()[0]) <= 0.5
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "num_layers", "n_layers"])
+def test_a_teachers_layers_are_counted_by_every_name_of_their_number(tmp_path, key):
+    """Pruning by KL takes a pass per layer; GPT-Neo's and MPT's counted as 30 layers."""
+    (tmp_path / "config.json").write_text(json.dumps({key: 6}))
+    settings = PruneSettings(layers=2, choose="kl")
+    assert resources._count_measured_tokens(str(tmp_path), settings, 1.0) == (
+        6 * settings.calibration_records
+    )

@@ -1,6 +1,6 @@
 import pytest
 
-from stillroom.errors import MissingExtraError
+from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.evaluate import final_answer
 from stillroom.evaluate.interfaces import VERIFIERS
 from stillroom.evaluate.verifiers.code import Code
@@ -37,6 +37,16 @@ def test_a_formula_that_does_not_come_to_an_end_is_ended(monkeypatch):
     assert not Maths().check(r"\boxed{9^{9^{9^{9}}}}", {"answer": "3"}).keep
     monkeypatch.undo()
     assert Maths().check(r"\boxed{3\sqrt{2}}", {"answer": r"\sqrt{18}"}).keep  # by a new process
+
+
+def test_formulas_that_no_process_can_compare_are_not_said_to_differ(monkeypatch):
+    final_answer._PROCESS.close()
+    monkeypatch.setattr(final_answer, "_CODE", "raise SystemExit(1)")
+    with pytest.raises(ResourceError) as caught:
+        Maths().check(r"\boxed{7\sqrt{2}}", {"answer": r"\sqrt{98}"})
+    assert caught.value.code == "evaluate.sandbox"
+    monkeypatch.undo()
+    assert Maths().check(r"\boxed{7\sqrt{2}}", {"answer": r"\sqrt{98}"}).keep
 
 
 @pytest.mark.parametrize(

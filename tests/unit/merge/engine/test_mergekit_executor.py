@@ -209,6 +209,24 @@ def test_no_cast_and_no_mask_hides_a_nan_of_a_parent(method, compute, bits, tmp_
             assert problem.expected.endswith("not finite in: bad")
 
 
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_float8_beside_another_type_is_merged_in_float32(method, tmp_path):
+    """torch promotes no float8: it was an error without a code."""
+    rng = torch.Generator().manual_seed(0)
+    drawn = [torch.randn((6, 8), generator=rng).to(torch.float8_e4m3fn) for _ in range(3)]
+    drawn[1] = drawn[1].to(torch.bfloat16)
+
+    def merge(name, tensors):
+        folders = [tmp_path / f"{name}{number}" for number in range(3)]
+        for folder, tensor in zip(folders, tensors, strict=True):
+            write_tensors(folder, {"matrix": tensor})
+        base_model = None if method == "linear" else str(folders[0])
+        ((_, dtype, merged),) = plan_of(folders[1:], method, base_model=base_model).tensors()
+        return dtype, merged.tolist()
+
+    assert merge("drawn", drawn) == merge("wide", [tensor.float() for tensor in drawn])
+
+
 @pytest.mark.parametrize("weights", [(1, -1), (0, 0)])
 def test_nuslerp_of_weights_that_cancel_is_the_middle_as_in_mergekit_with_a_warning(
     half_family, tmp_path, weights
