@@ -262,12 +262,10 @@ def test_an_announcement_does_not_break_the_code_that_cannot_fit_with_it():
 def test_an_announcement_of_a_term_does_not_break_the_code_below_the_term():
     code = "```\n" + "\n".join(f"run --step {n}" for n in range(14)) + "\n```"
     size = int(TokenRuler(code, None).measure(0, len(code))) + 8
+    opening = f"{'The pump and the valve beside it, ' * 3}run each of these in turn:"
     for term in ("The steps", "The steps are:", "- The steps are:"):
-        opening = (
-            "The pump and the valve beside it run each of these in turn, as its maker says:"
-        )
-        text = f"{opening}\n\n{term}\n\n{code}\n\nAn end."
-        assert any(f"{term}\n\n{code}" in passage for passage in cut(text, size)), term
+        passages = cut(f"{opening}\n\n{term}\n\n{code}\n\nAn end.", size)
+        assert any(f"{term}\n\n{code}" in passage for passage in passages), term
 
 
 def test_an_announcement_may_end_a_passage_if_its_first_item_does_not_fit_beside_it():
