@@ -164,6 +164,7 @@ def _rename(text: str) -> Iterator[MarkupToken]:
                 if element.name == token.name:
                     break
         elif not (opened[-1].separator and text[token.start : token.end].isspace()):
+            opened[-1].separator = ""  # the author wrote it
             yield token
 
 

@@ -82,6 +82,7 @@ def test_a_book_becomes_markdown_with_the_levels_of_its_sections(parse, bytes_of
             "File (F2)",
         ),
         ("<guiseq><gui>File</gui><gui>Open</gui></guiseq>", "File \u2192 Open"),
+        ("<keyseq><key>Ctrl</key>+<key>a</key></keyseq>", "Ctrl+a"),
         ("<keyseq type='sequence'><key>a</key><key>b</key></keyseq>", "a b"),
         ('<xref linkend="below"/>', "\u201cThe Pump, again\u201d"),
         ("<xref linkend='lamp'></xref>", "\u201cLamp\u201d"),
