@@ -126,3 +126,21 @@ def test_lines_behind_a_changed_one_are_told_of_and_a_torn_tail_is_not(tmp_path)
     for line in found:
         assert "units.jsonl is broken at line 3 ('unit-2')" in line
         assert line.endswith("; 3 lines from there on are lost")
+
+
+def test_a_line_that_is_written_meanwhile_is_no_damage(tmp_path, monkeypatch):
+    path, found, compute = tmp_path / "units.jsonl", [], journal._compute_mark
+    with Journal(path) as shelf:
+        shelf.put("a", 1)
+        shelf.put("b", 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+
+    def finish_line(previous, body):
+        if len(body) < len(b'["b",2]'):
+            path.write_bytes(whole)
+        return compute(previous, body)
+
+    monkeypatch.setattr(journal, "_compute_mark", finish_line)
+    assert read_journal(path, found.append) == {"a": 1}
+    assert (path.read_bytes(), found) == (whole, [])

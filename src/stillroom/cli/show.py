@@ -204,9 +204,8 @@ def _show_artifact(path: Path, as_json: bool) -> None:
         rows.append(("origin", _describe_origin(artifact.origin)))
     rows += [(parent.role, f"{parent.path}  {parent.digest[:16]}") for parent in artifact.parents]
     words = {"index": "snapshot digest"} if artifact.kind == "index" else {}
-    print_rows(
-        [*rows, *((words.get(name, name), value) for name, value in artifact.details.items())]
-    )
+    details = ((words.get(name, name), value) for name, value in artifact.details.items())
+    print_rows([*rows, *details])
     if artifact.kind == "report":
         print_measurements(path if artifact.is_flat else path / "output")
 

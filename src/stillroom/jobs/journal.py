@@ -45,9 +45,8 @@ class Journal:
         self._places: dict[str, int] = {}
         self._end = 0
         self._mark = b""
-        for line in _iter_lines(path):
+        for line in _iter_lines(path, on_damage):
             self._places[line.key], self._end, self._mark = line.start, line.end, line.mark
-        _report_damage(path, self._end, on_damage)
         self._file = path.open("ab")
         if path.stat().st_size > self._end:
             self._file.truncate(self._end)
@@ -169,22 +168,7 @@ def read_journal(path: Path, on_damage: Callable[[str], None] | None = None) -> 
     For readers during writes: an incomplete line is ignored. ``on_damage`` receives what is wrong
     if whole lines are not read, since one was changed, moved or removed.
     """
-    values, end = {}, 0
-    for line in _iter_lines(path):
-        values[line.key], end = line.value, line.end
-    _report_damage(path, end, on_damage)
-    return values
-
-
-def _report_damage(path: Path, end: int, on_damage: Callable[[str], None] | None) -> None:
-    """Report the lines after ``end``, but not a last one that a kill has cut off."""
-    if on_damage is None or not path.exists():
-        return
-    with path.open("rb") as file:
-        file.seek(end)
-        lost = sum(line.endswith(b"\n") for line in file)
-    if lost:
-        on_damage(f"{path} {find_break(path)}; {count_noun(lost, 'line')} from there on are lost")
+    return {line.key: line.value for line in _iter_lines(path, on_damage)}
 
 
 def index_journal(path: Path) -> dict[str, int]:
@@ -224,8 +208,8 @@ class _Line(NamedTuple):
     mark: bytes
 
 
-def _iter_lines(path: Path) -> Iterator[_Line]:
-    """Yield every line up to the first invalid one."""
+def _iter_lines(path: Path, on_damage: Callable[[str], None] | None = None) -> Iterator[_Line]:
+    """Yield every line up to the first invalid one; a whole one of these is reported."""
     if not path.exists():
         return
     begin, previous = 0, b""
@@ -233,7 +217,12 @@ def _iter_lines(path: Path) -> Iterator[_Line]:
         for line in file:
             mark, _, body = line.removesuffix(b"\n").partition(b" ")
             known = (_compute_mark(previous, body), _compute_mark(b"", body))
-            if not line.endswith(b"\n") or mark not in known:
+            if not line.endswith(b"\n"):  # cut off by a kill, or still being written
+                return
+            if mark not in known:
+                if on_damage is not None:
+                    lost = count_noun(1 + sum(later.endswith(b"\n") for later in file), "line")
+                    on_damage(f"{path} {find_break(path)}; {lost} from there on are lost")
                 return
             key, value = parse_line(line[:-1])
             yield _Line(key, value, begin, begin + len(line), mark)

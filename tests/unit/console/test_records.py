@@ -92,6 +92,7 @@ def test_a_changed_line_is_refused_before_the_decisions_behind_it_are_cut_off(
     for act in (
         lambda: ReviewLog(tmp_path / "reviews", "digest"),
         lambda: review.decide(made[3].id, "accept", seen=0),
+        review.trail,
     ):
         with pytest.raises(IntegrityError, match="is broken at line 1") as caught:
             act()

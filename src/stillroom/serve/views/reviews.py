@@ -86,7 +86,8 @@ class ReviewLog:
 
     def trail(self) -> list[ReviewDecision]:
         """Return every decision, oldest first."""
-        return [ReviewDecision.from_json(value) for value in read_journal(self.path).values()]
+        values = read_journal(self.path, self._refuse_damage).values()
+        return [ReviewDecision.from_json(value) for value in values]
 
     def decide(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,15 +90,9 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
     items = lines if by_line else _union_positions(starts, _within(lines, large))
     sentences = array("q", (start for start, _ in split_sentences(text)))
     if not by_line:
-        ends = dict(unsplit)  # a block after a term stays whole only if both fit
-        unsplit += [
-            (start, end + 1)  # no cut at the start of what explains the term
-            for start, end in find_defined_terms(text, paragraphs)
-            if 2 * ruler.measure(start, end) <= size
-            and ruler.measure(start, ends.get(end, end)) <= size
-        ]
         parts = _union_positions(_union_positions(paragraphs, items), sentences)
-        unsplit += _find_announcements(ruler, parts, ends, size)
+        terms = find_defined_terms(text, paragraphs)
+        unsplit += _find_openings(ruler, terms, parts, dict(unsplit), size)
     blocked = _merge_spans(unsplit)
     outside = [
         _outside(positions, blocked)
@@ -317,32 +311,34 @@ def _is_defined_term(line: str) -> bool:
     )
 
 
-def _find_announcements(
-    ruler: TokenRuler, parts: array[int], ends: Mapping[int, int], size: int
+def _find_openings(
+    ruler: TokenRuler, terms: Iterable[Span], parts: array[int], ends: dict[int, int], size: int
 ) -> Iterator[Span]:
-    """Yield the spans from sentences that end a line with a colon into the part that follows them.
+    """Yield the spans from terms, and sentences that end a line with a colon, into what follows.
 
-    Those that announce one another are one span. None is yielded above half the size, or if the
-    part that follows does not fit beside it.
+    None is yielded above half the size, nor if it does not fit with what must follow it: a block to
+    keep whole, what another one opens, and after a colon the next part.
 
     Args:
         ruler: Measures the text.
-        parts: Starts of its paragraphs, items and sentences.
-        ends: Ends of the blocks to keep whole, by their starts.
+        terms: Spans from defined terms to the start of what explains them.
+        parts: Starts of the text's paragraphs, items and sentences.
+        ends: Ends of the blocks to keep whole, by their starts; is changed.
         size: Maximum tokens of a passage.
     """
-    first = last = -1
+    openings = [(end, start, True) for start, end in terms]
     for match in _ANNOUNCED.finditer(ruler.text):
         start = parts[bisect_right(parts, match.start()) - 1]
-        number, end = bisect_left(parts, match.end()), match.end()
-        if number == len(parts) or parts[number] != end:
+        openings.append((match.end(), start, False))
+    for end, start, is_term in sorted(openings, reverse=True):  # what follows is known first
+        number = bisect_right(parts, end)
+        if parts[number - 1] != end:
             continue
-        start = first if start == last else start
-        below = parts[number + 1] if number + 1 < len(parts) else len(ruler.text)
-        fits = ruler.measure(start, ends.get(end, below)) <= size
-        if fits and 2 * ruler.measure(start, end) <= size:
-            yield start, end + 1
-            first, last = start, end
+        below = parts[number] if number < len(parts) else len(ruler.text)
+        last = ends.get(end, end if is_term else below)
+        if 2 * ruler.measure(start, end) <= size and ruler.measure(start, last) <= size:
+            ends[start] = max(last, below)
+            yield start, end + 1  # no cut at the start of what follows
 
 
 def _match_ends(pattern: re.Pattern[str], text: str) -> array[int]:

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from html.entities import html5
+from html.entities import name2codepoint
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,7 +36,11 @@ from stillroom.text.interfaces import Parser, SourceFile
 __all__ = ["Docbook"]
 
 _ENCODING = re.compile(rb"""<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""")
-_ENTITY = re.compile(rb"&(?:([A-Za-z_:][\w.:-]{0,63};)|\x00)")  # in UTF-16, too
+_ENTITY = re.compile(rb"&(?:([A-Za-z_:][\w.:-]{0,63});|\x00)")  # in UTF-16, too
+# Latin letters and punctuation. Not the signs of mathematics: a manual's &prod; may be its product.
+_CHARACTERS = frozenset(
+    {"apos"} | {name for name, code in name2codepoint.items() if code < 0x2100 and code >> 8 != 3}
+)
 _MAX_SUBSET_BYTES = 64 * 1024
 _MAX_GAP = 64  # characters of white space before an end tag
 _SECTIONS = frozenset(
@@ -92,9 +96,10 @@ class Docbook(Parser):
 
     @staticmethod
     def has_entities(data: bytes) -> bool:
-        """Return whether a document has entities that other files may declare: no common ones."""
+        """Return whether a document has entities that other files may declare."""
         return any(
-            match[1] is None or match[1].decode() not in html5 for match in _ENTITY.finditer(data)
+            match[1] is None or match[1].decode() not in _CHARACTERS
+            for match in _ENTITY.finditer(data)
         )
 
     @override
@@ -159,6 +164,7 @@ def _rename(text: str) -> Iterator[MarkupToken]:
                 if element.name == token.name:
                     break
         elif not (opened[-1].separator and text[token.start : token.end].isspace()):
+            opened[-1].separator = ""  # the author wrote it
             yield token
 
 

@@ -82,6 +82,7 @@ def test_a_book_becomes_markdown_with_the_levels_of_its_sections(parse, bytes_of
             "File (F2)",
         ),
         ("<guiseq><gui>File</gui><gui>Open</gui></guiseq>", "File \u2192 Open"),
+        ("<keyseq><key>Ctrl</key>+<key>a</key></keyseq>", "Ctrl+a"),
         ("<keyseq type='sequence'><key>a</key><key>b</key></keyseq>", "a b"),
         ('<xref linkend="below"/>', "\u201cThe Pump, again\u201d"),
         ("<xref linkend='lamp'></xref>", "\u201cLamp\u201d"),
@@ -186,6 +187,13 @@ def test_entities_are_expanded_as_the_files_of_the_folder_declare_them(tmp_path)
         "<chapter id='x'><title>Far</title><p>&far; &own;</p></chapter>"
     )
     assert parse_file(tmp_path / "chap.xml", root=tmp_path).text == "# Far\n\nnear here"
+
+
+def test_a_name_of_a_sign_may_be_an_entity_of_the_manual(tmp_path):
+    (tmp_path / "own.ent").write_text("<!ENTITY prod 'Pump'>")
+    (tmp_path / "chap.xml").write_text("<chapter><title>The &prod; &copy;</title></chapter>")
+    assert parse_file(tmp_path / "chap.xml", root=tmp_path).text == "# The Pump \u00a9"
+    assert not docbook.Docbook.has_entities(b"&copy;&mdash;&uuml;&amp;&apos; a &b")
 
 
 def test_the_document_that_includes_another_declares_its_entities(tmp_path):
