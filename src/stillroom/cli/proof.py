@@ -286,7 +286,8 @@ def raise_replay(result: ReplayResult) -> None:
             "what the recipe makes of the committed inputs",
             "a machine of the same kind gives equal bytes: "
             + (
-                "; ".join(job.machine) or "this one is, so the job or one of its inputs was changed"
+                "; ".join(job.machine)
+                or "this one is, so the job, one of its inputs or Stillroom itself was changed"
             ),
         )
         for job, outcome in result.differences
