@@ -1,10 +1,10 @@
 """Step cache: the fingerprint (signature) of recipe, inputs and version decides skip or re-run.
 
 Each step of a run has the folder ``steps/NAME-KEY``. Its key is a digest of the version, the step's
-settings, the bytes of its inputs, wherever they lie, and what of this machine decides its result
-(``JobKind.surroundings``). So (memoization, incremental build) a step
-whose key has a finished folder is unchanged and skipped, and any change of a step re-runs it and
-those that take from it.
+settings, the bytes of its inputs, wherever they lie, the folders of the steps that it takes from,
+and what of this machine decides its result (``JobKind.surroundings``). So (memoization, incremental
+build) a step whose key has a finished folder is unchanged and skipped, and any change of a step
+re-runs it and those that take from it.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def prepare_step(
     surroundings = find_surroundings(recipe) if find_surroundings else []
     parts: list[Any] = [__version__, _describe_settings(step, flow.seed), digests]
     parts += [surroundings] if surroundings else []
+    # A step names the folders that it took from, which may be made again to the same bytes.
+    parts += [[done[source].name for source in sorted(paths.keys() & done.keys())]]
     return PreparedStep(name, recipe, out / "steps" / f"{name}-{digest_json(parts)[:_KEY_DIGITS]}")
 
 

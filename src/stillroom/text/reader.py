@@ -81,20 +81,21 @@ class ParseFailure:
 
 @dataclass(frozen=True, slots=True)
 class FolderScan:
-    """Contents of a folder: files to read, the number of hidden ones, and refused paths."""
+    """Contents of a folder: files to read, numbers of hidden ones and links, and refused paths."""
 
     files: tuple[Path, ...]
     hidden: int = 0
     refused: tuple[ParseFailure, ...] = ()
+    links: int = 0
 
 
 def scan_folder(root: Path) -> FolderScan:
     """List the files of a folder, or one file.
 
     Hidden files and folders (a leading dot, or Office's ``~$`` of an open file) and folders of
-    jobs, such as an index of these documents, are skipped and counted. Links that leave the folder,
-    links to folders, folders that cannot be opened, and anything that is neither file nor folder
-    are refused.
+    jobs, such as an index of these documents, are skipped and counted, and so are links to files
+    that are listed by their own names. Links that leave the folder, links to folders, folders that
+    cannot be opened, and anything that is neither file nor folder are refused.
 
     Raises:
         DataError: If there is no such file or folder.
@@ -133,9 +134,13 @@ def scan_folder(root: Path) -> FolderScan:
                 refuse(here / name, "document.refused-path", why)
             else:
                 files.append(here / name)
-    by_path = sorted(files, key=lambda path: path.relative_to(root).as_posix())
+    own_names = {path.resolve() for path in files if not path.is_symlink()}
+    listed = [path for path in files if not (path.is_symlink() and path.resolve() in own_names)]
     return FolderScan(
-        tuple(by_path), hidden, tuple(sorted(refused, key=lambda failure: failure.path))
+        tuple(sorted(listed, key=lambda path: path.relative_to(root).as_posix())),
+        hidden,
+        tuple(sorted(refused, key=lambda failure: failure.path)),
+        len(files) - len(listed),
     )
 
 

@@ -207,3 +207,30 @@ def test_a_run_that_decided_nothing_says_what_reads_and_that_nothing_is_to_do(tm
         "Not decided: 3 are too few. `ask` and `serve` of this run use the owned reader: "
         "nothing has to be done."
     )
+
+
+def test_a_step_made_again_to_the_same_bytes_leaves_a_run_that_verifies(tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "mill.md").write_text("# Mill\n\nThe mill grinds corn.\n")
+    question = {"id": "1", "question": "What does the mill grind?", "answers": ["corn"]}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    (tmp_path / "script.json").write_text('{"*": "corn"}')
+
+    def run(share):
+        recipe = f"""
+version: 1
+kind: flow
+steps:
+  index: {{kind: rag.index, documents: "{tmp_path}/documents", embedder: builtin:static,
+           max_failed: {share}}}
+  scores: {{kind: rag.answer_evaluation, index: {{from: index}},
+            questions: "{tmp_path}/questions.jsonl", model: "scripted:{tmp_path}/script.json",
+            pipelines: ["keyword=>quote:reader=builtin:overlap"]}}
+"""
+        artifact = run_recipe(parse_recipe(recipe), tmp_path / "run")
+        return [artifact.details["steps"][name] for name in ("index", "scores")]
+
+    first, second = run(0.2), run(0.3)
+    assert read_artifact(tmp_path / "run" / second[0]).details["documents"] == 1
+    assert first[0] != second[0]  # of other settings, and the same bytes
+    assert verify_artifact(tmp_path / "run") == []

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom import __version__
-from stillroom.errors import Cancelled, DataError, Problem, StillroomError
+from stillroom.errors import Cancelled, DataError, Problem, StillroomError, count_noun
 from stillroom.models.hub import LARGE_EMBEDDER, LARGE_EMBEDDER_BASE
 from stillroom.objects import find_address, resolve_local
 from stillroom.objects.disk import full_disk_as_error
@@ -378,6 +378,11 @@ def digest_files(
     failures = [
         FailedDocument(refusal.path, refusal.code, refusal.reason) for refusal in scan.refused
     ]
+    if scan.links:
+        job.warn(
+            f"{count_noun(scan.links, 'link')} to files of the folder left out: each file is read "
+            "once, under its own name"
+        )
     with job.phase("digest", len(scan.files), "documents") as progress:
         for file in progress.over(scan.files):
             name = file.relative_to(root).as_posix()
