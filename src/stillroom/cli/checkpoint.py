@@ -89,13 +89,18 @@ def export_command(
     from stillroom.checkpoints import Checkpoint
     from stillroom.evaluate.qa.questions import read_question_set
     from stillroom.flow.opening import find_checkpoint
+    from stillroom.jobs import choose_reporter
     from stillroom.jobs.job import write_artifact
     from stillroom.models.gguf.agreement import compare_export, find_adapter
     from stillroom.models.gguf.comparison import compare_gguf
     from stillroom.models.gguf.export import export_gguf
-    from stillroom.provenance import trace_sources
+    from stillroom.provenance import ARTIFACT_FILE, trace_sources
 
     folder, artifact = find_checkpoint(checkpoint, say=lambda line: print_text(line, err=True))
+    if artifact is None and (Path(checkpoint) / ARTIFACT_FILE).is_file():
+        choose_reporter().warn(
+            f"{checkpoint} trained no language model: {folder} is written as it was before"
+        )
     if base and (questions is None or find_adapter(folder, base)[0] is None):
         raise click.UsageError(
             "--base is for comparing an adapter that the training kept: give --questions, and a "

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import DataError, RecipeError
+from stillroom.errors import DataError, RecipeError, count_noun
+from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
+from stillroom.evaluate.qa.questions import read_question_set
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.flow.run import run_recipe
-from stillroom.jobs import Reporter
+from stillroom.jobs import Reporter, choose_reporter
 from stillroom.provenance import Artifact
 from stillroom.recipes import build_recipe
 from stillroom.recipes.yaml_text import read_yaml
@@ -53,8 +55,11 @@ def run_make(
             expected="a folder of documents",
             next=f"pass the folder: {folder.parent}" if folder.is_file() else "check the path",
         )
+    recipe = read_make_recipe(folder, overrides, questions=questions, out=out)
+    if questions is not None and (few := _describe_few(questions)):
+        (reporter or choose_reporter()).warn(few)
     return run_recipe(
-        read_make_recipe(folder, overrides, questions=questions, out=out),
+        recipe,
         out,
         resume=resume,
         overwrite=overwrite,
@@ -116,10 +121,21 @@ def _refuse_indexed(folder: Path, questions: Path) -> None:
         )
 
 
+def _describe_few(questions: Path) -> str:
+    """Return a warning if the questions are too few to decide by, else an empty string."""
+    count = sum(question.is_answerable for question in read_question_set(questions))
+    return (
+        ""
+        if count >= MIN_UNITS
+        else (
+            f"{questions} has {count_noun(count, 'question')} with an answer: {MIN_UNITS} are required "
+            "to decide what to use"
+        )
+    )
+
+
 def _count_teaching(questions: Path) -> int:
     """Return the number of answerable questions that name their evidence."""
-    from stillroom.evaluate.qa.questions import read_question_set
-
     return sum(
         question.is_answerable and bool(question.evidence)
         for question in read_question_set(questions)

@@ -39,6 +39,20 @@ def test_a_run_means_its_model(run):
     assert artifact.origin["license"] == "PSF-2.0"
 
 
+def test_export_of_a_run_that_trained_no_language_model_says_so(run, tmp_path):
+    pytest.importorskip("gguf")
+    trained = invoke("export", run, "--to", "gguf", "--out", tmp_path / "a.gguf")
+    about = json.loads((run / "artifact.json").read_text(encoding="utf-8"))
+    fallback = str(run / "steps/merged-1/output")
+    about["details"]["answer"] |= {"model": "inputs.teacher", "fallback": fallback}
+    (run / "steps/merged-1/artifact.json").unlink()
+    (run / "artifact.json").write_text(json.dumps(about), encoding="utf-8")
+    plain = invoke("export", run, "--to", "gguf", "--out", tmp_path / "b.gguf")
+    assert (trained.exit_code, plain.exit_code) == (0, 0)
+    assert "trained no language model" in plain.stderr
+    assert "trained no language model" not in trained.stderr
+
+
 def test_export_says_what_it_wrote(run, tmp_path):
     gguf = pytest.importorskip("gguf")
     out = tmp_path / "student.gguf"

@@ -164,6 +164,17 @@ def test_run_names_the_reader_that_its_report_chose(tmp_path, reader, skipped, e
     assert found == (str(tmp_path / expected) if expected.startswith("steps") else expected)
 
 
+def test_too_few_questions_are_named_before_the_first_step(tmp_path, too_little, capsys):
+    rows = [f"What works {at}?;It" for at in range(19)] + ["Who sings?;", "Who dances?;"]
+    people = tmp_path / "people.csv"
+    people.write_text("\n".join(["question;answer", *rows]), encoding="utf-8")
+    with pytest.raises(DataError):
+        run_make(
+            tmp_path / "documents", tmp_path, questions=people, overrides=too_little
+        )  # the folder is no run
+    assert "19 questions with an answer: 20 are required to decide" in capsys.readouterr().err
+
+
 def test_people_questions_are_used_where_no_record_is_kept(tmp_path, too_little):
     facts = [f"Item {at} works." for at in range(70)]
     (tmp_path / "documents" / "b.txt").write_text("\n\n".join(facts), encoding="utf-8")
