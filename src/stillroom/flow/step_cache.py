@@ -2,8 +2,8 @@
 
 Each step of a run has the folder ``steps/NAME-KEY``. Its key is a digest of the version, the step's
 settings, the bytes of its inputs, wherever they lie, the folders of the steps that it takes from,
-and what of this machine decides its result (``JobKind.surroundings``). So (memoization, incremental
-build) a step whose key has a finished folder is unchanged and skipped, and any change of a step
+and what of this machine decides its result (``JobKind.surroundings``). So a step whose key has a
+finished folder is unchanged and skipped (memoization, incremental build), and any change of a step
 re-runs it and those that take from it.
 """
 
