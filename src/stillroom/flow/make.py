@@ -124,13 +124,11 @@ def _refuse_indexed(folder: Path, questions: Path) -> None:
 def _describe_few(questions: Path) -> str:
     """Return a warning if the questions are too few to decide by, else an empty string."""
     count = sum(question.is_answerable for question in read_question_set(questions))
+    if count >= MIN_UNITS:
+        return ""
     return (
-        ""
-        if count >= MIN_UNITS
-        else (
-            f"{questions} has {count_noun(count, 'question')} with an answer: {MIN_UNITS} are required "
-            "to decide what to use"
-        )
+        f"{questions} has {count_noun(count, 'question')} with an answer: {MIN_UNITS} are "
+        "required to decide what to use"
     )
 
 

@@ -30,6 +30,7 @@ from stillroom.jobs.replay import (
     compare_output,
     read_phases,
     sum_phases,
+    sum_work,
 )
 from stillroom.jobs.segments import (
     COMMITTED_FOLDER,
@@ -487,12 +488,11 @@ class TrainingReplayer(JournalReplayer):
 
     def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
         """Return the seconds of opening inputs and of the other phases: the later ones if whole."""
-        rest = super().estimate_rest(request, is_whole=is_whole)
-        if is_whole:
-            return rest
-        names = [name for name, _ in read_phases(request.folder)]
-        later = read_phases(request.folder)[names.index(TRAINING) :] if TRAINING in names else []
-        return rest - sum(seconds for name, seconds in later if name != TRAINING)
+        phases = read_phases(request.folder)
+        names = [name for name, _ in phases]
+        counted = phases if is_whole or TRAINING not in names else phases[: names.index(TRAINING)]
+        opening = sum_work(request.folder) - sum_phases(request.folder)
+        return opening + sum(seconds for name, seconds in counted if name != TRAINING)
 
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Take the steps of the named segments again, and compare them and the written weights."""

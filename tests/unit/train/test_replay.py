@@ -1,8 +1,10 @@
 """Trainings are replayed: honest ones without an alarm, forged ones by name."""
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -314,3 +316,13 @@ def test_a_run_that_an_earlier_version_began_is_not_committed(tmp_path, monkeypa
     make(folder, resume=True, train={"save_every_s": 0})
     assert not (folder / "segments.jsonl").exists()
     assert "cannot be verified by replay" in (folder / "events.jsonl").read_text()
+
+
+def test_cost_besides_the_steps_has_the_phases_that_a_part_does_not_repeat(tmp_path):
+    phases = [("retrieve", 4.0), ("train", 28.0), ("validate", 26.0), ("validate", 27.0)]
+    rows = [{"event": "phase", "name": name, "cpu_seconds": cost} for name, cost in phases]
+    rows.append({"event": "finished", "cpu_seconds": 95.0})
+    (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    request = SimpleNamespace(folder=tmp_path)
+    assert REPLAYER.estimate_rest(request, is_whole=False) == 14  # 10 between phases
+    assert REPLAYER.estimate_rest(request, is_whole=True) == 67
