@@ -59,7 +59,8 @@ def prepare_step(
     parts: list[Any] = [__version__, _describe_settings(step, flow.seed), digests]
     parts += [surroundings] if surroundings else []
     # A step names the folders that it took from, which may be made again to the same bytes.
-    parts += [[done[source].name for source in sorted(paths.keys() & done.keys())]]
+    folders = [done[source].name for source in sorted(paths.keys() & done.keys())]
+    parts += [folders] if folders else []
     return PreparedStep(name, recipe, out / "steps" / f"{name}-{digest_json(parts)[:_KEY_DIGITS]}")
 
 

@@ -134,8 +134,9 @@ def scan_folder(root: Path) -> FolderScan:
                 refuse(here / name, "document.refused-path", why)
             else:
                 files.append(here / name)
-    own_names = {path.resolve() for path in files if not path.is_symlink()}
-    listed = [path for path in files if not (path.is_symlink() and path.resolve() in own_names)]
+    linked = {path: path.resolve() for path in files if path.is_symlink()}
+    own_names = {path.resolve() for path in files if linked and path not in linked}
+    listed = [path for path in files if linked.get(path) not in own_names]
     return FolderScan(
         tuple(sorted(listed, key=lambda path: path.relative_to(root).as_posix())),
         hidden,

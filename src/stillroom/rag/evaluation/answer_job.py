@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from stillroom.evaluate.qa.collections import write_run
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.jobs.journal import Journal, read_journal
+from stillroom.models.cache import CompletionCache
 from stillroom.models.factory import DeferredModel
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.interfaces import DelegatingModel
@@ -226,8 +227,8 @@ class MemoizedModel(DelegatingModel):
         """Return a single completion of the last run, or complete the prompts."""
         if len(prompts) > 1 or not isinstance(sampling, Sampling) or on_done:
             return super().generate(prompts, sampling, on_done=on_done, is_cancelled=is_cancelled)
-        asked = [prompts[0].to_json(), asdict(sampling)]
-        key = digest_json([self.fingerprint, self._surroundings, *asked])
+        key = CompletionCache.cache_key(self.fingerprint, prompts[0], sampling)
+        key = digest_json([key, self._surroundings])
         row = self._last.get(key)
         if row is None:
             started, started_cpu = time.perf_counter(), time.process_time()

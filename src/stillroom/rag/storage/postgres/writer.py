@@ -10,6 +10,7 @@ limit their number. The server merges in one statement, without postings of dele
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,6 +58,7 @@ __all__ = ["PostgresIndexWriter"]
 
 
 _WRITER_LOCK = -1
+_NOTICED_WITHIN_S = 5.0
 """Number of the writer's advisory lock; snapshots are numbered from 1."""
 _PURGE = (
     "DELETE FROM labels WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
@@ -223,15 +225,25 @@ class PostgresIndexWriter(PostgresTables):
             reusable.close()
 
     def close(self) -> None:
-        """Close the session; the lock is free at once, not when the server notices.
+        """Close the session, and return once its lock is free.
 
-        A command that still runs, as a COPY, would be waited for: it ends with the connection.
+        A command that still runs, as a COPY, would be waited for: it ends with the connection, and
+        the lock when the server notices, for which some seconds are waited.
         """
-        if self.connection.info.transaction_status.name != "ACTIVE":
+        info = self.connection.info
+        if info.transaction_status.name != "ACTIVE":
             with suppress(StillroomError), self.server.errors():
                 self.connection.rollback()
                 self.connection.execute("SELECT pg_advisory_unlock_all()")
+            self.connection.close()
+            return
+        process = info.backend_pid
         self.connection.close()
+        is_open = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+        with suppress(StillroomError), self.server.errors(), self.server.connect("writer") as other:
+            ends = time.monotonic() + _NOTICED_WITHIN_S
+            while other.execute(is_open, (process,)).fetchone() and time.monotonic() < ends:
+                time.sleep(0.02)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
