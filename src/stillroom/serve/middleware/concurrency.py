@@ -169,7 +169,7 @@ class FairQueue:
         try:
             while True:
                 await asyncio.wait({turn}, timeout=_QUEUE_POLL_S)
-                if await request.is_disconnected():
+                if await _is_disconnected(request):
                     raise client_disconnected()
                 if time.monotonic() > self.closes_at:
                     raise server_stopping()
@@ -232,11 +232,24 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, Result
             await asyncio.wait({task}, timeout=_DISCONNECT_POLL_S)
             if task.done():
                 return task.result()
-            if await request.is_disconnected():
+            if await _is_disconnected(request):
                 raise client_disconnected()
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def _is_disconnected(request: Request) -> bool:
+    """Return whether the client has gone; a cancellation that the check swallows is raised again.
+
+    Raises:
+        CancelledError: If the running task was cancelled while Starlette looked.
+    """
+    is_gone = await request.is_disconnected()
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+    return is_gone
 
 
 ItemT = TypeVar("ItemT")
@@ -292,7 +305,7 @@ class WorkerSlots:
 
     async def _check(self, request: Request, end: float) -> None:
         """Raise the error that ends the work of a request, if any."""
-        if await request.is_disconnected():
+        if await _is_disconnected(request):
             raise client_disconnected()
         if time.monotonic() > self._queue.closes_at:
             raise server_stopping()

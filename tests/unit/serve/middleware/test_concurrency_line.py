@@ -17,7 +17,7 @@ from stillroom.serve.jobs.processes import spawn
 from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.media_check import MediaCheckService
 from stillroom.serve.middleware.auth import CLIENT_KEY, RECEIVED_KEY
-from stillroom.serve.middleware.concurrency import FairQueue
+from stillroom.serve.middleware.concurrency import FairQueue, run_while_connected
 from stillroom.serve.workspace import Workspace
 
 LIMITS = RequestLimits(checks=1)
@@ -150,12 +150,17 @@ def test_media_have_their_place_before_they_are_read(app, started):
     asyncio.run(go())
 
 
-def upload(client, pace, *, pieces=1000):
-    """Send a form with a file in pieces of a thousand bytes, one each so many seconds."""
+def upload(client, pace, *, pieces=1000, stops_after=None):
+    """Send a form with a file in pieces of a thousand bytes, one each so many seconds.
+
+    After ``stops_after`` pieces nothing more comes.
+    """
 
     async def body():
         yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
-        for _ in range(pieces):
+        for number in range(pieces):
+            if number == stops_after:
+                await asyncio.Event().wait()
             await asyncio.sleep(pace)
             yield b"x" * 1000
         yield b"\r\n--x--\r\n"
@@ -165,15 +170,17 @@ def upload(client, pace, *, pieces=1000):
 
 
 def test_the_slowest_upload_gives_way_where_all_places_are_taken(app, started, monkeypatch):
-    monkeypatch.setattr("stillroom.serve.middleware.concurrency._PACE_S", 0.3)
+    judge_after = "stillroom.serve.middleware.concurrency._PACE_S"
+    monkeypatch.setattr(judge_after, 1e9)
 
     async def go():
         async with client_of(app) as client:
-            slow, slower = upload(client, 0.02), upload(client, 0.05)
+            slow, slower = upload(client, 0, stops_after=200), upload(client, 0, stops_after=1)
             await asyncio.sleep(0.1)
             early = await upload(client, 0, pieces=3)
-            await asyncio.sleep(0.5)
             assert early.status_code == 429  # neither had time to show its pace
+            await asyncio.sleep(0.5)
+            monkeypatch.setattr(judge_after, 0.0)
             fast = upload(client, 0, pieces=3)
             reply = await slower
             assert (reply.status_code, reply.headers["Retry-After"]) == (408, "2")
@@ -277,3 +284,33 @@ async def client_of(app):
         transport=transport, base_url="http://localhost", timeout=60
     ) as client:
         yield client
+
+
+def test_a_cancellation_that_the_look_at_the_client_swallows_ends_the_work(monkeypatch):
+    monkeypatch.setattr("stillroom.serve.middleware.concurrency._DISCONNECT_POLL_S", 0.01)
+
+    async def go():
+        looks, ended = asyncio.Event(), []
+
+        async def look():
+            looks.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            return False
+
+        async def work():
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.append(True)
+
+        request = SimpleNamespace(is_disconnected=look)
+        task = asyncio.create_task(run_while_connected(request, work()))
+        await looks.wait()
+        task.cancel()
+        async with asyncio.timeout(20):
+            await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        assert ended
+
+    asyncio.run(go())
