@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
-    from stillroom.records.document import Anchor, Document, Heading, Location, Passage
+    from stillroom.records.document import (
+        Anchor,
+        Definition,
+        Document,
+        Heading,
+        Location,
+        Passage,
+    )
     from stillroom.records.files import (
         RecordWriter,
         count_records,
@@ -46,6 +53,7 @@ __all__ = [
     "Answer",
     "Citation",
     "Completion",
+    "Definition",
     "Document",
     "Heading",
     "Hit",

@@ -16,9 +16,10 @@ from typing import Any
 
 from stillroom.records.origin import Origin, make_content_id
 
-__all__ = ["Anchor", "Document", "Heading", "Location", "Passage"]
+__all__ = ["Anchor", "Definition", "Document", "Heading", "Location", "Passage"]
 
 _COMPRESSED = frozenset({".bz2", ".gz", ".xz"})
+_MAX_TERM = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,18 @@ class Heading:
     start: int
     level: int
     title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """An entry of a list of definitions: text[start:end] is its terms, text[end:stop] the rest.
+
+    Entries of a list within an entry follow it.
+    """
+
+    start: int
+    end: int
+    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +107,8 @@ class Document:
     """Parsed source with byte and page spans.
 
     ``path`` is relative to the folder that was read, with forward slashes; ``digest`` is the
-    SHA-256 of the file's bytes; ``anchors`` are sorted by start and do not overlap.
+    SHA-256 of the file's bytes; ``anchors`` are sorted by start and do not overlap;
+    ``definitions`` are sorted by start.
     """
 
     path: str
@@ -107,6 +121,7 @@ class Document:
     language: str = ""
     origin: Origin = field(default_factory=Origin)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    definitions: tuple[Definition, ...] = ()
 
     @property
     def id(self) -> str:
@@ -172,8 +187,26 @@ class Document:
         errors = "surrogatepass" if encoding == "utf-8" else "replace"
         return len(self.text[start:end].encode(encoding, errors))
 
+    def find_definitions(self, position: int) -> tuple[Definition, ...]:
+        """Return the entries that explain at a position, the outermost first."""
+        first = bisect.bisect_left(self.definitions, position, key=lambda entry: entry.start)
+        return tuple(e for e in self.definitions[:first] if e.end <= position < e.stop)
+
+    def find_term_at(self, position: int) -> Definition | None:
+        """Return the entry of a list of definitions whose terms hold a position, if any."""
+        number = bisect.bisect_right(self.definitions, position, key=lambda entry: entry.start)
+        entry = self.definitions[number - 1] if number else None
+        return entry if entry and position < entry.end else None
+
+    def get_term(self, definition: Definition) -> str:
+        """Return the terms of an entry as one line, at most 80 characters."""
+        return " ".join(self.text[definition.start : definition.end].split())[:_MAX_TERM]
+
     def heading_path(self, position: int) -> tuple[str, ...]:
-        """Return the titles of the sections that enclose a position, outermost first."""
+        """Return the titles of the sections that enclose a position, outermost first.
+
+        The terms that are explained there follow.
+        """
         path: list[Heading] = []
         for heading in self.headings:
             if heading.start > position:
@@ -181,7 +214,8 @@ class Document:
             while path and path[-1].level >= heading.level:
                 path.pop()
             path.append(heading)
-        return tuple(heading.title for heading in path)
+        titles = [heading.title for heading in path]
+        return (*titles, *map(self.get_term, self.find_definitions(position)))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, including the id for readers of the file."""
@@ -199,6 +233,11 @@ class Document:
             ],
             "origin": self.origin.to_json(),
             "metadata": dict(self.metadata),
+            **(
+                {"definitions": [[e.start, e.end, e.stop] for e in self.definitions]}
+                if self.definitions
+                else {}
+            ),
         }
 
     @classmethod
@@ -215,6 +254,7 @@ class Document:
             language=data["language"],
             origin=Origin.from_json(data["origin"]),
             metadata=data["metadata"],
+            definitions=tuple(Definition(*entry) for entry in data.get("definitions", ())),
         )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from stillroom.records import Anchor, Document, Link
+from stillroom.records import Anchor, Definition, Document, Link
 from stillroom.records.text_credentials import (
     CREDENTIAL_MARKS,
     TextCredential,
@@ -163,5 +163,9 @@ def _cut_spans(document: Document, spans: Sequence[tuple[int, int]]) -> Document
         headings=tuple(
             replace(one, start=move(one.start), title=remove_marks(one.title))
             for one in document.headings
+        ),
+        definitions=tuple(
+            Definition(move(one.start), move(one.end), move(one.stop))
+            for one in document.definitions
         ),
     )

@@ -19,6 +19,12 @@ from typing_extensions import override
 
 from stillroom.errors import count_noun
 from stillroom.provenance import digest_json
+from stillroom.rag.answer_selection.definitions import (
+    explain_terms,
+    find_term,
+    find_unread_names,
+    keep_named,
+)
 from stillroom.rag.answer_selection.encoding import find_contents, find_lists, find_rows, is_item
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
@@ -152,6 +158,9 @@ class Quote(AnswerStrategy):
             _warn_of_language(question, hits)
             inquiry.abstain("no-answer", hits)
             return
+        if unread := find_unread_names(question, [f"{p[0]} {p[1]}" for p in passages]):
+            names = ", ".join(unread)
+            add_warning(f"no passage that was read has {names}: the answer may be about another")
         yield from inquiry.quote(
             hits,
             self._find_quotes(inquiry, hits, reading.sentences),
@@ -167,7 +176,19 @@ class Quote(AnswerStrategy):
         The cells of a row are one quote; the best sentence is shown whole if a file parts it.
         """
         texts = [hit.passage.text for hit in hits]
-        chosen = self._choose(sentences, texts)
+        documents = [inquiry.index.document(hit.passage.document_id) for hit in hits]
+
+        def get_path(sentence: ScoredSentence) -> tuple[str, ...]:
+            start = hits[sentence.passage].passage.start + sentence.start
+            return documents[sentence.passage].heading_path(start)
+
+        def find_entry(sentence: ScoredSentence) -> tuple[int, int] | None:
+            number, shift = sentence.passage, hits[sentence.passage].passage.start
+            entry = documents[number].find_term_at(shift + sentence.start)
+            return (entry.end - shift, entry.stop - shift) if entry else None
+
+        named = keep_named(inquiry.query.text, sentences, texts, get_path)
+        chosen = explain_terms(self._choose(named, texts), named, find_entry)
         followed, lists = _follow_announced(chosen, sentences, texts)
         while True:
             runs = _join_runs(followed, sentences, texts)
@@ -189,7 +210,7 @@ class Quote(AnswerStrategy):
             followed, lists = _follow_announced(chosen, sentences, texts)
         for (number, (_, end), _), _ in listed:
             _warn_of_rest(inquiry, hits[number].passage, end, *lists[number, end])
-        return found
+        return _add_terms(inquiry, hits, runs, found)
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
@@ -222,6 +243,32 @@ def _warn_of_rest(
             add_warning(f"a list goes on after its passage, of which {count} are quoted")
 
 
+def _add_terms(
+    inquiry: AnswerSession,
+    hits: Sequence[Hit],
+    runs: Sequence[Quoted],
+    found: Sequence[list[dict[str, Any]]],
+) -> list[list[dict[str, Any]]]:
+    """Return the quotes of each run, after the term that they explain in a list of definitions."""
+    shown, quoted = set[tuple[int, tuple[int, int]]](), list[list[dict[str, Any]]]()
+    for (number, _, _), quotes in zip(runs, found, strict=True):
+        passage = hits[number].passage
+        document = inquiry.index.document(passage.document_id)
+        parts = list[dict[str, Any]]()
+        for quote in quotes:
+            term = find_term(document, passage, (quote["start"], quote["end"]))
+            if term and parts and term[0] <= parts[-1]["start"] < term[1]:
+                parts[-1]["continues"] = True
+            elif term and (number, term) not in shown:
+                terms = inquiry.find_quotes(hits, [(number, term, None)])[0]
+                parts += [{**part, "continues": True} for part in terms]
+            if term:
+                shown.add((number, term))
+            parts.append(quote)
+        quoted.append(parts)
+    return quoted
+
+
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:
     """Answer as a person judged: by quotes in their passages, or not at all."""
     inquiry.followed = judged
@@ -239,9 +286,12 @@ def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -
         spans.append((number, (start, end), None))
     parts = inquiry.find_quotes(shown, spans)
     for (quotes, below), (span, following) in zip(pairwise(parts), pairwise(spans), strict=True):
-        text, end, start = shown[span[0]].passage.text, span[1][1], following[1][0]
-        is_list = span[0] == following[0] and is_item(text[start:]) and not text[end:start].strip()
-        if is_list and quotes and below:
+        passage, end, start = shown[span[0]].passage, span[1][1], following[1][0]
+        if span[0] != following[0] or not (quotes and below):
+            continue
+        document = inquiry.index.document(passage.document_id)
+        is_list = is_item(passage.text[start:]) and not passage.text[end:start].strip()
+        if is_list or find_term(document, passage, following[1]) == span[1]:
             quotes[-1]["continues"] = True
     found = [quote for quotes in parts for quote in quotes]
     yield from inquiry.quote(shown, [found], probability=None, fingerprint="")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.records import Document, Heading, Link, Passage
+from stillroom.records import Definition, Document, Heading, Link, Passage
 from stillroom.text.chunking.tokens import TokenRuler
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import find_grapheme_boundary
@@ -238,9 +238,13 @@ def make_passages(document: Document, spans: Iterable[Span], method: str) -> Ite
     origin = document.origin.then(Link(method, parents=(document.id,)))
     document_id = document.id
     tables = find_tables(document)
-    path: list[Heading] = []
-    index = 0
+    path, entries = list[Heading](), list[Definition]()
+    index = number = 0
     for start, end in spans:
+        while number < len(document.definitions) and document.definitions[number].start < start:
+            entries.append(document.definitions[number])
+            number += 1
+        entries = [entry for entry in entries if entry.stop > start]
         while index < len(document.headings) and document.headings[index].start <= start:
             heading = document.headings[index]
             while path and path[-1].level >= heading.level:
@@ -253,7 +257,10 @@ def make_passages(document: Document, spans: Iterable[Span], method: str) -> Ite
             end=end,
             text=document.text[start:end],
             location=document.locate(start, end),
-            headings=tuple(heading.title for heading in path),
+            headings=(
+                *(heading.title for heading in path),
+                *(document.get_term(entry) for entry in entries if entry.end <= start),
+            ),
             title=document.title,
             language=document.language,
             origin=origin,

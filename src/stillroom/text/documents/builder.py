@@ -19,7 +19,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.recipes.yaml_text import load_foreign_yaml
-from stillroom.records import Anchor, Document, Heading
+from stillroom.records import Anchor, Definition, Document, Heading
 from stillroom.text.interfaces import SourceFile
 
 __all__ = [
@@ -53,6 +53,7 @@ class DocumentBuilder:
         self._length = 0
         self._anchors: list[Anchor] = []
         self._headings: list[Heading] = []
+        self._definitions: list[Definition] = []
         self._is_marked = False  # text without a place follows the last anchor
 
     @property
@@ -109,6 +110,10 @@ class DocumentBuilder:
             start = self._length if position is None else position
             self._headings.append(Heading(start, max(level, 1), title))
 
+    def define(self, entries: Iterable[Definition]) -> None:
+        """Add entries of lists of definitions, of places in the text so far."""
+        self._definitions += entries
+
     def add_list(self, title: str, lines: Sequence[str], **place: Any) -> None:
         """Add a section of its own for notes or comments, if there are any."""
         if lines:
@@ -135,7 +140,8 @@ class DocumentBuilder:
             title=title,
             metadata=metadata,
         )
-        return require_text(document, expected)
+        entries = tuple(sorted(self._definitions, key=lambda entry: entry.start))
+        return require_text(replace(document, definitions=entries), expected)
 
 
 def build_document(

@@ -74,6 +74,7 @@ _LAYOUT_ROLES = frozenset({"presentation", "none"})
 _TEXT = frozenset({"p", "li"})
 _MAX_CODE_LINES = 3
 _MAX_CELL = 1000
+_MIN_ENTRIES, _MIN_ENTRY_CELLS, _MAX_ENTRY_CELL = 3, 3, 80
 _MAX_CELL_UNDER_HEADER = 4000
 _LOOKBACK = 64
 _MAX_SPAN = 512
@@ -107,7 +108,11 @@ class _OpenElement:
 
 @dataclass(slots=True)
 class HtmlBlock:
-    """A block of text: its pieces (text, start, end) and their properties."""
+    """A block of text: its pieces (text, start, end) and their properties.
+
+    ``depth`` is the number of lists of definitions around it; ``is_term`` is whether the innermost
+    defines it, or, at depth 0, whether it is the name in a table that is the head of an entry.
+    """
 
     kind: str
     prefix: str = ""
@@ -117,6 +122,8 @@ class HtmlBlock:
     contents: bool = False
     cell: tuple[int, int] = (-1, -1)
     span: tuple[int, int] = (1, 1)
+    depth: int = 0
+    is_term: bool = False
     pieces: list[tuple[str, int, int]] = field(default_factory=list)
     rows: list[tuple[str, int, int]] = field(default_factory=list)
     size: int = 0
@@ -194,6 +201,10 @@ class HtmlBlockReader:
                 self._end(token.name)
         while self._tables:
             self._close_table()
+        entries = [block for block in self.blocks if block.is_term and not block.depth]
+        if len(entries) < _MIN_ENTRIES:
+            for block in entries:
+                block.is_term = False
 
     def _read_text(self, token: MarkupToken) -> None:
         top = self._stack[-1]
@@ -239,6 +250,10 @@ class HtmlBlockReader:
         if self._tables and top.cell:  # a caption or stray text in a table is no cell
             block.cell = (self._tables[-1].row, self._tables[-1].cell)
             block.span = self._tables[-1].span
+        block.depth = self._open["dl"]
+        if block.depth:
+            around = (element.name for element in self._stack[:-_LOOKBACK:-1])
+            block.is_term = next((name for name in around if name in _CLOSES["dd"]), "") == "dt"
         self._block = block
         self.blocks.append(block)
         return block
@@ -379,10 +394,13 @@ class HtmlBlockReader:
             first = cells[0]
             joined = HtmlBlock("table", aside=first.aside, main=first.main, contents=first.contents)
             joined.prefix, joined.rows = table.indent, _table_rows(cells)
+            joined.depth, joined.is_term = first.depth, first.is_term
             joined.pieces = [_flatten_table(joined.rows)]
             joined.size = sum(block.size for block in cells)
             joined.linked = sum(block.linked for block in cells)
             self.blocks[table.first :] = [block for block in inside if block.cell[1] < 0] + [joined]
+        elif not self._tables and _is_entry(cells, table):
+            cells[0].is_term = True
         if self._tables:  # the enclosing table sees all of this as one cell
             outer = self._tables[-1]
             for block in self.blocks[table.first :]:
@@ -430,6 +448,19 @@ def _is_data_table(cells: list[HtmlBlock], table: _Table) -> bool:
         rich += not is_label and not kinds <= _TEXT
     total = max(sum(block.size for block in blocks) for blocks in held.values())
     return total <= _MAX_CELL and 2 * rich < len(held)
+
+
+def _is_entry(cells: list[HtmlBlock], table: _Table) -> bool:
+    """Return whether a table is the head of an entry, as of an option with its type and default.
+
+    It is one row of short cells with text, no links.
+    """
+    return (
+        not table.is_layout
+        and len({block.cell for block in cells}) == len(cells) >= _MIN_ENTRY_CELLS
+        and all(block.kind == "p" and block.cell[0] == 0 and not block.depth for block in cells)
+        and all(block.size <= _MAX_ENTRY_CELL and 2 * block.linked < block.size for block in cells)
+    )
 
 
 def _find_code_columns(held: dict[tuple[int, int], list[HtmlBlock]], first: int) -> set[int]:

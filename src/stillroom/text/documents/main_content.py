@@ -7,9 +7,10 @@ text; if that would leave almost nothing, all visible text is kept.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from stillroom.records import Definition
 from stillroom.text.documents.builder import DocumentBuilder
 from stillroom.text.documents.entities import EntityExpander
 from stillroom.text.documents.html import HtmlBlock, HtmlBlockReader
@@ -57,8 +58,8 @@ def extract_main_content(
     visible = [block for block in reader.blocks if block.size]
     selected = visible if keep_all else _select_main_blocks(visible)
     write = _BlockWriter(decoded, assembly, span, label).write
-    for block in selected:
-        write(block)
+    places = [(write(block), assembly.length) for block in selected]
+    assembly.define(_find_definitions(zip(selected, places, strict=True)))
     dropped = sum(block.size for block in visible) - sum(block.size for block in selected)
     return PageMetadata(" ".join(reader.title.split()), reader.language, dropped, reader.hidden)
 
@@ -117,12 +118,18 @@ class _BlockWriter:
         self._label = label
         self._before = ""
 
-    def write(self, block: HtmlBlock) -> None:
+    def write(self, block: HtmlBlock) -> int:
+        """Add a block and return where it begins."""
         pieces = _trim_pieces(block.pieces)
         if not pieces and not block.rows:
-            return
+            return self._assembly.length
         self._assembly.gap("\n" if block.kind == self._before == "li" else "\n\n")
         self._before = block.kind
+        start = self._assembly.length
+        self._write_pieces(block, pieces)
+        return start
+
+    def _write_pieces(self, block: HtmlBlock, pieces: list[tuple[str, int, int]]) -> None:
         if block.kind == "heading":
             title = "".join(piece[0] for piece in pieces)
             self._assembly.heading(block.level, title)
@@ -166,6 +173,34 @@ class _BlockWriter:
             if number == 0:
                 columns = len(re.findall(r"(?<!\\)\|", row[0])) - 1
                 self._assembly.add(f"\n{indent}|" + " --- |" * columns)
+
+
+def _find_definitions(
+    placed: Iterable[tuple[HtmlBlock, tuple[int, int]]],
+) -> Iterator[Definition]:
+    """Yield the entries of lists of definitions; terms in a row share what follows them.
+
+    ``placed`` are the blocks of a text with their places.
+    """
+    entries = list[tuple[int, int, int]]()  # depth, start and end of terms, the outermost first
+    last = 0
+    for block, (start, end) in placed:
+        least = block.depth if block.kind != "heading" else -1
+        while entries and entries[-1][0] + block.is_term > least:
+            if block.is_term and entries[-1][0] == block.depth and entries[-1][2] == last:
+                start = entries.pop()[1]
+                break
+            yield from _end_entry(*entries.pop()[1:], last)
+        if block.is_term:
+            entries.append((block.depth, start, end))
+        last = end
+    for _, first, stop in entries:
+        yield from _end_entry(first, stop, last)
+
+
+def _end_entry(start: int, end: int, last: int) -> Iterator[Definition]:
+    if last > end:
+        yield Definition(start, end, last)
 
 
 def _trim_pieces(pieces: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:

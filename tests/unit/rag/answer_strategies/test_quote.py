@@ -376,7 +376,11 @@ LISTS = (
     ("question", "most", "quotes"),
     [
         ("Are barges with coal let through?", 1, ["barges with coal"]),
-        ("Which varnish of oars needs two coats?", 1, ["It needs two coats of 9 ounces."]),
+        (
+            "Which varnish of oars needs two coats?",
+            1,
+            ["Varnish of oars:", "It needs two coats of 9 ounces."],
+        ),
         ("Why are oars dry?", 1, ["This is why the oars are dry."]),
         ("Which salmon, coal, timber, oars, varnish, door, coats?", 2, None),
     ],
@@ -846,3 +850,37 @@ def test_a_sentence_is_quoted_with_the_yes_or_no_before_it(tmp_path, text, quote
         asked = {**OVERLAP, "max_quotes": 1}
         found = ask(opened, Untouched(), "May the kiln be sold to me?", answering=asked)
     assert found.details["quotes"][0]["text"] == quote
+
+
+SERVER = (
+    "<html><body><h1>Server</h1><p>The server has these options.</p><dl>"
+    + "".join(
+        f"<dt>{name}</dt><dd><p>{use}</p><p>Its default is {value} packets.</p></dd>"
+        for name, use, value in (
+            ("max-burst", "How many are sent at the start.", 8),
+            ("min-burst", "How few are sent at the start.", 2),
+            ("idle", "How long it waits; see max-burst as well, whose default counts.", 64),
+        )
+    )
+    + "</dl></body></html>"
+)
+
+
+def test_a_sentence_that_explains_a_term_is_quoted_after_it(tmp_path):
+    question = "What is the default in packets of MIN_BURST?"
+    found = ask_about(tmp_path / "x", "server.html", SERVER, question, max_quotes=1)
+    term, quote = found.details["quotes"]
+    assert found.completion.text == "min-burst\nIts default is 2 packets. [1]"
+    assert (term["continues"], quote.get("continues")) == (True, None)
+    for one in (term, quote):
+        assert SERVER[one["byte_start"] : one["byte_end"]] == one["text"]
+    assert quote["headings"] == ["Server", "min-burst"]
+
+
+def test_other_terms_than_the_one_that_a_question_names_are_left_out(tmp_path):
+    question = "max-burst default packets?"
+    found = ask_about(tmp_path / "x", "server.html", SERVER, question, max_quotes=5, margin=99)
+    assert found.completion.text == (
+        "max-burst\nHow many are sent at the start. [1] Its default is 8 packets. [1] "
+        "idle\nHow long it waits; see max-burst as well, whose default counts. [1]"
+    )

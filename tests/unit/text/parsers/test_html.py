@@ -348,3 +348,39 @@ def test_what_an_item_holds_beside_its_first_paragraph_is_indented_as_markdown_a
         "  | part | bar |\n  | --- | --- |\n  | valve | 7 |\n\n  Then\n\n2. Fill it.\n\nAn end."
     )
     assert bytes_of(document, page.encode(), "pump --stop\n\n# twice")[1].is_exact
+
+
+def test_terms_of_a_list_of_definitions_are_known_with_what_explains_them(parse):
+    document = parse(
+        "html",
+        "<h1>Server</h1><p>It has options.</p><dl><dt>-b<dt>burst<dd><p>Sends eight.</p><p>The "
+        "default is 8.</p><dl><dt>unit</dt><dd>packets</dd></dl><p>See below.</p></dd><dt>idle</dt>"
+        "<dd>Waits.</dd><dt>unexplained</dt></dl><p>That is all.</p>",
+    )
+    assert [
+        (document.get_term(entry), " ".join(document.text[entry.end : entry.stop].split()))
+        for entry in document.definitions
+    ] == [
+        ("-b burst", "Sends eight. The default is 8. unit packets See below."),
+        ("unit", "packets"),
+        ("idle", "Waits."),
+    ]
+    assert document.heading_path(document.text.index("packets")) == ("Server", "-b burst", "unit")
+    assert document.heading_path(document.text.index("See")) == ("Server", "-b burst")
+    assert document.heading_path(document.text.index("burst")) == ("Server",)
+    assert document.heading_path(document.text.index("That")) == ("Server",)
+    assert type(document).from_json(document.to_json()) == document
+
+
+def test_the_name_in_a_table_of_one_row_is_a_term_where_a_page_has_several(parse):
+    rows = [
+        f"<table><tr><td>{name}</td><td>Type: <i>time</i></td><td>Default: {value}</td></tr>"
+        f"</table><p>It sets a limit.</p>"
+        for name, value in (("connect_timeout", "5m"), ("data_timeout", "2m"), ("idle", "1m"))
+    ]
+    page = "<h1>Timeouts</h1>{}<h2>See also</h2><p>Others.</p>"
+    document = parse("html", page.format("".join(rows)))
+    assert document.heading_path(document.text.index("2m")) == ("Timeouts", "data_timeout")
+    assert document.heading_path(document.text.rindex("It sets")) == ("Timeouts", "idle")
+    assert document.heading_path(document.text.index("Others")) == ("Timeouts", "See also")
+    assert not parse("html", page.format("".join(rows[:2]))).definitions

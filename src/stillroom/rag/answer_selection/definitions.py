@@ -1,0 +1,130 @@
+"""Which sentences explain the setting, command or term that a question names.
+
+Manuals explain their options one below the other, in lists of definitions or sections of their own,
+and in much the same words ("The default is 20."): the name tells them apart, and stands in a line
+of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stillroom.rag.answer_selection.encoding import Span
+    from stillroom.rag.answer_selection.overlap import ScoredSentence
+    from stillroom.records import Definition, Document, Passage
+
+__all__ = ["explain_terms", "find_term", "find_unread_names", "keep_named"]
+
+_NUMBERING = re.compile(r"[^\w-]*(?:(?:[A-Z]\.)?\d+(?:\.\d+)*\.?\s+)?[^\w-]*")
+_WORD = re.compile(r"[^\W_]+")
+_NAME = re.compile(
+    r"[^\W_][\w.:-]*_[\w.:-]*"  # "max_size"
+    r"|-{1,2}[^\W_][\w-]*"  # "--max"
+    r"|[a-z][\w.:]*[A-Z]\w*(?=\W*$|\s*[\[({<=])"  # "maxSize", "queue.maxSize"
+    r"|[a-z\d]+(?:-[a-z\d]+)+(?=\W*$|\s*[\[({<=,;:]|\s+[A-Z_]+\b)"  # "max-size", "max-size SIZE"
+)
+# Names of settings, not words: "max_size", "--max", "maxSize", "log-time-format".
+_SETTING = re.compile(
+    r"(?<!\S)--[a-z][\w-]+|\b[A-Za-z]\w*_\w+\b|\b[a-z]+[A-Z]\w+\b|\b[a-z]{3,}(?:-[a-z]{3,}){2,}\b"
+)
+_MAX_TERM = 160  # characters of a term that is quoted
+
+
+def keep_named(
+    question: str,
+    sentences: Sequence[ScoredSentence],
+    texts: Sequence[str],
+    get_path: Callable[[ScoredSentence], Sequence[str]],
+) -> list[ScoredSentence]:
+    """Return the sentences without those on other names than the one that the question names.
+
+    Where a section or an entry of a list of definitions has a name such as "max-size" or
+    "maxSize", sentences elsewhere stay if they mention it.
+
+    Args:
+        question: The question.
+        sentences: Sentences of all passages.
+        texts: Texts of the passages.
+        get_path: Returns the titles and terms that a sentence lies under.
+    """
+    paths = [frozenset(map(_find_name, get_path(sentence))) for sentence in sentences]
+    named = {name for name in frozenset().union(*paths) if _is_named(name, question)}
+    return [
+        sentence
+        for sentence, path in zip(sentences, paths, strict=True)
+        if not named
+        or not named.isdisjoint(path)
+        or any(
+            _simplify(name) in _simplify(texts[sentence.passage][sentence.start : sentence.end])
+            for name in named
+        )
+    ]
+
+
+def explain_terms(
+    chosen: Sequence[ScoredSentence],
+    sentences: Sequence[ScoredSentence],
+    find_entry: Callable[[ScoredSentence], Span | None],
+) -> list[ScoredSentence]:
+    """Return the chosen sentences, each term replaced by the best sentence that explains it.
+
+    Args:
+        chosen: Chosen sentences, best first.
+        sentences: All sentences, best first.
+        find_entry: Returns the span in its passage of what explains a sentence that is a term.
+    """
+    explained = []
+    for sentence in chosen:
+        start, end = find_entry(sentence) or (0, 0)
+        best = (s for s in sentences if s.passage == sentence.passage and start <= s.start < end)
+        explained.append(next(best, sentence))
+    return list(dict.fromkeys(explained))
+
+
+def find_unread_names(question: str, texts: Iterable[str]) -> list[str]:
+    """Return the names of settings in a question that no text has, however its words are joined."""
+    read = _simplify(" ".join(texts))
+    names = dict.fromkeys(match[0] for match in _SETTING.finditer(question))
+    return [name for name in names if _simplify(name) not in read]
+
+
+def find_term(document: Document, passage: Passage, span: Span) -> Span | None:
+    """Return the span of the term that a span of a passage explains, if the passage has both.
+
+    A question is no term: what answers it can be read without it.
+    """
+    entries: tuple[Definition, ...] = document.find_definitions(passage.start + span[0])
+    if not entries or entries[-1].start < passage.start:
+        return None
+    start, end = entries[-1].start - passage.start, entries[-1].end - passage.start
+    is_question = passage.text[start:end].rstrip().endswith("?")
+    return None if is_question or end - start > _MAX_TERM else (start, end)
+
+
+def _find_name(title: str) -> str:
+    """Return the name of a setting with which a title or term begins; empty for other titles.
+
+    A word with a hyphen is a name where nothing but arguments follow: "read-only files" has none.
+    """
+    numbering = _NUMBERING.match(title)
+    match = _NAME.match(title, numbering.end() if numbering else 0)
+    return match[0] if match else ""
+
+
+def _is_named(name: str, question: str) -> bool:
+    """Return whether a question has a name, one of up to two words not as words ("set up")."""
+    words = _WORD.findall(name)
+    if len(words) > 2 or (words and "-" not in name):
+        return _simplify(name) in _simplify(question)
+    pattern = re.escape(name).replace(r"\-", "[-_]")
+    return bool(words) and bool(
+        re.search(rf"(?<![\w-]){pattern}(?![\w-])", question, re.IGNORECASE)
+    )
+
+
+def _simplify(text: str) -> str:
+    """Return the words of a text between blanks; "max-size" has two."""
+    return f" {' '.join(_WORD.findall(text.casefold()))} "
