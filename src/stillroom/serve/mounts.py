@@ -81,7 +81,8 @@ class AnswerFunction(Protocol):
     ) -> Iterator[str | Answer | AnswerEvidence]:
         """Answer the last message, then state what it was made from; the model sees ``k`` passages.
 
-        Messages before the last are read only if the pipeline starts with the transform last_turn.
+        Messages before the last are read only if the pipeline starts with the transform last_turn,
+        and where quotes answer a follow-up: passages are searched with the questions before it.
         ``settings`` are those that the client overrides; ``access`` is that of its key, None if
         that names none.
 

@@ -179,6 +179,10 @@ def test_earlier_turns_are_read_where_the_way_makes_the_last_stand_alone(index):
     assert "not the 2 before it" in notice
     assert "whole question" in notice
     assert not [text for text in message["answer"]["notices"] if "last message" in text]
+    quoted = chat(app_of(index, Cut("")), messages=turns, answering="quote").json()
+    quoted = quoted["choices"][0]["message"]
+    assert "“Tell me about France.”" in quoted["content"]
+    assert quoted["turns_not_read"] == 1
     prompted = [{"role": "system", "content": "Be brief."}, turns[0]]
     alone = chat(app_of(index, Cut("Paris.")), messages=prompted).json()["choices"][0]["message"]
     assert not [text for text in alone["answer"]["notices"] if "last message" in text]

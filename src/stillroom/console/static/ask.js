@@ -5,6 +5,7 @@
   const { chat, open, post, problem, make, svg, badge } = window.stillroom;
   const $ = (id) => document.getElementById(id);
   const KEPT = 20;
+  const SENT_BEFORE = 6; // earlier questions, for a follow-up
   const AROUND = 80; // characters of a passage shown beside a quote
 
   // Opens a document at a quote, if one is given, or at a passage.
@@ -234,7 +235,9 @@
   };
 
   const offerVerdicts = (parts, state) => {
-    if (!("judged" in $("talk").dataset) || !state.isGrounded || state.isStopped) return;
+    // A judgment is of a question's words, which for a follow-up are not the whole question.
+    const isFollowUp = (state.details.trace || []).some((one) => one.antecedents);
+    if (!("judged" in $("talk").dataset) || !state.isGrounded || state.isStopped || isFollowUp) return;
     for (const [verdict, label] of VERDICTS) {
       const button = make("button", {
         type: "button", "data-verdict": verdict, "aria-pressed": "false", text: label,
@@ -418,9 +421,11 @@
       const names = await open(state.at);
       state.model = names.model;
       parts.under.textContent = state.isGrounded ? "Looking for passages…" : "Reading…";
+      const asked = kept().filter((one) => one.at === state.at && one.isGrounded).slice(-SENT_BEFORE);
+      const before = state.isGrounded ? asked.map((one) => one.question) : [];
       const body = {
         model: state.isGrounded ? names.model : names.bare,
-        messages: [{ role: "user", content: question }],
+        messages: [...before, question].map((content) => ({ role: "user", content })),
         max_tokens: Number($("tokens").value) || 200,
         stream: true,
         ...(state.isGrounded ? settings() : {}),

@@ -388,14 +388,14 @@ class _AnswerDraft:
         return self._stream
 
     def _build_refusal(self, opening: str) -> str:
-        """Return a refusal that names the nearest passages, best first."""
+        """Return a refusal that names the nearest passages, best first, and what was read."""
         hits = self._hits
         order = sorted(range(len(hits)), key=lambda place: (hits[place].rank, place))
         self._nearest = tuple(order[:_MAX_NAMED_SOURCES])
         cited = self._list_cited()
         numbers = tuple(sorted(cited.index(place) + 1 for place in self._nearest))
         nearest = self._translator.wording.describe_nearest(numbers)
-        return f"{opening} {nearest}" if nearest else opening
+        return " ".join(filter(None, (opening, nearest, self._session.describe_follow_up())))
 
     @property
     def _hits(self) -> Sequence[Hit]:

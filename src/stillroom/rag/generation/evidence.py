@@ -106,7 +106,7 @@ def make_evidence(
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "question": query.text,
-        "history": [message.to_json() for message in query.history] if asking.transform else [],
+        "history": [message.to_json() for message in _list_read(query, asking, details)],
         "asked_of": asked_of,
         "index": {
             "digest": index.digest,
@@ -143,6 +143,17 @@ def make_evidence(
         },
         "versions": list_installed_versions(),
     }
+
+
+def _list_read(
+    query: Query, asking: AnswerSettings, details: Mapping[str, Any]
+) -> Sequence[Message]:
+    """Return the earlier messages that were, or with a transform may have been, read."""
+    if asking.transform:
+        return query.history
+    trace = details.get("trace", ())
+    found = [text for step in trace for text in step.get("antecedents", ())]
+    return [Message("user", text) for text in found]
 
 
 def restore_question(predicate: Mapping[str, Any]) -> RestoredQuestion:

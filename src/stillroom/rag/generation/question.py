@@ -1,6 +1,9 @@
-"""What is read of a question: whether it asks anything, the sentences that ask, and its spelling.
+"""What is read of a question: its content, what asks, its spelling, what came before a follow-up.
 
-No model is used. A misspelt word is looked for among all words within one edit of it, as by Norvig
+No model is used. A follow-up is recognized by rules for English (an anaphor without an antecedent,
+or an ellipsis); in German, French and Spanish only one that begins with a conjunction.
+
+A misspelt word is looked for among all words within one edit of it, as by Norvig
 ("How to Write a Spelling Corrector"), so that the cost does not grow with the index; in place of a
 dictionary there are the passages of the index, and what more than one of their words may mean
 stays as it is written. Edits put in letters of the Latin alphabet without accents alone.
@@ -9,17 +12,19 @@ stays as it is written. Edits put in letters of the Latin alphabet without accen
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from string import ascii_lowercase
 from typing import TYPE_CHECKING
 
 from stillroom.rag.analysis.phrases import parse_query
+from stillroom.rag.analysis.stop_words import QUESTION_WORDS, STOP_WORDS
 from stillroom.text.language import detect_language, split_sentences
 
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
+    from stillroom.records import Message
 
-__all__ = ["correct_spelling", "has_content", "select_asking"]
+__all__ = ["correct_spelling", "has_content", "is_follow_up", "list_antecedents", "select_asking"]
 
 _ADDRESS = re.compile(r"\b[a-z][a-z\d+.-]{0,20}://\S+|\bwww\.\S+", re.IGNORECASE)
 _NAME = re.compile(r"\b[A-Z]{2,}\b|`[^`]*\w")  # in capitals, or written as code
@@ -31,8 +36,41 @@ _PLEA = re.compile(
     r"|jemand|ideen?|aider?|quelqu.un|idées?|ayud\w+|alguien)\b",
     re.IGNORECASE,
 )
+_COURTESY = re.compile(
+    r"\b(?:hello|hi|ok(?:ay)?|great|thanks?(?: you)?|danke|merci|gracias)\b", re.IGNORECASE
+)
 # English words whose meaning stands in a sentence before.
 _PRONOUN = re.compile(r"\b(?:it|its|this|that|these|those|they|them)\b", re.IGNORECASE)
+_CONJUNCTION = re.compile(
+    r"\W*(?:and|but|or|so|then|also|what (?:about|else|if)|how about|why not"
+    r"|und|oder|aber|et|mais|y|pero)\b",
+    re.IGNORECASE,
+)
+# A thing or a case that was named before.
+_ANAPHOR = re.compile(
+    r"\b(?:it|its|they|them|their|these|those|this|that|another one"
+    r"|the (?:other|same|first|second) ones?|the (?:others|same|opposite|latter|former)"
+    r"|(?:afterwards|as well|instead|otherwise|then|too)(?=\W*$))\b",
+    re.IGNORECASE,
+)
+_EXPLETIVE = re.compile(
+    r"\bit(?= (?:costs?|takes?)\b.* to\b| costs?\b)|\b(?:is|was|isn't) \bit (?:[\w']+ ){0,3}"
+    r"(?:for|if|that|to)\b|\bit(?:['’]s| is| was) (?:[\w']+ ){0,2}(?:for|if|that|to)\b"
+    r"|\bthis (?:documentation|manual|package|program|project|software|tool)\b",
+    re.IGNORECASE,
+)
+_RELATIVE = re.compile(r"that(?!\s+(?:limit|now|off|on|option|setting|too)\b|\W*$)", re.IGNORECASE)
+_ARTICLE = re.compile(r"\b(?:a|all|an|any|each|every|my|no|our|some|the|your)\b", re.IGNORECASE)
+_SPEAKER = re.compile(r"\b(?:I|one|we|you)\b", re.IGNORECASE)
+_NAME_OR_CODE = re.compile(r"[\d_`\"]|[A-Z]{2}|\w[-.]\w")
+_EMPTY = STOP_WORDS["english"] | QUESTION_WORDS
+_FUNCTION_WORD = re.compile(
+    r"also|am|any|been|being|can|could|did|didn|do|does|doesn|don|even|"
+    r"ever|from|get|had|has|have|i|isn|its|just|may|me|might|must|my|one|"
+    r"our|really|should|so|still|t|them|those|us|we|were|would|you|your"
+)
+_MAX_FOLLOW_UP, _MAX_ELLIPSIS = 16, 4  # words
+_MAX_EARLIER, _MAX_CHARACTERS = 3, 1000
 _WORD = re.compile(r"(?<![\w./:@#$%&+-])[^\W\d_]+(?![\w/:@#$%&+'’-]|\.\w)")
 _MIN_MISSPELT, _MAX_MISSPELT, _MAX_CORRECTED = 5, 24, 8  # letters of a word, and words
 _MIN_PASSAGES, _MIN_RATIO = 5, 10
@@ -64,6 +102,56 @@ def select_asking(text: str) -> str:
     chosen = {n for n in asking if n and _PRONOUN.search(sentences[n])}
     selected = " ".join(sentences[n] for n in sorted({*asking, *(n - 1 for n in chosen)}))
     return selected if _SHORT_QUESTION <= len(selected.split()) <= size / 2 else text
+
+
+def is_follow_up(text: str) -> bool:
+    """Return whether a short question has its meaning from one before it in a conversation.
+
+    So has one that begins with a conjunction ("And for downloads?"), one of few words ("Why?", "the
+    default?"), and one whose anaphor has nothing before it that it may stand for: no article, and
+    no more words with content than a verb ("does it", "can I set it").
+    """
+    words = text.split()
+    is_long = len(words) > _MAX_FOLLOW_UP or len(text) > _MAX_CHARACTERS
+    if is_long or not any(map(str.isalnum, text)):
+        return False
+    if _CONJUNCTION.match(text):
+        return True
+    if len(words) <= _MAX_ELLIPSIS and not _NAME_OR_CODE.search(text):
+        content = _count_content(text)
+        if not content or (content == 1 and not _count_content(words[0])):
+            return True
+    expletives = [match.span() for match in _EXPLETIVE.finditer(text)]
+    for match in _ANAPHOR.finditer(text):
+        before, place = text[: match.start()], match.start()
+        is_expletive = any(start <= place < end for start, end in expletives)
+        if is_expletive or _ARTICLE.search(before) or _NAME_OR_CODE.search(before):
+            continue
+        content = _count_content(before)
+        is_relative = bool(content) and bool(_RELATIVE.match(text, place))
+        if not is_relative and content <= (2 if _SPEAKER.search(before) else 1):
+            return True
+    return False
+
+
+def _count_content(text: str) -> int:
+    """Return the number of words that are no function words of English."""
+    words = re.findall(r"\w[\w.-]*", re.sub("['’]", " ", text.lower()))
+    return sum(word not in _EMPTY and not _FUNCTION_WORD.fullmatch(word) for word in words)
+
+
+def list_antecedents(text: str, history: Sequence[Message], index: Index) -> list[str]:
+    """Return the earlier questions that a follow-up goes on from, oldest first; else none.
+
+    Those are the nearest one with content, and, while that is a follow-up too, the one before.
+    """
+    found = list[str]()
+    asked = [message.content for message in history if message.role == "user"]
+    while asked and len(found) < _MAX_EARLIER and is_follow_up(found[0] if found else text):
+        earlier = asked.pop()
+        if has_content(_COURTESY.sub(" ", earlier), index):
+            found.insert(0, select_asking(earlier)[:_MAX_CHARACTERS])
+    return found
 
 
 def correct_spelling(text: str, index: Index) -> tuple[str, dict[str, str]]:

@@ -33,7 +33,8 @@ class RefusalWording:
     """Sentences of refusals in one language.
 
     ``nearest`` is of one passage, ``nearest_two`` of two; ``reasons`` are by code, that of ``""``
-    for all other codes; ``language_notice`` names the languages of the question and the passages.
+    for all other codes; ``language_notice`` names the languages of the question and the passages;
+    ``follow_up`` names the question that a follow-up was read with, before its answer or refusal.
     """
 
     abstention: str
@@ -42,6 +43,7 @@ class RefusalWording:
     nearest: str
     nearest_two: str
     language_notice: str
+    follow_up: str
     reasons: Mapping[str, str]
 
     def open_refusal(self, code: str) -> str:
@@ -68,6 +70,7 @@ _ENGLISH = RefusalWording(
     nearest_two="The nearest passages, {} and {}, do not support an answer.",
     language_notice="the question is in another language ({}) than the passages found ({}): "
     "ask in theirs",
+    follow_up="(Read as a follow-up to “{}”. If it is none, ask a whole question.)",
     reasons={
         "model": "the model found no answer in the passages",
         "no-question": "no word of the question says what it is about: ask a whole question",
@@ -90,6 +93,7 @@ _WORDINGS = {
         nearest_two="Die nächstliegenden Textstellen, {} und {}, stützen keine Antwort.",
         language_notice="die Frage ist in einer anderen Sprache ({}) als die gefundenen "
         "Textstellen ({}): bitte in deren Sprache fragen",
+        follow_up="(Gelesen als Folgefrage zu „{}“. Ist es keine, bitte eine ganze Frage stellen.)",
         reasons={
             "model": "das Modell hat in den Textstellen keine Antwort gefunden",
             "no-question": "kein Wort der Frage sagt, worum es geht: bitte eine ganze Frage "
@@ -112,6 +116,7 @@ _WORDINGS = {
         nearest_two="Les passages les plus proches, {} et {}, ne permettent pas de répondre.",
         language_notice="la question est dans une autre langue ({}) que les passages trouvés "
         "({}) : posez-la dans la leur",
+        follow_up="(Lu comme la suite de « {} ». Sinon, posez une question entière.)",
         reasons={
             "model": "le modèle n'a pas trouvé de réponse dans les passages",
             "no-question": "aucun mot de la question ne dit de quoi il s'agit : posez une question "
@@ -134,6 +139,7 @@ _WORDINGS = {
         nearest_two="Los pasajes más cercanos, {} y {}, no permiten responder.",
         language_notice="la pregunta está en otro idioma ({}) que los pasajes encontrados ({}): "
         "pregunte en el de ellos",
+        follow_up="(Leído como continuación de «{}». Si no lo es, haga una pregunta completa.)",
         reasons={
             "model": "el modelo no encontró una respuesta en los pasajes",
             "no-question": "ninguna palabra de la pregunta dice de qué se trata: haga una pregunta "

@@ -11,13 +11,20 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Self
 
 from stillroom.errors import StillroomError
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json, digest_text
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
-from stillroom.rag.generation.question import correct_spelling, has_content, select_asking
+from stillroom.rag.generation.question import (
+    correct_spelling,
+    has_content,
+    list_antecedents,
+    select_asking,
+)
+from stillroom.rag.generation.refusals import get_refusal_wording
 from stillroom.rag.generation.verbatim import ITEM_MARK, describe_quote, find_verbatim_parts
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
@@ -52,13 +59,18 @@ __all__ = [
 ]
 
 
-_UNREAD_TURNS = (
-    "only the last message was read, not the {} before it: ask a whole question; a pipeline that "
-    "begins with last_turn> lets the model write one, which needs a larger model than the packaged "
-    "one"
+_UNREAD_TURNS = "only the last message was read, not the {} before it: ask a whole question"
+_REWRITING = (
+    "; a pipeline that begins with last_turn> lets the model write one, which needs a larger model "
+    "than the packaged one"
+)
+_FOLLOW_UP = (
+    "the question was read as a follow-up: passages were searched with what was asked before, too: "
+    "{}"
 )
 _SPARE_HITS = 3
 _MAX_STOPS = 4
+_MAX_SHOWN_QUESTION = 160  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +162,8 @@ class AnswerSession:
         """Number of hits dropped as duplicates of better ones."""
         self.judged = judged
         """What people judged of the question before, if anything."""
+        self.antecedents: list[str] = []
+        """Earlier questions that the passages of a follow-up are searched with."""
         self.followed: JudgedAnswer | None = None
         """What of it the answer follows."""
         self.is_cancelled = is_cancelled or (lambda: False)
@@ -182,15 +196,23 @@ class AnswerSession:
     def condense_question(self) -> None:
         """Rewrite the last turn of a conversation as a standalone question, if configured.
 
-        Otherwise warn that the turns before it are not read.
+        Otherwise, where nothing is generated, find the questions that a follow-up goes on from; and
+        warn of the turns that are not read.
         """
-        if not self.query.history:
+        history = self.query.history
+        if not history:
             return
         transform = self.asking.transform
         method = None if transform is None else QUERY_TRANSFORMS.build(transform)
         if method is None or method.method_name() != "last_turn":
-            if unread := sum(message.role != "system" for message in self.query.history):
-                add_warning(_UNREAD_TURNS.format(unread))
+            if not self._limits.needs_model:
+                self.antecedents = list_antecedents(self.query.text, history, self.index)
+            if self.antecedents:
+                self.judged = None  # the same words may mean something else after other turns
+                self.note("follow_up", antecedents=self.antecedents)
+                add_warning(_FOLLOW_UP.format(" ".join(self.antecedents)))
+            elif unread := sum(message.role != "system" for message in history):
+                add_warning(_UNREAD_TURNS.format(unread) + _REWRITING * self._limits.needs_model)
             return
         rewritten = method.rewrite(self.query, self.index, self.model)[0]
         self.note("stand_alone", query=rewritten.text)
@@ -203,7 +225,8 @@ class AnswerSession:
         """
         self.condense_question()
         is_judged = self.judged is not None and self.judged.is_decided
-        if not is_judged and not has_content(self.query.text, self.index):
+        is_empty = not self.antecedents and not has_content(self.query.text, self.index)
+        if not is_judged and is_empty:
             self.abstain("no-question")
             return False
         if not self._limits.needs_model:
@@ -227,10 +250,11 @@ class AnswerSession:
     ) -> list[Hit]:
         """Return deduplicated hits, best first, limited per document.
 
-        By default the question is searched, with the retriever and ``k`` of the settings; more than
-        ``k`` hits are returned if available.
+        By default the question is searched (a follow-up behind those that it goes on from), with
+        the retriever and ``k`` of the settings; more than ``k`` hits are returned if available.
         """
-        used_query, limit = query or self.query, k or self.asking.k
+        words = " ".join([*self.antecedents, self.query.text])
+        used_query, limit = query or replace(self.query, text=words), k or self.asking.k
         hits = retrieve(
             self.index,
             used_query,
@@ -348,7 +372,8 @@ class AnswerSession:
         quoted = (quote["number"] - 1 for quotes in found for quote in quotes)
         order = list(dict.fromkeys([*quoted, *range(len(hits))]))
         self.shown = RenderedPrompt(Prompt(()), tuple(hits[i] for i in order), 0, 0, "")
-        pieces, length = list[str](), 0
+        opening = f"{self.describe_follow_up()} ".lstrip()
+        pieces, length = list[str](), len(opening)
         for quotes in found:
             separator = " " * bool(pieces)
             ends = zip(_find_citations(quotes), _find_separators(hits, quotes), strict=True)
@@ -368,7 +393,14 @@ class AnswerSession:
         chance = {} if probability is None else {"probability": round(probability, 4)}
         self.note("quote", quotes=len(pieces), **chance)
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
-        yield from pieces
+        yield from filter(None, (opening, *pieces))
+
+    def describe_follow_up(self) -> str:
+        """Return the sentence that names what a follow-up goes on from; empty if none."""
+        if not self.antecedents:
+            return ""
+        earlier = shorten(" ".join(self.antecedents), _MAX_SHOWN_QUESTION, placeholder=" …")
+        return get_refusal_wording(self.query.text).follow_up.format(earlier)
 
     def read(self, hits: Sequence[Hit]) -> Iterator[str]:
         """Yield the model's answer from the hits, in pieces if streamed."""

@@ -82,7 +82,8 @@ def describe_sources(collector: ResponseCollector) -> dict[str, Any]:
     """Return the document fields of a reply; empty for replies without documents.
 
     Answers from documents read the last message alone, unless the pipeline first rewrites it as a
-    standalone question: ``turns_not_read`` counts the others.
+    standalone question; quotes read a follow-up with the questions that it goes on from.
+    ``turns_not_read`` counts the others.
     """
     if collector.citations is None:
         return {}
@@ -90,9 +91,11 @@ def describe_sources(collector: ResponseCollector) -> dict[str, Any]:
     cited: dict[str, Any] = {"citations": describe_citations(collector.citations, details)}
     if details:
         cited["answer"] = describe_answer(details)
-    is_read = any(citation["step"] == "stand_alone" for citation in details.get("trace", ()))
-    if collector.turns_before and not is_read:
-        cited["turns_not_read"] = collector.turns_before
+    trace = details.get("trace", ())
+    read = sum(len(step.get("antecedents", ())) for step in trace)
+    unread = collector.turns_before - read
+    if unread and not any(step["step"] == "stand_alone" for step in trace):
+        cited["turns_not_read"] = unread
     return cited
 
 

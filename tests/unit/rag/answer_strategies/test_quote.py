@@ -18,12 +18,15 @@ from stillroom.rag.answer_selection.reader import _open_cached, find_reader, ope
 from stillroom.rag.answer_strategies.quote import Quote, _join_runs
 from stillroom.rag.evaluation.judging import describe_asked, record_judgment
 from stillroom.rag.generation.answer import ask_stream
+from stillroom.rag.generation.evidence import make_evidence, restore_question
 from stillroom.rag.generation.judged import find_judged
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.generation.session import JudgedAnswer
 from stillroom.rag.index import builder
+from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.records import Message
 from stillroom.serve.openai.replies import locate_citations
 from stillroom.testing import scripted_model
 
@@ -130,6 +133,62 @@ def test_several_quotes_are_placed_in_the_text_and_none_is_told_twice(index):
         assert text[quote["answer_start"] : end] == quote["text"]
         assert text[end : statement["end"]] == f" [{quote['number']}]"
     assert {one.number for one in found.citations} == {one["number"] for one in quotes}
+
+
+@pytest.fixture(scope="module")
+def opening_hours(tmp_path_factory):
+    place = tmp_path_factory.mktemp("hours")
+    (place / "documents").mkdir()
+    for name in ("archive", "bakery", "castle", "dairy", "ferry", "garden"):
+        text = f"The {name} stands at the old quay.\n\nOn Monday this {name} is closed all day.\n"
+        (place / f"documents/{name}.txt").write_text(text)
+    build_index(place)
+    with Index.open(place / "index") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("least", [0.0, 1.0])
+def test_a_follow_up_is_searched_behind_the_question_before_and_says_so(opening_hours, least):
+    history = (
+        Message("user", "Where does the garden stand?"),
+        Message("assistant", "The garden stands at the old quay. [1]"),
+    )
+    query = Query("And on Monday?", history=history)
+    settings = {"answering": {**OVERLAP, "max_quotes": 1, "min_probability": least}, "k": 1}
+    alone = ask(opening_hours, Untouched(), query.text, **settings)
+    assert "garden" not in alone.hits[0].passage.text
+    found = ask(opening_hours, Untouched(), query, **settings)
+    *pieces, _ = ask_stream(opening_hours, Untouched(), query, **settings)
+    text = found.completion.text
+    opening = "(Read as a follow-up to “Where does the garden stand?”. If it is none, ask a whole "
+    assert text == "".join(pieces)
+    assert opening in text
+    assert "garden" in found.hits[0].passage.text
+    if least:
+        assert text.startswith("No passage found answers this. The nearest passage, [1], ")
+    else:
+        (quote,) = found.details["quotes"]
+        assert text.startswith(f"{opening}question.) On Monday this garden is closed all day. [1]")
+        assert text[quote["answer_start"] :].startswith(quote["text"])
+        assert len(locate_citations(text, found.citations, found.details)) == 1
+    (notice,) = [one for one in found.details["notices"] if "follow-up" in one]
+    assert notice.endswith(": Where does the garden stand?")
+    assert not [one for one in found.details["notices"] if "last message" in one]
+    stated = make_evidence(found, opening_hours, scripted_model(""), query, **settings)
+    assert stated["history"] == [history[0].to_json()]
+    again = ask(opening_hours, Untouched(), restore_question(stated).query, **settings)
+    assert again.completion.text == text
+
+
+def test_a_follow_up_is_not_answered_by_what_was_judged_of_its_words(opening_hours):
+    judged = JudgedAnswer("a", "absent", "2026-12-01T00:00:00+00:00")
+    history = (Message("user", "Where does the garden stand?"),)
+    settings = {"answering": OVERLAP, "judged": judged}
+    alone = ask(opening_hours, Untouched(), Query("And on Monday?"), **settings)
+    assert alone.details["refusal"] == "judged-absent"
+    found = ask(opening_hours, Untouched(), Query("And on Monday?", history=history), **settings)
+    assert "judged" not in found.details
+    assert found.details["quotes"]
 
 
 @pytest.mark.parametrize("unsupported", ["mark", "drop", "refuse"])

@@ -1,4 +1,4 @@
-"""What is read of a question: whether it asks anything, the sentences that ask, its spelling."""
+"""What is read of a question: its content, what asks, its spelling, what it goes on from."""
 
 import re
 import time
@@ -11,9 +11,16 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.analysis.analyzer import Analyzer
-from stillroom.rag.generation.question import correct_spelling, has_content, select_asking
+from stillroom.rag.generation.question import (
+    correct_spelling,
+    has_content,
+    is_follow_up,
+    list_antecedents,
+    select_asking,
+)
 from stillroom.rag.generation.refusals import is_declined
 from stillroom.rag.jobs.index import IndexRecipe, run
+from stillroom.records import Message
 
 DOCUMENT = "\n\n".join(
     f"The length of string {n} is {n} letters. A caution: database {n} holds a journal IN a folder."
@@ -177,3 +184,70 @@ def test_what_was_read_is_said(index):
     found = ask(index, NoModel(), "What is the lenght of string 7?", answering=OVERLAP)
     assert found.details["notices"] == ['"lenght", which no passage has, was read as "length"']
     assert found.details["quotes"][0]["text"].startswith("The length of string 7")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "And for downloads?",
+        "Und beim Herunterladen?",
+        "what about directories?",
+        "Why not?",
+        "the default?",
+        "Does that also change the key?",
+        "How do I turn that limit off?",
+        "how do I get rid of them afterwards",
+        "Should I switch to the other one?",
+        "can it be more than one",
+        "Can I still prune then?",
+    ],
+)
+def test_a_follow_up_is_told_by_what_it_leaves_out(text):
+    assert is_follow_up(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How do I change the passphrase?",
+        "If the nonce file is lost, is it created again?",
+        "Can impstats offer its counters for scraping?",
+        "How does template0 differ, and what is it for?",
+        "Is it possible to rename a key?",
+        "In which cases is it not necessary to upgrade?",
+        "How much does it cost to host a server?",
+        "What does this program do?",
+        "How do I write text that does not get printed?",
+        "How do I serve clients that only have IPv6?",
+        "SMR drives ok?",
+        "max_output default",
+        "IPv6?",
+        "???",
+        "prune",
+        "compression algorithms",
+        "It asks for a password each time that a script of the night runs although the file with it"
+        " is in place, why?",
+    ],
+)
+def test_a_question_that_stands_alone_is_no_follow_up(text):
+    assert not is_follow_up(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "antecedents"),
+    [
+        (["What is string 7?"], ["What is string 7?"]),
+        (["What is string 7?", "Great, thank you!", "the"], ["What is string 7?"]),
+        (["What is string 7?", "And a caution?"], ["What is string 7?", "And a caution?"]),
+        (["Who holds a journal?", "What is string 7?"], ["What is string 7?"]),
+        (["And a folder?"] * 5, ["And a folder?"] * 3),
+        (["the"], []),
+        ([], []),
+    ],
+)
+def test_a_follow_up_goes_on_from_the_last_whole_question(index, asked, antecedents):
+    history = [Message("system", "What is string 9?")]
+    for text in asked:
+        history += [Message("user", text), Message("assistant", "No.")]
+    assert list_antecedents("And its length?", history, index) == antecedents
+    assert not list_antecedents("What is the length of string 3?", history, index)
