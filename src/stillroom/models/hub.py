@@ -24,6 +24,7 @@ from stillroom.models.packaged_e5 import unpack_e5
 from stillroom.models.packaged_mpnet import MPNET_PACKAGES, unpack_mpnet
 from stillroom.objects import exists, is_address, mirror_folder
 from stillroom.provenance import find_output
+from stillroom.provenance.artifact import refuse_unfinished
 
 __all__ = [
     "DEFAULT_EMBEDDER",
@@ -105,6 +106,7 @@ def resolve_checkpoint(
 
     Raises:
         CheckpointError: If nothing is found; lists the places searched.
+        DataError: If it is an unfinished job.
     """
     if reference.startswith("hub:"):
         return _resolve_hub(reference.removeprefix("hub:"), say or (lambda line: None))
@@ -116,6 +118,7 @@ def resolve_checkpoint(
         return mirror_folder(folder, leaves=() if weights else (".safetensors",))
     path = Path(reference).expanduser()
     if not path.exists():
+        refuse_unfinished(path)
         is_name = reference.count("/") == 1 and reference[0] not in "/.~"
         near = f", or hub:{reference}" if is_name else ""
         raise CheckpointError(
