@@ -86,7 +86,8 @@ class Utf8Command(click.Command):
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             if hint := self._advise_on_dash(given):
-                error.message += f" {hint}"
+                message = f"{error.message} {hint}"
+                raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error
             raise
         for param in self.params:
             value = ctx.params.get(param.name or "")

@@ -466,8 +466,8 @@ def detect_parser(path: str, data: bytes) -> Parser:
     """Return the parser for a file's bytes.
 
     The suffix decides, unless it is that of a text format and the bytes are a PDF, an office file
-    or DocBook, or XML that is a web page. Without a known suffix the first bytes decide; anything that looks like text is
-    plain text.
+    or DocBook, or XML that is a web page. Without a known suffix the first bytes decide; anything
+    that looks like text is plain text.
 
     Raises:
         DataError: If the format is not supported.
