@@ -34,7 +34,7 @@ _PLEA = re.compile(
 # English words whose meaning stands in a sentence before.
 _PRONOUN = re.compile(r"\b(?:it|its|this|that|these|those|they|them)\b", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\w./:@#$%&+-])[^\W\d_]+(?![\w/:@#$%&+'’-]|\.\w)")
-_MIN_MISSPELT, _MAX_MISSPELT, _MAX_CORRECTED = 5, 24, 8  # letters of a word, and words
+_MIN_MISSPELT, _MAX_MISSPELT, _MAX_CORRECTED = 4, 24, 8  # letters of a word, and words
 _MIN_PASSAGES, _MIN_RATIO = 5, 10
 
 
