@@ -89,7 +89,10 @@ def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) 
     environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).
     """
     from stillroom.objects import publish_folder
+    from stillroom.provenance.artifact import refuse_unfinished
 
+    if not folder.exists():
+        refuse_unfinished(folder)
     sent = publish_folder(folder, address, overwrite=overwrite)
     if as_json:
         print_json({"address": address, "sent": sent})

@@ -6,6 +6,7 @@ Click's own number types accept NaN in any range, since every comparison with it
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -80,13 +81,34 @@ class Utf8Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; what is no UTF-8 must be the name of a file that is there."""
-        rest = super().parse_args(ctx, args)
+        given = list(args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if hint := self._advise_on_dash(given):
+                message = f"{error.message} {hint}"
+                raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error
+            raise
         for param in self.params:
             value = ctx.params.get(param.name or "")
             for text in value if isinstance(value, tuple) else (value,):
                 if isinstance(text, str) and not _is_utf8(text) and not Path(text).exists():
                     raise click.BadParameter(f"{text!a} is not valid UTF-8", ctx, param)
         return rest
+
+    def _advise_on_dash(self, args: Sequence[str]) -> str:
+        """Return how text is given that was taken for an option, if it seems to be text."""
+        required = [
+            param for param in self.params if isinstance(param, click.Argument) and param.required
+        ]
+        named = [param.name or "" for param in required if param.type is click.STRING]
+        dashed = [arg for arg in args if arg.startswith("-")]
+        is_lacking = len(args) - len(dashed) == len(required) - 1
+        text = next((arg for arg in dashed if " " in arg), dashed[0] if is_lacking else "")
+        if not named or not text:
+            return ""
+        name, example = named[-1].upper(), shlex.quote(text)
+        return f"A {name} that begins with '-' goes after '--', as in: -- {example}"
 
 
 def _is_utf8(text: str) -> bool:

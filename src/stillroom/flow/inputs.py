@@ -15,6 +15,7 @@ from stillroom.evaluate.qa.questions import read_question_set
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.objects import is_store_address, list_objects
 from stillroom.provenance import ARTIFACT_FILE, digest_file, digest_json, read_artifact
+from stillroom.provenance.artifact import refuse_unfinished
 from stillroom.recipes import Recipe, list_references
 from stillroom.records import count_records, find_record_file, read_records
 from stillroom.records.formats import from_row
@@ -50,13 +51,15 @@ def check_inputs(
     ``with_rows`` the first rows of local files are read, too: see ``check_rows``.
 
     Raises:
-        DataError: With every missing path, or every file whose rows cannot be read.
+        DataError: With every missing path, the first unfinished one, or every file whose rows
+            cannot be read.
     """
     missing = []
     for path, value in _list_paths(recipe):
         is_there = os.path.isfile(value) or os.path.isdir(value)  # noqa: PTH112, PTH113  # false where none may look
         if _SCHEME.match(value) or value in _BUILTIN_EMBEDDERS or is_there:
             continue
+        refuse_unfinished(Path(value))
         is_odd = os.path.exists(value)  # noqa: PTH110
         what = f"{value} is a device or a pipe" if is_odd else f"{value} does not exist"
         named = ".".join(str(part) for part in path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class FlowRun:
                             raise
                         skipped[name] = error.problems[0].what
                         self._warn(f"{head}: skipped, {skipped[name]}")
-            return self._commit(done, skipped)
+            return self._commit(done, skipped, before)
 
     def _write_recipe(self) -> None:
         with atomic_write(self.out / "recipe.yaml") as file:
@@ -242,7 +242,9 @@ class FlowRun:
         self.reporter.say(f"{head}: {artifact.kind} {artifact.digest[:12]} in {seconds:.1f} s")
         return ready.folder
 
-    def _commit(self, done: Mapping[str, Path], skipped: Mapping[str, str]) -> Artifact:
+    def _commit(
+        self, done: Mapping[str, Path], skipped: Mapping[str, str], before: Artifact | None
+    ) -> Artifact:
         """Write the report and artifact.json, then remove steps that they do not name."""
         steps = {name: folder.relative_to(self.out).as_posix() for name, folder in done.items()}
         artifacts = {name: read_artifact(folder) for name, folder in done.items()}
@@ -250,7 +252,9 @@ class FlowRun:
         with atomic_write(self.out / "steps.json") as file:
             json.dump(list_steps(steps, artifacts), file, indent=1)
         self._write_recipe()
-        timed = write_run_report(self.out, done, seconds, skipped)
+        earlier = before.details.get("steps", {}) if before else {}
+        reused = [name for name, folder in steps.items() if earlier.get(name) == folder]
+        timed = write_run_report(self.out, done, seconds, skipped, reused)
         answer = self._describe_answer(artifacts)
         ends = self.recipe.answer
         trained = [ends.reader, ends.model] if ends is not None else []
@@ -273,6 +277,7 @@ class FlowRun:
             details={
                 "steps": steps,
                 "skipped": dict(skipped),
+                "reused": reused,
                 "answer": answer or None,
                 **_collect_decision(artifacts, answer),
                 **_collect_judgments(artifacts),
@@ -386,10 +391,12 @@ def write_run_report(
     done: Mapping[str, Path],
     seconds: Mapping[str, float],
     skipped: Mapping[str, str],
+    reused: Collection[str] = (),
 ) -> list[str]:
     """Write report.json and report.html of a run; return their names.
 
-    Folders, durations and the reasons of skipped steps are by the name of the step.
+    Folders, durations and the reasons of skipped steps are by the name of the step; ``reused`` are
+    those of an earlier run.
     """
     artifacts = {name: read_artifact(folder) for name, folder in done.items()}
     parts: list[Path | Report] = []
@@ -398,7 +405,7 @@ def write_run_report(
             parts.append(folder / "output")
             if (folder / "timings.json").is_file():
                 parts.append(folder / "timings.json")
-    steps = _describe_steps(done, artifacts, seconds)
+    steps = _describe_steps(done, artifacts, seconds, reused)
     if skipped:
         rows = tuple(skipped.items())
         table = Table("Steps that were not done", ("step", "why"), rows)
@@ -428,7 +435,10 @@ def _list_warnings(artifacts: Mapping[str, Artifact]) -> tuple[tuple[str, str], 
 
 
 def _describe_steps(
-    done: Mapping[str, Path], artifacts: Mapping[str, Artifact], seconds: Mapping[str, float]
+    done: Mapping[str, Path],
+    artifacts: Mapping[str, Artifact],
+    seconds: Mapping[str, float],
+    reused: Collection[str],
 ) -> Report:
     report = Report("Steps")
     for name, spent in seconds.items():
@@ -437,7 +447,12 @@ def _describe_steps(
         table = Table("What the steps warned of", ("step", "warning"), warned)
         report.sections.append(Section("Warnings", table=table))
     rows = tuple(
-        (name, artifact.kind, f"{seconds[name]:.1f} s", artifact.digest[:_DIGEST_DIGITS])
+        (
+            name,
+            artifact.kind,
+            _format_time(seconds[name], is_reused=name in reused),
+            artifact.digest[:_DIGEST_DIGITS],
+        )
         for name, artifact in artifacts.items()
     )
     report.sections.append(
@@ -447,7 +462,7 @@ def _describe_steps(
             table=Table("Steps of the run", ("step", "artifact", "took", "digest"), rows),
         )
     )
-    report.sections += _describe_events(done)
+    report.sections += _describe_events(done, reused)
     for name, artifact in artifacts.items():
         if artifact.kind == "records":
             report.sections += list(_describe_records(name, done[name]))
@@ -456,7 +471,12 @@ def _describe_steps(
     return report
 
 
-def _describe_events(done: Mapping[str, Path]) -> Iterator[Section]:
+def _format_time(seconds: float, *, is_reused: bool) -> str:
+    """Return how long a step or stage took; one of an earlier run took nothing in this one."""
+    return f"reused (made in {seconds:.1f} s)" if is_reused else f"{seconds:.1f} s"
+
+
+def _describe_events(done: Mapping[str, Path], reused: Collection[str]) -> Iterator[Section]:
     """Yield how long each stage of the steps took, and what they chose."""
     spent: dict[tuple[str, str], float] = {}
     choices: dict[tuple[str, str], None] = {}
@@ -468,7 +488,10 @@ def _describe_events(done: Mapping[str, Path]) -> Iterator[Section]:
                 case {"event": "choice", "text": str(text)}:
                     choices[step, text] = None
     if spent:
-        rows = tuple((*stage, f"{seconds:.1f} s") for stage, seconds in spent.items())
+        rows = tuple(
+            (*stage, _format_time(seconds, is_reused=stage[0] in reused))
+            for stage, seconds in spent.items()
+        )
         table = Table("Time of the stages", ("step", "stage", "took"), rows)
         yield Section("Stages", "By the clock; a stage that was repeated is summed.", table=table)
     if choices:

@@ -422,6 +422,7 @@ def _describes_run(details: Mapping[str, Any]) -> bool:
         isinstance(steps, Mapping)
         and isinstance(seconds, Mapping)
         and isinstance(skipped or {}, Mapping)
+        and isinstance(details.get("reused") or [], list)
         and steps.keys() <= seconds.keys()
         and all(isinstance(one, str) and ".." not in Path(one).parts for one in steps.values())
         and all(isinstance(one, int | float) for one in seconds.values())
@@ -531,7 +532,10 @@ def _replay_flow(job: JobReplay, scratch: Path) -> Iterator[SegmentOutcome]:
     out = scratch / _find_name(job.folder)
     out.mkdir()
     details = job.artifact.details
-    for name in write_run_report(out, done, details["seconds"], details.get("skipped", {})):
+    written = write_run_report(
+        out, done, details["seconds"], details.get("skipped", {}), details.get("reused") or ()
+    )
+    for name in written:
         stored = job.folder / name
         digests = digest_file(stored) if stored.is_file() else "", digest_file(out / name)
         same = digests[0] == digests[1]

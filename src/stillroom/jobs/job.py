@@ -218,11 +218,14 @@ class Job:
 
     @contextmanager
     def phase(
-        self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0
+        self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0, weight: int = 0
     ) -> Iterator[Progress]:
-        """Run one phase with progress on the terminal and its duration in the events."""
+        """Run one phase with progress on the terminal and its duration in the events.
+
+        ``weight`` is that of all units (see ``Progress``).
+        """
         start, busy = time.monotonic(), time.process_time()
-        with Progress(name, total, unit, self.reporter, done=done) as progress:
+        with Progress(name, total, unit, self.reporter, done=done, weight=weight) as progress:
             yield progress
         self.event(
             "phase",

@@ -173,14 +173,23 @@ class Progress:
     """Progress of one phase of ``total`` units; ``done`` units may be finished already.
 
     A first line appears at once, then every ``reporter.every_s`` seconds with the rate and the
-    expected end.
+    expected end. ``weight`` is that of all units that are left, such as their bytes, if they do not
+    take equally long.
     """
 
     def __init__(
-        self, name: str, total: int, unit: str, reporter: Reporter, *, done: int = 0
+        self,
+        name: str,
+        total: int,
+        unit: str,
+        reporter: Reporter,
+        *,
+        done: int = 0,
+        weight: int = 0,
     ) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = self._first = done
+        self._weight, self._weight_done = weight, 0
         self._reporter = reporter
         self._start = time.monotonic()
         self._shown = 0.0
@@ -200,9 +209,15 @@ class Progress:
         self._reporter.end(self._line(final=kind is None))
         self._tell()
 
-    def advance(self, count: int = 1, note: str | Callable[[], str] = "") -> None:
-        """Count finished units, and show the state when due; only then is a note built."""
+    def advance(
+        self, count: int = 1, note: str | Callable[[], str] = "", *, weight: int = 0
+    ) -> None:
+        """Count finished units, and show the state when due; only then is a note built.
+
+        ``weight`` is that of these units, if the phase has one.
+        """
         self.done += count
+        self._weight_done += weight
         now = time.monotonic()
         if now - self._shown >= self._reporter.every_s:
             text = note if isinstance(note, str) else note()
@@ -220,7 +235,17 @@ class Progress:
         fields = {"name": self.name, "done": self.done, "total": self.total, "unit": self.unit}
         spent, worked = time.monotonic() - self._start, self.done - self._first
         rate = round(worked / spent, 6) if worked and spent > 0 else None
-        emit_event(self._reporter, "progress", {**fields, "rate": rate, "note": note})
+        left = self._find_remaining_s()
+        timing = {"rate": rate, "seconds_left": None if left is None else round(left, 3)}
+        emit_event(self._reporter, "progress", {**fields, **timing, "note": note})
+
+    def _find_remaining_s(self) -> float | None:
+        """Return the seconds until the expected end; None where nothing tells."""
+        spent, worked = time.monotonic() - self._start, self.done - self._first
+        left = self.total - self.done
+        if self._weight:
+            worked, left = self._weight_done, self._weight - self._weight_done
+        return left * spent / worked if worked and self.total > self.done else None
 
     def _line(self, *, final: bool = False, note: str = "") -> str:
         spent = time.monotonic() - self._start
@@ -232,7 +257,6 @@ class Progress:
             line += f", {rate:,.0f}/s" if rate >= 1000 else f", {rate:.3g}/s"
         if final:
             line += f", {spent:.1f} s"
-        elif worked and self.total > self.done:
-            remaining = (self.total - self.done) * spent / worked
+        elif (remaining := self._find_remaining_s()) is not None:
             line += f", ends {time.strftime('%H:%M:%S', time.localtime(time.time() + remaining))}"
         return f"{line}  {note}".rstrip()

@@ -20,6 +20,7 @@ from stillroom.jobs import Job
 from stillroom.jobs.engines import Engine, WorkerResources
 from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
 from stillroom.models.hub import (
+    BUILTIN_EMBEDDERS,
     LARGE_EMBEDDER,
     LARGE_EMBEDDER_BASE,
     read_backend_name,
@@ -123,7 +124,7 @@ def open_embedder(
         return EMBEDDERS.build({"name": "static", **settings}).open("static")
     if reference.startswith(_URL_PREFIXES):
         return EMBEDDERS.build({"name": "openai", **settings}).open(reference)
-    path = resolve_checkpoint(reference, say=say)
+    path = resolve_checkpoint(reference, say=say, builtin=BUILTIN_EMBEDDERS)
     if path.suffix == ".gguf":
         raise CheckpointError(
             f"{path} is a GGUF file; embedders are loaded from folders",

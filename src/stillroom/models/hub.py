@@ -12,7 +12,7 @@ import functools
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -24,8 +24,11 @@ from stillroom.models.packaged_e5 import unpack_e5
 from stillroom.models.packaged_mpnet import MPNET_PACKAGES, unpack_mpnet
 from stillroom.objects import exists, is_address, mirror_folder
 from stillroom.provenance import find_output
+from stillroom.provenance.artifact import refuse_unfinished
+from stillroom.registry.catalog import suggest
 
 __all__ = [
+    "BUILTIN_EMBEDDERS",
     "DEFAULT_EMBEDDER",
     "DEFAULT_TEACHER",
     "LARGE_EMBEDDER",
@@ -45,6 +48,7 @@ MULTILINGUAL_EMBEDDER = "hub:intfloat/multilingual-e5-small"
 LARGE_EMBEDDER_BASE = "hub:sentence-transformers/all-mpnet-base-v2"
 LARGE_EMBEDDER = "builtin:mpnet-int8"
 """That base in 8-bit integers."""
+BUILTIN_EMBEDDERS = (LARGE_EMBEDDER, "builtin:static")
 _CONNECT_TIMEOUT_S = 2.0
 _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 _TRUE_VALUES = {"1", "on", "yes", "true"}
@@ -93,6 +97,7 @@ def resolve_checkpoint(
     *,
     say: Callable[[str], None] | None = None,
     weights: bool = True,
+    builtin: Collection[str] = (),
 ) -> Path:
     """Return the folder or ``.gguf`` file of a reference.
 
@@ -102,12 +107,21 @@ def resolve_checkpoint(
         say: Called with the location of a ``hub:`` reference.
         weights: Whether to download weights from an object store; otherwise ``Checkpoint`` reads
             them by ranges.
+        builtin: The ``builtin:`` names that the caller knows, for the error about another one.
 
     Raises:
         CheckpointError: If nothing is found; lists the places searched.
+        DataError: If it is an unfinished job.
     """
     if reference.startswith("hub:"):
         return _resolve_hub(reference.removeprefix("hub:"), say or (lambda line: None))
+    if reference.startswith("builtin:"):
+        raise CheckpointError(
+            f"there is no {reference}",
+            code="checkpoint.missing",
+            expected=f"{', '.join([*builtin, 'hub:NAME'])} or a folder",
+            next=suggest(reference, builtin) or "check the name",
+        )
     if is_address(reference):
         # The local mirror of a checkpoint, or of a published job, in an object store.
         folder = reference.rstrip("/")
@@ -116,6 +130,7 @@ def resolve_checkpoint(
         return mirror_folder(folder, leaves=() if weights else (".safetensors",))
     path = Path(reference).expanduser()
     if not path.exists():
+        refuse_unfinished(path)
         is_name = reference.count("/") == 1 and reference[0] not in "/.~"
         near = f", or hub:{reference}" if is_name else ""
         raise CheckpointError(

@@ -373,9 +373,10 @@ def find_output(path: Path, *kinds: ArtifactKind) -> Path:
     other programs load as it is, such as an adapter, whose files lie next to artifact.json.
 
     Raises:
-        DataError: If the path is missing, or the artifact is not of one of the kinds.
+        DataError: If the path is missing or unfinished, or the artifact is not of one of the kinds.
     """
     if not path.exists():
+        refuse_unfinished(path)
         raise DataError(
             f"{path} does not exist",
             code="data.missing",

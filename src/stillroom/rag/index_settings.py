@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from stillroom.rag.analysis.analyzer import Stemming
 from stillroom.rag.interfaces import STORES, IndexStore, LateInteractionSettings, SparseSettings
@@ -216,6 +216,17 @@ class IndexSettings(Settings):
         description="maximum share of documents that may be left out; above it the job fails and "
         "lists the reasons",
     )
+
+    @field_validator("embedder")
+    @classmethod
+    def _refuse_unknown_builtin(cls, reference: str) -> str:
+        if reference.startswith("builtin:") and reference != AUTO_EMBEDDER:
+            from stillroom.models.hub import BUILTIN_EMBEDDERS
+
+            if reference not in BUILTIN_EMBEDDERS:
+                names = ", ".join((AUTO_EMBEDDER, *BUILTIN_EMBEDDERS))
+                raise ValueError(f"there is no {reference}; one of: {names}, hub:NAME or a folder")
+        return reference
 
     @property
     def with_headings(self) -> bool:

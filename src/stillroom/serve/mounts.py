@@ -27,7 +27,6 @@ from stillroom.flow.opening import (
     recall_judged,
     set_reader,
 )
-from stillroom.jobs import get_working_folder
 from stillroom.models import (
     ConcurrentModel,
     Embedder,
@@ -43,6 +42,7 @@ from stillroom.models.interfaces import (
     RerankerModel,
 )
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
+from stillroom.provenance.artifact import refuse_unfinished
 from stillroom.records import Answer, Message, Sampling
 from stillroom.serve.evidence import AnswerEvidence
 
@@ -480,8 +480,9 @@ def _refuse_other_folder(path: Path) -> None:
     Raises:
         DataError: Naming the next step.
     """
-    is_started = (path / "recipe.yaml").is_file() and not (path / "config.json").is_file()
-    if is_started or (not path.exists() and get_working_folder(path).is_dir()):
+    if not path.exists():
+        refuse_unfinished(path)
+    if (path / "recipe.yaml").is_file() and not (path / "config.json").is_file():
         raise DataError(
             f"an unfinished run lies in {path}",
             code="data.unfinished",

@@ -466,8 +466,8 @@ def detect_parser(path: str, data: bytes) -> Parser:
     """Return the parser for a file's bytes.
 
     The suffix decides, unless it is that of a text format and the bytes are a PDF, an office file
-    or DocBook. Without a known suffix the first bytes decide; anything that looks like text is
-    plain text.
+    or DocBook, or XML that is a web page. Without a known suffix the first bytes decide; anything
+    that looks like text is plain text.
 
     Raises:
         DataError: If the format is not supported.
@@ -477,6 +477,8 @@ def detect_parser(path: str, data: bytes) -> Parser:
     if by_suffix in _TEXT_FORMATS and by_bytes == "pdf" and not data.lstrip().startswith(b"%PDF-"):
         return PARSERS.build(by_suffix)  # the text mentions PDF, or embeds one
     foreign_kinds = {"pdf", "image", "docbook", *_ZIP_MARKS.values()}
+    if _get_suffix(path) == ".xml":  # source text, unless it is a document
+        foreign_kinds.add("html")
     if by_suffix and not (by_bytes in foreign_kinds and by_suffix in _TEXT_FORMATS):
         return PARSERS.build(by_suffix)
     if by_bytes:

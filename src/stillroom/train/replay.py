@@ -363,14 +363,14 @@ class TrainingReplayJob(ReplayJob):
 
     @contextmanager
     def phase(
-        self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0
+        self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0, weight: int = 0
     ) -> Iterator[Progress]:
         """Run one phase; the first one after the training ends the job if nothing is left.
 
         Trainers write the weights before they measure them, so that these are compared here.
         """
         self._compare_weights()
-        with super().phase(name, total, unit, done=done) as progress:
+        with super().phase(name, total, unit, done=done, weight=weight) as progress:
             yield progress
 
     def finish(self, *arguments: Any, **details: Any) -> Artifact:

@@ -230,3 +230,25 @@ def test_attest_without_a_format_lists_the_formats_with_what_each_needs(tmp_path
     assert "with records in its lineage" in lines["croissant"]
     assert "a language model or a sentence reader" in lines["card"]
     assert "with --out FOLDER" in lines["all"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "metavar"),
+    [
+        (("ask", "run", "-e option?"), "QUESTION"),
+        (("ask", "run", "--verbose does what?", "--json"), "QUESTION"),
+        (("ask", "run", "what?", "--k", "3", "-k is what?"), "QUESTION"),
+        (("rag", "search", "index", "-e"), "QUERY"),
+    ],
+)
+def test_a_question_that_begins_with_a_dash_is_shown_the_way(arguments, metavar):
+    result = CliRunner().invoke(stillroom, arguments)
+    assert result.exit_code == 2
+    assert f"{metavar} that begins with '-' goes after '--', as in: -- " in result.stderr
+
+
+def test_a_misspelt_option_gets_no_advice_on_questions():
+    for arguments in (("ask", "run", "what?", "--jsn"), ("rag", "verify", "-x"), ("ask", "-h")):
+        result = CliRunner().invoke(stillroom, arguments)
+        assert result.exit_code == 2
+        assert "begins with" not in result.stderr

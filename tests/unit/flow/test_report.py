@@ -52,4 +52,18 @@ def test_the_time_of_each_stage_and_the_choices_are_in_the_report(tmp_path):
     sections = json.loads((out / "report.json").read_text())["sections"]
     rows = {section["title"]: section["table"]["rows"] for section in sections}
     assert rows["Stages"] == [["index", "validate", "5.5 s"]]
+    assert rows["Steps"][0][2] == "9.0 s"
     assert rows["Choices"] == [["index", "embedder builtin:mpnet-int8: it is\u2028installed"]]
+
+
+def test_a_step_that_was_reused_is_called_so_and_not_given_the_time_of_its_making(tmp_path):
+    job = Job.start(tmp_path / "index", "recipe\n")
+    job.event("phase", name="validate", count=1, seconds=5.5, cpu_seconds=1.0)
+    job.finish("index")
+    out = tmp_path / "run"
+    out.mkdir()
+    write_run_report(out, {"index": tmp_path / "index"}, {"index": 9.0}, {}, ["index"])
+    sections = json.loads((out / "report.json").read_text())["sections"]
+    rows = {section["title"]: section["table"]["rows"] for section in sections}
+    assert rows["Steps"][0][2] == "reused (made in 9.0 s)"
+    assert rows["Stages"] == [["index", "validate", "reused (made in 5.5 s)"]]

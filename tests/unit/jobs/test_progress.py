@@ -1,5 +1,6 @@
 import io
 import re
+import time
 
 import pytest
 
@@ -27,6 +28,25 @@ def test_end_time_is_shown_while_work_is_left():
     with Progress("parse", 4, "files", reporter) as progress:
         progress.advance()
         assert "/s, ends " in stream.getvalue()
+
+
+def test_the_end_is_estimated_by_weight_where_units_have_one(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("stillroom.jobs.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("stillroom.jobs.progress.time.time", lambda: 0.0)
+    monkeypatch.setattr("stillroom.jobs.progress.time.localtime", time.gmtime)
+    stream = io.StringIO()
+    reporter = LineReporter(stream)
+    reporter.every_s = 0.0
+    with Progress("index", 4, "documents", reporter, weight=1000) as progress:
+        progress.advance(weight=0)  # known from before: says nothing of the time
+        assert "ends" not in stream.getvalue()
+        now[0] += 10
+        progress.advance(weight=900)  # one big file of three
+        assert stream.getvalue().splitlines()[-1].endswith("ends 00:00:01")
+        now[0] += 1
+        progress.advance(weight=100)
+    assert "4 documents" in stream.getvalue()
 
 
 def test_resumed_units_do_not_count_for_the_rate():

@@ -1,10 +1,14 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
-from stillroom.errors import BackendError, RecipeError
-from stillroom.models import Backend, factory, open_text_model
+from stillroom.errors import BackendError, CheckpointError, RecipeError
+from stillroom.models import Backend, factory, open_embedder, open_text_model
 from stillroom.models.backends.llamacpp import Llamacpp
+from stillroom.rag.answer_selection.reader import open_reader
+from stillroom.rag.claim_checking.checker import open_checker
+from stillroom.rag.index_settings import IndexSettings
 from stillroom.records import Prompt, Sampling
 from stillroom.testing import tiny_checkpoint
 
@@ -71,3 +75,25 @@ def test_a_gguf_file_without_an_engine_is_sent_to_the_extra_of_llama_cpp(
     monkeypatch.setattr(factory.importlib.util, "find_spec", lambda name: name in installed or None)
     assert factory._choose_backend("model.gguf") == backend
     assert factory._choose_backend("folder") == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("open_it", "reference", "named"),
+    [
+        (open_embedder, "builtin:mpnet", "builtin:mpnet-int8"),
+        (open_reader, "builtin:reader-larg", "builtin:reader-large"),
+        (open_checker, "builtin:check", "builtin:checker"),
+    ],
+)
+def test_an_unknown_packaged_model_is_refused_with_the_names_there_are(open_it, reference, named):
+    with pytest.raises(CheckpointError, match=f"there is no {reference}") as caught:
+        open_it(reference)
+    (problem,) = caught.value.problems
+    assert problem.code == "checkpoint.missing"
+    assert named in problem.expected
+    assert problem.next == f"did you mean '{named}'?"
+
+
+def test_an_index_refuses_an_unknown_packaged_embedder_before_it_starts():
+    with pytest.raises(ValidationError, match="one of: builtin:auto, builtin:mpnet-int8"):
+        IndexSettings(documents="docs", embedder="builtin:mpnet")

@@ -4,7 +4,9 @@ import os
 import pytest
 
 from stillroom.errors import DataError, IntegrityError
+from stillroom.flow.inputs import check_inputs
 from stillroom.jobs.job import write_artifact
+from stillroom.models import resolve_checkpoint
 from stillroom.provenance import (
     Artifact,
     FileEntry,
@@ -23,6 +25,9 @@ from stillroom.provenance import (
     walk_lineage,
 )
 from stillroom.provenance.artifact import list_files
+from stillroom.rag.graph.types import find_graph
+from stillroom.rag.jobs.index import IndexRecipe
+from stillroom.serve.mounts import Mount, open_mount
 
 
 def test_an_artifact_comes_back_from_json_and_its_digest_is_that_of_its_files():
@@ -55,6 +60,23 @@ def test_the_output_of_an_artifact_is_found_and_foreign_data_is_itself(run, tmp_
     with pytest.raises(DataError) as caught:
         find_output(tmp_path / "none", "records")
     assert caught.value.code == "data.missing"
+
+
+def test_an_unfinished_job_is_called_so_wherever_it_is_named(tmp_path):
+    (tmp_path / ".index.partial").mkdir()
+    named = tmp_path / "index"
+    for read in (
+        find_output,
+        read_artifact,
+        find_graph,
+        lambda path: resolve_checkpoint(str(path)),
+        lambda path: check_inputs(IndexRecipe(documents=str(path))),
+        lambda path: open_mount(Mount("x", str(path))).__enter__(),
+    ):
+        with pytest.raises(DataError, match="is unfinished: its work is in") as caught:
+            read(named)
+        assert caught.value.code == "data.unfinished"
+        assert "--resume" in caught.value.problems[0].next
 
 
 def test_links_among_output_files_are_refused(tmp_path):

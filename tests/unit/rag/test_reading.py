@@ -105,6 +105,10 @@ def test_every_question_is_graded_and_the_stage_to_blame_is_named(built, asked, 
         "Worst questions",
         "Cost",
     ]
+    texts = [section.text for section in report.sections]
+    assert "noise sensitivity: statements that a shown passage supports and" in texts[0]
+    assert "Parse: the evidence is not in the text that was read of its document; read:" in texts[2]
+    assert "rank: " not in texts[2]  # it is not in the table
     assert "No judge" in report.summary
     assert (tmp_path / "out/output/runs/0-keyword--generate.trec").is_file()
 

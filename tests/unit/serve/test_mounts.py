@@ -95,7 +95,7 @@ def test_a_folder_that_is_no_model_is_named_with_the_next_step(tmp_path):
     for name, code, what, advice in [
         ("docs", "serve.mount", "is a folder of documents", "stillroom make"),
         ("run", "data.unfinished", "an unfinished run lies in", "--resume"),
-        ("index", "data.unfinished", "an unfinished run lies in", "--resume"),
+        ("index", "data.unfinished", "is unfinished: its work is in", "--resume"),
     ]:
         with (
             pytest.raises(StillroomError) as caught,

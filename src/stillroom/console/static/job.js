@@ -30,7 +30,7 @@
     const said = [];
     if (told.rate) {
       said.push(`${Number(told.rate.toPrecision(3))} ${told.unit} a second`);
-      if (told.total && share < 1) said.push(`${spell((told.total - told.done) / told.rate)} left`);
+      if (told.total && share < 1) said.push(`${spell(told.seconds_left ?? (told.total - told.done) / told.rate)} left`);
     }
     if (told.note) said.push(told.note);
     $("rate").textContent = said.join(" · ");

@@ -442,5 +442,5 @@ def find_reader(reference: str) -> Path:
     """
     if reference in _BUILTIN_FOLDERS:
         return Path(__file__).parent / _BUILTIN_FOLDERS[reference]
-    folder = resolve_checkpoint(reference)
+    folder = resolve_checkpoint(reference, builtin=(*_BUILTIN_FOLDERS, OVERLAP_READER))
     return folder / "output" if (folder / "output" / CONFIG_FILE).is_file() else folder

@@ -35,7 +35,7 @@ from stillroom.rag.answer_selection.reader import (
     choose_reader,
     open_available_reader,
 )
-from stillroom.rag.generation.refusals import get_refusal_wording
+from stillroom.rag.generation.refusals import detect_refusal_language, get_refusal_wording
 from stillroom.rag.generation.session import count_citations, digest_sentence
 from stillroom.rag.generation.verbatim import find_verbatim_parts
 from stillroom.rag.interfaces import AnswerStrategy
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from stillroom.rag.answer_selection.encoding import Span
     from stillroom.rag.answer_selection.overlap import ScoredSentence
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
+    from stillroom.rag.index.searcher import Index
     from stillroom.records import Document, Passage
     from stillroom.records.document import Heading
 
@@ -155,7 +156,7 @@ class Quote(AnswerStrategy):
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         if not reading.sentences or reading.probability < threshold:
-            _warn_of_language(question, hits)
+            _warn_of_language(question, hits, inquiry.index)
             inquiry.abstain("no-answer", hits)
             return
         if unread := find_unread_names(question, [f"{p[0]} {p[1]}" for p in passages]):
@@ -362,11 +363,18 @@ def _read_candidates(
     return part.title, part.text, candidates
 
 
-def _warn_of_language(question: str, hits: Sequence[Hit]) -> None:
-    """Warn if no passage is in the language of the question: a reader of one translates nothing."""
-    asked = detect_language(question)
-    written = {detect_language(hit.passage.text) for hit in hits}
-    if asked and "" not in written and asked not in written:
+def _warn_of_language(question: str, hits: Sequence[Hit], index: Index) -> None:
+    """Warn if no passage is in the language of the question: a reader of one translates nothing.
+
+    A question is short, so it is only told apart from English, where a refusal has its language; a
+    passage of no language, such as code, has that of its document.
+    """
+    asked = detect_refusal_language(question) or detect_language(question)
+    written = {
+        detect_language(hit.passage.text) or index.document(hit.passage.document_id).language
+        for hit in hits
+    } - {""}
+    if asked and written and asked not in written:
         notice = get_refusal_wording(question).language_notice
         add_warning(notice.format(asked, ", ".join(sorted(written))))
 

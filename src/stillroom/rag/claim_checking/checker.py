@@ -114,7 +114,7 @@ def find_checker(reference: str) -> Path:
     """
     if reference == BUILTIN_CHECKER:
         return _BUILTIN_FOLDER
-    folder = resolve_checkpoint(reference)
+    folder = resolve_checkpoint(reference, builtin=(BUILTIN_CHECKER,))
     return folder / "output" if (folder / "output" / CONFIG_FILE).is_file() else folder
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import count_noun
@@ -26,7 +26,7 @@ from stillroom.evaluate.metrics.answers import abstention_scores, summarize_shar
 from stillroom.evaluate.metrics.bootstrap import bootstrap, randomization_test
 from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.evaluate.qa.question_checks import LeakageFinding, tabulate_leakage
-from stillroom.rag.evaluation.answers import MEASURES, STAGES, AnswerGrader
+from stillroom.rag.evaluation.answers import MEASURES, STAGES, AnswerGrader, Stage
 from stillroom.rag.evaluation.retrieval import (
     EvidenceLocation,
     format_metric,
@@ -47,6 +47,27 @@ _COMPARED_METRICS = ("right", "f1", "faithfulness", "citation_recall")
 _MILLION = 1e6
 _MIN_LABELS = 2
 _CHANCE_AGREEMENT = 0.5
+_MEASURES_IN_WORDS = {
+    "faithfulness": "statements that the shown passages support",
+    "citation_recall": "statements that their citations support",
+    "citation_precision": "citations that support their statement",
+    "quote_exactness": "quotations that stand so in the passages",
+    "context_precision": "how far above the other shown passages those with the answer are",
+    "context_recall": "statements of the expected answer that the shown passages support",
+    "noise_sensitivity": "statements that a shown passage supports and the expected answer does "
+    "not: what other passages led astray",
+    "answer_relevance": "likeness of the question to those that the answer would answer",
+}
+_STAGES_IN_WORDS: dict[Stage, str] = {
+    "parse": "the evidence is not in the text that was read of its document",
+    "chunk": "it was cut apart",
+    "retrieve": "no passage with it was found",
+    "rank": "one was found, but below those shown",
+    "rerank": "the reranker moved it below those shown",
+    "show": "it did not fit into the prompt",
+    "read": "it was shown, but not answered from",
+    "cite": "the answer is right, but does not cite it",
+}
 _MORE = ", or as many more as a reader is calibrated for"
 Rows = Mapping[str, Sequence["GradedAnswer"]]
 Labels = Mapping[tuple[str, str], bool]
@@ -80,10 +101,12 @@ def report_answers(
     )
     for pipeline, answers in graded.items():
         _add_metrics(report, pipeline, answers, locations, recipe.seed)
+    measures = {name.rsplit("/", 1)[1] for name in report.metrics}
+    stages = {row.stage for answers in graded.values() for row in answers}
     report.section(
         "Pipelines",
         "What the answers of each pipeline are worth; the notes in report.json say on how many "
-        "questions a figure stands where it is not all.",
+        f"questions a figure stands where it is not all. {_explain(_MEASURES_IN_WORDS, measures)}",
         table=_figures(report, graded),
         plot=Plot.of(
             describe_metric("right"),
@@ -97,7 +120,7 @@ def report_answers(
     report.section(
         "Where it goes wrong",
         "The stage to blame for each question, in the order a question passes them; answers.jsonl "
-        "lists every answer, worst first.",
+        f"lists every answer, worst first. {_explain(_STAGES_IN_WORDS, stages)}".rstrip(),
         table=_stages(graded),
     )
     report.section("Worst questions", f"By {first}.", table=_worst(rows))
@@ -232,6 +255,12 @@ def _differences(graded: Rows, seed: int) -> Table:
             )
     columns = ("pipeline", "measure", "difference", "p", "questions")
     return Table("pipeline less the first", columns, tuple(lines))
+
+
+def _explain(words: Mapping[Any, str], names: Collection[str]) -> str:
+    """Return the meaning of those names that are no plain words."""
+    lines = [f"{name.replace('_', ' ')}: {text}" for name, text in words.items() if name in names]
+    return f"{'; '.join(lines)}.".capitalize() if lines else ""
 
 
 def _stages(graded: Rows) -> Table:

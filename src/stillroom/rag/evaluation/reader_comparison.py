@@ -355,14 +355,15 @@ def build_comparison(
     first = next(iter(graded))
     rows = {arm: answers for arm, answers in graded.items() if answers}  # the model's may be none
     asked = dict(probes)
-    for arm in find_twins(recipe):  # the same weights answer alike
+    twins = find_twins(recipe)
+    for arm in twins:  # the same weights answer alike
         rows[arm] = graded[first]
         asked |= {(arm, name): one for (other, name), one in probes.items() if other == first}
     compared = {
         arm: _compare_arm(answers, graded[first], is_reader=arm != BASE_ARM)
         for arm, answers in rows.items()
     }
-    return ArmComparison(recipe, compared, asked, head)
+    return ArmComparison(recipe, compared, asked, head, twins)
 
 
 def add_comparison(
@@ -423,6 +424,7 @@ def add_comparison(
             tuple(
                 (comparison.labels[arm], format_difference(metric), str(metric.n))
                 for arm, metric in differences.items()
+                if arm in comparison.shown
             ),
         ),
     )
@@ -487,7 +489,7 @@ def are_synthetic(questions: str) -> bool:
 
 def tabulate_arms(report: Report, comparison: ArmComparison) -> Table:
     """Return the figures of the readers, and of the model, side by side."""
-    compared = comparison.arms
+    compared = comparison.shown
     rows: list[tuple[str, ...]] = [
         ("questions", *(str(len(arm.rows)) for arm in compared.values()))
     ]
@@ -544,7 +546,7 @@ def _size(path: Path) -> int:
 
 
 def _show_answers(comparison: ArmComparison) -> Table:
-    compared = comparison.arms
+    compared = comparison.shown
     texts = {
         arm: {
             row.question.id: "(counted as silent) "

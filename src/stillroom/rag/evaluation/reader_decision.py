@@ -1,7 +1,8 @@
 """Decision of a comparison of sentence readers: which of them to use, and the sentence about it.
 
 A reader is better than another where the paired 95 % interval of right words lies on its side
-twice: at equal coverage, and with each reader as it is served.
+twice: at equal coverage, and with each reader as it is served. Where they differ on fewer than 25
+questions, McNemar's exact test must agree.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 BASE_ARM = "base"
+_MIN_DIFFERING = 6  # questions; of fewer, McNemar's exact test is never below .05
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +105,14 @@ class ReaderSides:
 class ArmComparison:
     """Arms by name, the first reader first, and the probes of their silence by arm and question.
 
-    Figures are named ``HEAD/ARM/FIGURE``.
+    Figures are named ``HEAD/ARM/FIGURE``. ``twins`` are arms with the weights of the first one.
     """
 
     recipe: AnswerEvaluationRecipe
     arms: Mapping[str, ComparedArm]
     probes: Mapping[tuple[str, str], SilenceProbe]
     head: str = "reader"
+    twins: Sequence[str] = ()
 
     @property
     def first(self) -> str:
@@ -131,9 +134,16 @@ class ArmComparison:
         return labels | {self.first: f"the {self.first} reader", BASE_ARM: "the generating model"}
 
     @property
+    def shown(self) -> dict[str, ComparedArm]:
+        """The arms that have a column: the first one's is that of its twins, too."""
+        return {arm: side for arm, side in self.arms.items() if arm not in self.twins}
+
+    @property
     def columns(self) -> list[str]:
-        """What each arm is called at the head of a column."""
-        return [self.labels[arm].removeprefix("the ") for arm in self.arms]
+        """What each arm that is shown is called at the head of its column."""
+        names = [self.labels[arm].removeprefix("the ") for arm in self.shown]
+        names[0] += "".join(f", which is {self.labels[arm]}" for arm in self.twins)
+        return names
 
     def find_differences(self, *, served: bool = False) -> dict[str, Metric]:
         """Return the paired difference of the first arm from each other one.
@@ -274,9 +284,16 @@ def _write_head(
         )
     if beaten and (not control or labels[control] in beaten):
         return f"Use {own}: it is better than {' and than '.join(beaten)}."
-    return (
-        f"Not decided: no significant difference between {own} and {labels.get(control, 'others')}."
-    )
+    line = f"Not decided: no significant difference between {own} and "
+    line += labels.get(control, "others")
+    if control in compared:
+        ours = compared[first].holds
+        apart = sum(value != ours[name] for name, value in compared[control].holds.items())
+        if 0 < apart < _MIN_DIFFERING:
+            they = "which is" if apart == 1 else "which are"
+            line += f": they differ on {apart} of {_count(count)}, {they} too few to tell"
+            line += f" ({_MIN_DIFFERING} are required)"
+    return f"{line}."
 
 
 def _describe_training(reference: str, reader: str) -> tuple[str, str]:

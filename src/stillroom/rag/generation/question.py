@@ -72,7 +72,7 @@ _FUNCTION_WORD = re.compile(
 _MAX_FOLLOW_UP, _MAX_ELLIPSIS = 16, 4  # words
 _MAX_EARLIER, _MAX_CHARACTERS = 3, 1000
 _WORD = re.compile(r"(?<![\w./:@#$%&+-])[^\W\d_]+(?![\w/:@#$%&+'’-]|\.\w)")
-_MIN_MISSPELT, _MAX_MISSPELT, _MAX_CORRECTED = 5, 24, 8  # letters of a word, and words
+_MIN_MISSPELT, _MAX_MISSPELT, _MAX_CORRECTED = 4, 24, 8  # letters of a word, and words
 _MIN_PASSAGES, _MIN_RATIO = 5, 10
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "REFUSAL",
     "AbstentionTranslator",
     "RefusalWording",
+    "detect_refusal_language",
     "get_refusal_wording",
     "is_abstention",
     "is_declined",
@@ -162,6 +163,12 @@ _OPENINGS = tuple(
     for wording in _WORDINGS.values()
     for opening in (wording.abstention, wording.refusal, wording.nothing_asked)
 )
+
+
+def detect_refusal_language(question: str) -> str:
+    """Return the language of a question that is refused in it; empty if in English."""
+    code = select_language(question, _WORDINGS)
+    return "" if code == "en" else code
 
 
 def get_refusal_wording(question: str) -> RefusalWording:

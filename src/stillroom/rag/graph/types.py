@@ -244,6 +244,8 @@ def find_graph(path: Path) -> Path:
         return find_output(path, "index")
     except DataError as error:
         problem = error.problems[0]
+        if problem.code == "data.unfinished":
+            raise
         raise DataError(
             problem.what,
             code=problem.code,

@@ -281,9 +281,11 @@ def _ingest(
         part = part or ingester.recall(item.path, item.digest)
         if part is not None:
             known[item.path] = part
-    ingested = ingester.ingest_all([item for item in files if item.path not in known])
-    with job.phase("index", len(files), "documents") as progress:
+    unknown = [item for item in files if item.path not in known]
+    ingested, weight = ingester.ingest_all(unknown), sum(item.size for item in unknown)
+    with job.phase("index", len(files), "documents", weight=weight) as progress:
         for item in files:
+            weight = 0 if item.path in known else item.size
             part = known.pop(item.path, None) or next(ingested)
             if isinstance(part, FailedDocument):
                 failures.append(part)
@@ -296,7 +298,7 @@ def _ingest(
             else:
                 parts.append(part)
             commit_document(job, item.path, item.digest, part)
-            progress.advance(note=item.path)
+            progress.advance(note=item.path, weight=weight)
     return parts, failures, reused
 
 

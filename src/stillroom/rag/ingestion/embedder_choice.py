@@ -58,15 +58,21 @@ def choose_embedder(
         return recipe.embedder
     languages = _find_languages(recipe, root, files[:: -(-len(files) // _SAMPLE) or 1])
     foreign = [language for language in languages if language != "en"]
-    reason = f"{len(foreign)} of {len(languages)} documents looked at are not in English"
     if 2 * len(foreign) <= len(languages):
+        english = len(languages) - len(foreign)
+        reason = f"{english} of {len(languages)} documents looked at are in English"
+        if not languages:
+            reason = "no language was recognized in the documents looked at"
         chosen = LARGE_EMBEDDER if has_large_embedder() else DEFAULT_EMBEDDER
         is_here = "is" if chosen == LARGE_EMBEDDER else "is not"
         job.say(
             f"embedder {chosen}: {reason}, and {LARGE_EMBEDDER} {is_here} installed", kind="choice"
         )
         return chosen
-    reason += f" ({', '.join(sorted(set(foreign)))})"
+    reason = (
+        f"{len(foreign)} of {len(languages)} documents looked at are not in English "
+        f"({', '.join(sorted(set(foreign)))})"
+    )
     try:
         resolve_checkpoint(MULTILINGUAL_EMBEDDER)
     except CheckpointError as error:

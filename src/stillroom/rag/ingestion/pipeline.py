@@ -390,7 +390,7 @@ def digest_files(
             try:
                 if path in files:
                     raise OSError("another file has the same name once it is written as UTF-8")
-                files[path] = DocumentFile(file, path, digest_file(file))
+                files[path] = DocumentFile(file, path, digest_file(file), file.stat().st_size)
             except OSError as error:
                 failures.append(
                     FailedDocument(path, "rag.unreadable", error.strerror or str(error))

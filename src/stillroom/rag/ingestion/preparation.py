@@ -64,11 +64,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class DocumentFile:
-    """A file of the folder: its location, its path below the root, and its digest."""
+    """A file of the folder: its location, its path below the root, its digest, and its bytes."""
 
     file: Path
     path: str
     digest: str
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -362,10 +362,11 @@ class _Update:
                 expected="the recipe.yaml and the version that built it",
                 next="build the index again with --overwrite: vectors of equal texts are reused",
             )
+        weight = sum(item.size for item in self.ingests)
         with (
             ParserProcess() as worker,
             contexts or nullcontext(),
-            job.phase("index", len(self.ingests), "documents") as progress,
+            job.phase("index", len(self.ingests), "documents", weight=weight) as progress,
         ):
             ingester = IngestPipeline(
                 recipe, root, embedder, worker, job, self.reusable, contexts, encoders
@@ -383,7 +384,7 @@ class _Update:
                         self._check_failures(root, remaining)
                 else:
                     self.puts.append((part, self._metadata_of(item.path)))
-                progress.advance(note=item.path)
+                progress.advance(note=item.path, weight=item.size)
         return ingester.parsed, ingester.embedded
 
     def _commit(self, reason: str) -> dict[str, Any] | None:

@@ -146,3 +146,32 @@ def test_a_direction_is_concluded_from_enough_units_alone():
     )
     assert warn_small_sample(1, "query", "queries").startswith("1 query is too few to conclude")
     assert warn_small_sample(MIN_UNITS, "record") == ""
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "p_value", "side"),
+    [
+        (3, 0, 0.25, 0),
+        (5, 0, 0.0625, 0),
+        (6, 0, 0.03125, 1),
+        (9, 1, 22 / 1024, 1),
+        (0, 6, 2**-5, -1),
+    ],
+)
+def test_few_differing_pairs_are_judged_by_the_exact_test_of_mcnemar(better, worse, p_value, side):
+    same = [1.0] * 30
+    ours = [*same, *[1.0] * better, *[0.0] * worse]
+    gap = paired_difference(ours, [*same, *[0.0] * better, *[1.0] * worse], name="gap")
+    assert gap.p_value == pytest.approx(p_value)
+    assert gap.side() == side
+    assert Metric.from_json(gap.to_json()) == gap
+
+
+def test_many_differing_pairs_and_other_values_are_judged_by_the_interval():
+    many = paired_difference([1.0] * 40, [0.0] * 25 + [1.0] * 15)
+    shares = paired_difference([0.5] * 3 + [0.0] * 27, [0.0] * 30)
+    weighted = paired_difference([1.0] * 3 + [0.0] * 27, [0.0] * 30, weights=[1.0] * 30)
+    for gap in (many, shares, weighted):
+        assert math.isnan(gap.p_value)
+        assert gap.side() == 1
+        assert "p_value" not in gap.to_json()

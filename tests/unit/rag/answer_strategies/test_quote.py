@@ -262,6 +262,29 @@ def test_silence_on_a_question_in_another_language_says_so(tmp_path, question, w
     assert found.details["notices"] == [said] * warned
 
 
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("Wie heize ich den kiln?", "de"),  # too short for detect_language
+        ("Comment chauffer le four ?", "fr"),
+        ("What burns in it?", ""),
+        ("oak kiln heat", ""),
+    ],
+)
+def test_a_short_question_and_a_passage_of_no_language_do_not_hide_the_notice(
+    tmp_path, question, asked
+):
+    (tmp_path / "documents").mkdir()
+    text = "Most potters of the valley burn dry oak in their kiln, since it gives a steady heat.\n"
+    (tmp_path / "documents/kiln.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "documents/numbers.txt").write_text("kiln 3 0x1f\n", encoding="utf-8")
+    build_index(tmp_path)
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), question, answering={**OVERLAP, "min_probability": 1.0})
+    assert found.details["abstained"]
+    assert [f"({asked})" in notice for notice in found.details["notices"]] == [True] * bool(asked)
+
+
 def test_a_kept_answer_opens_no_model_and_ends_with_its_reader(index, monkeypatch):
     cache = SemanticCache()
     asked = {"cache": cache, "answering": OVERLAP}

@@ -115,6 +115,20 @@ def test_nothing_is_called_better_where_the_interval_holds_0():
     assert decision.answers == "the owned reader"
 
 
+@pytest.mark.parametrize(("apart", "is_decided"), [(3, False), (5, False), (6, True)])
+def test_few_questions_on_which_readers_differ_decide_by_the_exact_test(apart, is_decided):
+    own = [True] * apart + [False] * (22 - apart)
+    report, decision = compare(owned=ask(own), sentence=ask([False] * 22))
+    assert report.metrics["reader/owned_minus_sentence"].low > 0  # resampling is sure of it
+    if is_decided:
+        assert decision.line.startswith("Use the owned reader: it is better than word overlap.")
+    else:
+        assert decision.line.startswith(
+            "Not decided: no significant difference between the owned reader and word overlap: "
+            f"they differ on {apart} of 22 questions, which are too few to tell (6 are required)."
+        )
+
+
 def test_too_few_questions_decide_nothing():
     _, decision = compare(owned=ask([True] * 19), sentence=ask([False] * 19))
     assert decision.line.startswith("Not decided: 19 questions are too few (20 are required)")
@@ -404,6 +418,12 @@ def test_a_start_that_was_kept_is_compared_as_the_packaged_reader_that_reads_in_
     assert share in decision.line  # its twin is left out
     assert report.summary.startswith(decision.line)
     assert decision.answers == "the packaged large reader"
+    # and has no columns of its own
+    head = "owned reader, which is the packaged large reader"
+    for table in (report.sections[0].table, report.sections[2].table):
+        assert [name for name in table.columns if "reader" in name] == [head]
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    assert not any("packaged" in row[0] for row in report.sections[1].table.rows)
 
 
 def test_a_training_that_helped_says_by_how_much(tmp_path):

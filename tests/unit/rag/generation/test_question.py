@@ -151,6 +151,9 @@ def test_other_texts_are_read_whole(text):
     [
         ("What is the lenght of a sring?", "What is the length of a string?"),
         ("Where is the jornal of the databse?", "Where is the journal of the database?"),
+        ("is a file a strng?", "is a file a string?"),
+        ("is the file a fle of a string?", None),  # three letters
+        ("what folder hlds the length of a string?", "what folder holds the length of a string?"),
         ("where is the Jornal of it?", None),  # a name
         ("where is the jornal_mode of it?", None),  # a name with a sign
         ("what is a login of the string?", None),  # another word

@@ -71,10 +71,12 @@ def test_english_documents_keep_theirs(choose):
 @pytest.mark.parametrize(
     ("texts", "large", "line"),
     [
-        ([ENGLISH] * 3, True, f"{LARGE_EMBEDDER}: 0 of 3 documents looked at are not in English, "
+        ([ENGLISH] * 3, True, f"{LARGE_EMBEDDER}: 3 of 3 documents looked at are in English, "
          f"and {LARGE_EMBEDDER} is installed"),
-        ([ENGLISH] * 3, False, f"{DEFAULT_EMBEDDER}: 0 of 3 documents looked at are not in "
+        ([ENGLISH] * 2 + [GERMAN], False, f"{DEFAULT_EMBEDDER}: 2 of 3 documents looked at are in "
          f"English, and {LARGE_EMBEDDER} is not installed"),
+        (["1 2 3 4\n"], True, f"{LARGE_EMBEDDER}: no language was recognized in the documents "
+         f"looked at, and {LARGE_EMBEDDER} is installed"),
         ([GERMAN] * 3, True, f"{MULTILINGUAL_EMBEDDER}: 3 of 3 documents looked at are not in "
          "English (de)"),
     ],
