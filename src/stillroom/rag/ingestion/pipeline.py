@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from stillroom.models import Embedder
     from stillroom.rag.embedding.passages import AuxiliaryEncoders
     from stillroom.rag.index_settings import IndexSettings
-    from stillroom.rag.ingestion.preparation import ContextWriter
+    from stillroom.rag.ingestion.contextual_retrieval import ContextWriter
     from stillroom.rag.storage.protocol import ReusableContent
     from stillroom.text.parser_process import ParserProcess
 
