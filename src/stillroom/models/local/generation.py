@@ -12,8 +12,8 @@ thus independent of other sequences, and prompts of different lengths are still 
 cache is one preallocated block, which is never copied. Positions are derived from the mask, so
 that models with absolute positions read a padded prompt as they do alone.
 
-Constrained decoding (``Grammar``): a backend requests a token mask before sampling, and reports the
-sampled token.
+Constrained decoding (``Grammar``, structured generation): a backend requests a token mask before
+sampling, and reports the sampled token.
 """
 
 from __future__ import annotations
