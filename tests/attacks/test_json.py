@@ -18,7 +18,7 @@ from stillroom.evaluate.regex_search import search_pattern
 from stillroom.jobs.replay import sum_phases
 from stillroom.models.choice import read_json_answer
 from stillroom.models.encoders.text_encoder import read_json_file
-from stillroom.models.local.generation import check_schema
+from stillroom.models.local.grammar import check_schema
 from stillroom.provenance.digests import parse_json
 from stillroom.rag.answer_selection.adapted_bert import read_numbers
 from stillroom.rag.rerankers.listwise import _parse_permutation

@@ -56,10 +56,11 @@ import pytest
             "numpy psutil filelock stillroom.jobs stillroom.objects stillroom.provenance.evidence",
         ),
         ("import stillroom.serve.jobs.worker", "fastapi starlette torch numpy"),
+        ("import stillroom.models.backends.llamacpp", "torch transformers"),
     ],
     ids=[
         *("cli", "completion", "registry", "recipes", "train", "models"),
-        *("a small index", "parser", "worker of jobs"),
+        *("a small index", "parser", "worker of jobs", "llama.cpp"),
     ],
 )
 def test_what_starts_or_is_checked_loads_nothing_heavy(code, heavy):

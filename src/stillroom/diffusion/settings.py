@@ -88,7 +88,11 @@ class NoiseSettings(Settings):
 
 
 class EndPaddingSettings(Settings):
-    """End tokens after a text, which are trained on, so that the model learns to stop."""
+    """EOS padding: end tokens after a text, which are trained on, so that the model learns to stop.
+
+    Applied by ``training.masked.TextDataSource``. LLaDA (arXiv:2502.09992) pads the texts of a
+    batch to one length so; here the length depends on the text alone.
+    """
 
     multiple: int = Field(ge=2, description="append end tokens up to a multiple of this length")
     random_length: bool = Field(

@@ -80,7 +80,8 @@ class DistillationObjective(Method):
 
     The loss of a position is ``kd_weight`` times the divergence plus ``ce_weight`` times the
     cross-entropy of the record's token; the weights are not normalized. ``temperature`` is that of
-    the loss only; the sampling temperature belongs to the rollout policy.
+    the loss only; the sampling temperature belongs to the rollout policy. ``t2_scale`` is applied
+    in ``losses.divergence.compute_kd_loss``.
 
     Class attributes:
         needs_rollouts: Whether the student's text must be marked in batches.

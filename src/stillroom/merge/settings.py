@@ -251,7 +251,7 @@ class TensorGroup(Settings):
 
 
 class MergeOutputSettings(Settings):
-    """Storage of the merged checkpoint."""
+    """Storage of the merged checkpoint (mergekit's ``out_dtype`` and ``out_shard_size``)."""
 
     dtype: DType | None = Field(
         None,

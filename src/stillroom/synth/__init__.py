@@ -3,6 +3,7 @@
 Documents are split into ``train`` and ``held_out`` before any request, so that no document feeds
 both. A generator asks the teacher about one passage at a time; filters judge every record and give
 a reason for each rejection; rejected records are written to ``dropped.jsonl`` with that reason.
+A teacher behind an endpoint is asked by ``models.endpoints.client``: retries, rate limits, backoff.
 
 Papers: answer-first questions (Alberti et al. 2019, arXiv:1906.05416; Lewis et al. 2021,
 arXiv:2102.07033), Magpie (Xu et al. 2024, arXiv:2406.08464), rephrasing (Maini et al. 2024,

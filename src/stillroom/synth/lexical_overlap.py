@@ -174,7 +174,10 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
 
 def rouge_l(first: str, second: str) -> float:
-    """Return the F1 of the longest common subsequence of two texts' words, from 0 to 1."""
+    """Return ROUGE-L: F1 of the longest common subsequence of two texts' words, from 0 to 1.
+
+    For a few pairs, as of turns or answers; many texts are compared by ``NoveltyPool.max_rouge_l``.
+    """
     first_tokens, second_tokens = _tokens(first), _tokens(second)
     total = len(first_tokens) + len(second_tokens)
     return (
@@ -185,10 +188,10 @@ def rouge_l(first: str, second: str) -> float:
 
 
 class NoveltyPool:
-    """Pool of texts that measures the similarity of a new text to the nearest."""
+    """Pool of texts (Self-Instruct's task pool) with the ROUGE-L of a new text to the nearest."""
 
     def __init__(self, limit: float = 0.7) -> None:
-        """Create an empty pool; similarities up to ``limit`` are reported as 0."""
+        """Create an empty pool; a ROUGE-L up to ``limit`` is reported as 0."""
         self.limit = limit
         self._texts: list[list[str]] = []
         self._lengths = array("l")
@@ -207,7 +210,7 @@ class NoveltyPool:
         self._texts.append(tokens)
         self._lengths.append(len(tokens))
 
-    def likeness(self, text: str) -> float:
+    def max_rouge_l(self, text: str) -> float:
         """Return the greatest ROUGE-L with any text of the pool if above the limit, else 0."""
         tokens = _tokens(text)
         if not tokens or not self._texts:

@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class BM25Parameters:
-    """Settings of BM25; hashable, part of the cache key."""
+    """Settings of BM25, applied by ``stillroom.text.bm25.weigh_term``; part of the cache key."""
 
     k1: float = 1.2
     b: float = 0.75

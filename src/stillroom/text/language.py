@@ -1,7 +1,7 @@
 """Language identification, and sentence segmentation by rule (sentence splitter).
 
-For prose, not source code. py3langid was chosen over lingua (whose wheel is 96 MB against its 5)
-and fastText (whose model must be downloaded).
+For prose, not source code (DocumentLanguageClassifier, TextLanguageRouter). py3langid was chosen
+over lingua (whose wheel is 96 MB against its 5) and fastText (whose model must be downloaded).
 
 Sentence rules use abbreviations of several languages and no grammar. Linear time, exact offsets.
 """

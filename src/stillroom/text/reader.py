@@ -1,6 +1,7 @@
 """File and folder reader: file type detection (``detect_parser``), parsing, and failed files.
 
-A folder is read in the order of its paths. A bad file gives one ParseFailure and stops nothing.
+``detect_parser`` chooses by content and name (FileTypeRouter). A folder is read in the order of its
+paths. A bad file gives one ParseFailure and stops nothing.
 
 A file compressed by gzip, bzip2 or xz is read as the file in it.
 

@@ -37,7 +37,10 @@ class LoraSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """Optimizer, schedule, batch size, precision and logging of a training run."""
+    """Optimizer, schedule, batch size, precision and logging of a training run.
+
+    There is no ``gradient_accumulation_steps``: ``micro_tokens`` cuts a step into micro-batches.
+    """
 
     steps: int | None = Field(
         default=None, ge=1, description="optimizer steps; null derives them from 'epochs'"

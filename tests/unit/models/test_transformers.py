@@ -10,7 +10,7 @@ import torch
 
 from stillroom.errors import BackendError, MissingExtraError
 from stillroom.models import TextModel, open_text_model
-from stillroom.models.local import generation
+from stillroom.models.local import grammar
 from stillroom.models.local.causal_lm import load_causal_lm, load_tokenizer
 from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Message, Prompt, Sampling
@@ -149,18 +149,18 @@ def test_a_schema_holds_even_a_model_that_knows_no_language(model):
 def test_without_llguidance_the_extra_is_named(model, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     with pytest.raises(MissingExtraError, match=r"stillroom\[grammar\]"):
-        generation.Grammar(model.tokenizer, 384)
+        grammar.Grammar(model.tokenizer, 384)
 
 
 def test_checked_schemas_may_be_nested():
-    generation.check_schema({"type": ["object", "null"], "properties": {"a": {"type": "string"}}})
+    grammar.check_schema({"type": ["object", "null"], "properties": {"a": {"type": "string"}}})
     for bad in (
         {"properties": {"a": {"type": "text"}}},
         {"items": {"type": "text"}},
         {"anyOf": [{"type": "text"}]},
     ):
         with pytest.raises(BackendError):
-            generation.check_schema(bad)
+            grammar.check_schema(bad)
 
 
 def test_a_closed_model_says_so(folder):

@@ -1,6 +1,7 @@
 """Monte Carlo estimate of a text's log-likelihood: mean and standard error over random masks.
 
-The estimators draw the masks and their weights; ``likelihood.MaskedLikelihood`` scores them.
+LLaDA's ``get_log_likelihood``, with ``mc_num`` masks. The estimators draw the masks and their
+weights; ``likelihood.MaskedLikelihood`` scores them.
 """
 
 from __future__ import annotations

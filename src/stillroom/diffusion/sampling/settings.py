@@ -45,7 +45,10 @@ __all__ = [
 
 
 class EndSettings(Settings):
-    """End tokens (EOS): early stop and suppression, applied by ``sampler.DiffusionSampler``."""
+    """End tokens (EOS): early stop and suppression, applied by ``sampler.DiffusionSampler``.
+
+    LLaDA's ``logits_eos_inf`` is ``never``, its ``confidence_eos_eot_inf`` is ``last``.
+    """
 
     stop_early: bool = Field(
         default=True, description="stop once an end token has no masked positions before it"
@@ -65,7 +68,10 @@ class EndSettings(Settings):
 
 
 class DecodeSettings(Settings):
-    """Decoding settings: unmasking, remasking, blocks, guidance, sampling, ends, length, cache."""
+    """Decoding settings: unmasking, remasking, blocks, guidance, sampling, ends, length, cache.
+
+    ``max_new_tokens`` is LLaDA's ``gen_length``.
+    """
 
     max_new_tokens: int = Field(default=128, ge=0, description="maximum number of new tokens")
     block_length: int | None = Field(

@@ -1,8 +1,8 @@
 """Token sampling: Gumbel-max with temperature, top-k and top-p, and suppressed tokens.
 
-The Gumbel noise is drawn in float64, as a race of exponential clocks: the largest ratio of
-probability and exponential noise wins. In float32 the noise is too coarse in its tail, which lowers
-the effective temperature (Zheng et al. 2024, arXiv:2409.02908).
+The Gumbel noise (LLaDA's ``add_gumbel_noise``) is drawn in float64, as a race of exponential
+clocks: the largest ratio of probability and exponential noise wins. In float32 the noise is too
+coarse in its tail, which lowers the effective temperature (Zheng et al. 2024, arXiv:2409.02908).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Times t of the forward process (noising) from t_min (eps), masked texts; or next tokens.
+"""Masked texts, or next tokens: times t of the forward process (noising) from t_min (eps).
+
+``_excerpt_and_pad`` takes the stage's excerpt of a text (random lengths in ``stages.pretraining``)
+and appends EOS padding; ``recipe.corruption`` masks it (``corruptions``).
 
 All random draws follow from (seed, step, index within the step): a resumed run, another split into
 micro-batches or another number of processes draws the same masks. The times of a step are spread
@@ -121,7 +124,7 @@ class TextDataSource(StepDataSource):
     def _draw(
         self, example: MaskableExample, step: int, index: int, rng: np.random.Generator
     ) -> list[CorruptedExample]:
-        ids, is_maskable = self._cut(example, rng)
+        ids, is_maskable = self._excerpt_and_pad(example, rng)
         t, copies = self._copies(step, index, is_maskable, rng)
         count = int(is_maskable.sum())
         by_sequence = self.recipe.loss_normalization == "sequence"
@@ -139,10 +142,10 @@ class TextDataSource(StepDataSource):
             for number, copy in enumerate(copies)
         ]
 
-    def _cut(
+    def _excerpt_and_pad(
         self, example: MaskableExample, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Return a text as trained in this step: an excerpt, its end padded."""
+        """Return a text as trained in this step: the stage's excerpt and its EOS padding (SFT)."""
         padding = self.recipe.padding
         ids, is_maskable = self.recipe.stage.excerpt(
             example.ids, example.noised, example.turns, rng

@@ -1,9 +1,10 @@
 """VRPO: variance-reduced preference optimization (DPO) on likelihood bounds.
 
-Source: Zhu et al. 2025 (LLaDA 1.5), arXiv:2505.19223: DPO (Rafailov et al. 2023, arXiv:2305.18290)
-with each log-likelihood replaced by its bound, estimated from several times with one mask each,
-under the same masks for policy and reference. Differs: the number of masked tokens is fixed by the
-time (``fixed_mask_count``), which has the same mean and a lower variance; times are stratified.
+Source: Zhu et al. 2025 (LLaDA 1.5), arXiv:2505.19223: DPO (Rafailov et al. 2023, arXiv:2305.18290;
+DPOTrainer of TRL) with each log-likelihood replaced by its bound, estimated from several times with
+one mask each, under the same masks for policy and reference. Differs: the number of masked tokens
+is fixed by the time (``fixed_mask_count``), which has the same mean and a lower variance; times are
+stratified.
 
 A pair is in ``fields.chosen`` and ``fields.rejected``, as written by synth; the messages before the
 last assistant message are the common prompt. With ``fields.prefix`` (the start of an unfinished

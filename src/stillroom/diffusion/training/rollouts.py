@@ -1,13 +1,14 @@
 """diffu-GRPO: group-relative policy optimization with one-step likelihood estimates.
 
 Source: Zhao et al. 2025 (d1), arXiv:2504.12216, section 3 and algorithm 1: several answers per
-prompt, rewards less the group's mean as advantages, clipped ratios, and a KL penalty per token.
-Log-probabilities come from one pass with the whole answer and a part of the prompt masked, drawn
-anew in every update, under the same masks for the policy, the sampling policy and the reference.
+prompt (``num_generations``, as of TRL's GRPOTrainer), rewards less the group's mean as advantages,
+clipped ratios, and a KL penalty per token. Log-probabilities come from one pass with the whole
+answer and a part of the prompt masked, drawn anew in every update, under the same masks for the
+policy, the sampling policy and the reference.
 
-A round starts with prompts; each gets a group of answers, a verifier rewards them, and several
-updates train on them. Answers are journaled before they are used: a resumed run continues with the
-same answers and produces the same bytes.
+A round starts with prompts; each gets a group of answers, a verifier rewards them
+(``reward_funcs``), and several updates train on them. Answers are journaled before they are used: a
+resumed run continues with the same answers and produces the same bytes.
 """
 
 from __future__ import annotations

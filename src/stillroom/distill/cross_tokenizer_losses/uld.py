@@ -3,9 +3,10 @@
 Source: Boizard et al. 2024, arXiv:2402.12030, section 3: the Wasserstein-1 distance of two
 distributions whose tokens are all equally far apart equals the L1 distance of the sorted
 probabilities, the smaller vocabulary padded with zeros. It transfers only the shape of a
-distribution, not which tokens are likely: combine it with ``ce_weight``. Differs from the paper:
-rows are paired at the same byte of the text, not by index (``pair_by: index`` is the paper's), and
-``top`` sorts only the most likely tokens and compares the remaining mass as one.
+distribution, not which tokens are likely: combine it with ``ce_weight`` (``use_uld_loss`` of TRL's
+GOLDTrainer). Differs from the paper: rows are paired at the same byte of the text, not by index
+(``pair_by: index`` is the paper's), and ``top`` sorts only the most likely tokens and compares the
+remaining mass as one.
 """
 
 from __future__ import annotations

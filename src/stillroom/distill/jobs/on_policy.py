@@ -1,7 +1,8 @@
 """Match a local teacher on text that the student samples during training.
 
-Generalized knowledge distillation (GKD, Agarwal et al. 2024, arXiv:2306.13649) and MiniLLM (Gu et
-al. 2024, arXiv:2306.08543). A teacher behind an endpoint is ``distill.endpoint_on_policy``.
+Generalized knowledge distillation (GKD, Agarwal et al. 2024, arXiv:2306.13649; TRL's GKDTrainer)
+and MiniLLM (Gu et al. 2024, arXiv:2306.08543). A teacher behind an endpoint is
+``distill.endpoint_on_policy``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a student on text (SFT): labels, or completions and rationales that a model generates.
 
-What TRL calls supervised fine-tuning, and with ``sequence`` sequence-level distillation.
+What TRL's SFTTrainer does, and with ``sequence`` sequence-level distillation.
 """
 
 from __future__ import annotations

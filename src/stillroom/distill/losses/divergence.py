@@ -1,12 +1,13 @@
 """Distillation (KD) loss: KL, skew KL or JSD between student and teacher logits, temperature, T².
 
-Mixes in the cross-entropy of the labels by ``ce_weight``. A divergence is defined once, as one term
-per token. Dense targets sum the terms over the vocabulary. For top-k targets with a tail, both
-sides are reduced to k + 1 buckets: the same terms apply, and the gradient of the tail's bucket is
-distributed over its tokens in proportion to the student's probabilities. For sampled targets, the
-sum of the terms is estimated from the sampled tokens without bias: as the teacher's probability
-vanishes a term tends to a known multiple of q, whose sum over the vocabulary is known, so that only
-the remainder is sampled (a control variate).
+``compute_kd_loss`` multiplies the divergence by T**2 (``t2_scale``) and mixes in the cross-entropy
+of the labels by ``ce_weight``, as Hinton et al. 2015 (arXiv:1503.02531). A divergence is defined
+once, as one term per token. Dense targets sum the terms over the vocabulary. For top-k targets with
+a tail, both sides are reduced to k + 1 buckets: the same terms apply, and the gradient of the
+tail's bucket is distributed over its tokens in proportion to the student's probabilities. For
+sampled targets, the sum of the terms is estimated from the sampled tokens without bias: as the
+teacher's probability vanishes a term tends to a known multiple of q, whose sum over the vocabulary
+is known, so that only the remainder is sampled (a control variate).
 
 Policy gradients: the derivative of a token's loss by its log-probability is one number s, so its
 gradient by the logits is s (e_y - q), at the cost of cross-entropy. If a method adds the full

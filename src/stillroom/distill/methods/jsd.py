@@ -2,9 +2,9 @@
 
 Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, equation 1. As defined there it vanishes with
 beta and with 1 - beta: at 0.01 it is about a hundredth of the forward KL. beta 0 and 1 are the
-forward and the reverse KL, as trl documents, so the scale is discontinuous at both ends.
-``normalize`` divides by beta (1 - beta) in between, which removes the discontinuity; at beta 0.5
-that is a factor of 4. Unnormalized, the value is at most ln 2 per token at beta 0.5.
+forward and the reverse KL, as GKDConfig of trl documents, so the scale is discontinuous at both
+ends. ``normalize`` divides by beta (1 - beta) in between, which removes the discontinuity; at beta
+0.5 that is a factor of 4. Unnormalized, the value is at most ln 2 per token at beta 0.5.
 """
 
 from __future__ import annotations

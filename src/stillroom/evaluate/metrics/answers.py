@@ -7,7 +7,8 @@ neither averaged as 0 nor dropped silently: the metric's note has the number mea
 
 Sources: Rajpurkar et al. 2016, arXiv:1606.05250 (exact match and F1); Gao et al. 2023,
 arXiv:2305.14627, section 4 (citation recall and precision); Es et al. 2023, arXiv:2309.15217
-(faithfulness, and after it context precision and recall, noise sensitivity).
+(faithfulness, and after it context precision and recall, noise sensitivity). Haystack's
+FaithfulnessEvaluator and ContextRelevanceEvaluator are of this kind.
 """
 
 from __future__ import annotations

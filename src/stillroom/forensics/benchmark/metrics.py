@@ -1,6 +1,7 @@
 """Detection metrics with group-bootstrap intervals: AUC, EER, TPR at FPR, Brier score, ECE.
 
-Scores of frames become those of clips in ``forensics.aggregation``.
+Scores of frames become those of clips in ``forensics.aggregation``. DeepfakeBench has most of them
+in ``get_test_metrics``.
 
 Labels are 1 for forged, and scores higher for forged. Where one class is missing, a metric is None,
 never 0. Frames of one clip are not independent: intervals resample whole groups (clips, or people).

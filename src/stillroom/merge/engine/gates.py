@@ -1,7 +1,8 @@
 """Router gates of a mixture of experts (MoE) from positive and negative prompts (gate_mode).
 
 A gate row is the mean input of the layer's MLP over the tokens of the positive prompts, minus that
-of the negative ones, normalized. ``compute_mergekit_gates`` computes them as mergekit 0.1.5 does:
+of the negative ones, normalized; with ``last``, which mergekit calls ``hidden``, that of the last
+token instead of the mean. ``compute_mergekit_gates`` computes them as mergekit 0.1.5 does:
 from the layer's input, in bfloat16, over padded batches including the padding.
 """
 

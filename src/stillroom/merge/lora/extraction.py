@@ -1,10 +1,10 @@
 """LoRA extraction from fine-tuned checkpoints by truncated SVD of the difference; task vectors.
 
-Source: truncated SVD of each difference, the best approximation of its rank (Eckart and Young
-1936); task vectors as in arXiv:2212.04089. The exact routine is LAPACK's gesdd through numpy, in
-float64; the randomized one is torch.svd_lowrank (Halko et al., arXiv:0909.4061), with two power
-iterations. Changed tensors that are not matrices of linear layers (embeddings, the head, norms) are
-saved whole; no change is lost.
+What mergekit-extract-lora does. Source: truncated SVD of each difference, the best approximation of
+its rank (Eckart and Young 1936); task vectors as in arXiv:2212.04089. The exact routine is LAPACK's
+gesdd through numpy, in float64; the randomized one is torch.svd_lowrank (Halko et al.,
+arXiv:0909.4061), with two power iterations. Changed tensors that are not matrices of linear layers
+(embeddings, the head, norms) are saved whole; no change is lost.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillroom.errors import Problem
 from stillroom.merge.interfaces import METHODS
+from stillroom.merge.mergekit.moe import MoeReader, is_moe_config
 from stillroom.merge.mergekit.parameters import (
     ALL_TENSORS,
     DTYPES,
@@ -28,9 +29,7 @@ from stillroom.merge.mergekit.references import (
     MergedPart,
     ModelReference,
     ModelReferenceReader,
-    MoeReader,
     TokenizerReader,
-    is_moe_config,
 )
 from stillroom.merge.mergekit.yaml_reader import ImportDiagnostics
 from stillroom.recipes.yaml_text import KeyPath, YamlTree

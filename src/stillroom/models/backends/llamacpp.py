@@ -43,7 +43,7 @@ from typing_extensions import override
 from stillroom.checkpoints.gguf import check_gguf
 from stillroom.errors import BackendError, CheckpointError, MissingExtraError
 from stillroom.models.interfaces import Backend, Score, TextModel
-from stillroom.models.local.generation import check_schema, compact_schema
+from stillroom.models.local.grammar import check_schema, compact_schema
 from stillroom.models.local.llamacpp_engine import READING_S, LlamacppEngine
 from stillroom.models.requests import broadcast_sampling, run_in_threads
 from stillroom.models.tokenization.chat_template import escape_found_controls

@@ -262,7 +262,8 @@ class _TransformersModel:
         return ids or [start if start is not None else self.tokenizer.pad_token_id]
 
     def _begin(self, prompt: Prompt, sampling: Sampling) -> DecodingState:
-        from stillroom.models.local.generation import DecodingState, Grammar
+        from stillroom.models.local.generation import DecodingState
+        from stillroom.models.local.grammar import Grammar
 
         if self.model is None:
             raise make_closed_error(self.name)

@@ -1,9 +1,9 @@
 """Assistant mask of a conversation (loss mask, completion mask): the tokens that are labels.
 
-Prompts are masked (completion-only loss, TRL's ``assistant_only_loss``): no position of them is a
-label (the -100 of transformers). A chat template is rendered twice, before and after each assistant
-turn; the difference is the assistant's text. Token offsets then give the tokens inside. No model is
-needed. Training and evaluation share this.
+Prompts are masked (completion-only loss; TRL's ``completion_only_loss``, ``assistant_only_loss``):
+no position of them is a label (the -100 of transformers). A chat template is rendered twice, before
+and after each assistant turn; the difference is the assistant's text. Token offsets then give the
+tokens inside. No model is needed. Training and evaluation share this.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (answer sentence selection); Kamath et al. 2020,
 arXiv:2006.09462 (no answer below a calibrated probability). Differs from both: sentences are read
-within their passage (``stillroom.rag.answer_selection.reader``).
+within their passage (``stillroom.rag.answer_selection.reader``; ExtractiveReader of Haystack).
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ from stillroom.rag.evaluation.sweep import (
 )
 from stillroom.rag.index.builder import build_index
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.ingestion.discovery import digest_files, discover_documents
 from stillroom.rag.ingestion.embedder_choice import choose_embedder
-from stillroom.rag.ingestion.pipeline import digest_files, discover_documents
 from stillroom.rag.model_calls import CallCounter, open_optional_model
 from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.rag.stores.folder import Folder

@@ -3,7 +3,7 @@
 ``[1]``, ``[1, 2]``, ``[1-3]``, ``[[1]]``, ``【1】`` and ``［1］`` become ``[1]`` or ``[1][2]``;
 numbers that match no passage are removed and counted. Text in backticks and in fenced code is not
 changed. The parser works character by character, so that the output does not depend on how the
-stream was split.
+stream was split. Haystack's AnswerBuilder has ``reference_pattern``.
 
 Links, pictures and active tags are defused by ``markdown_guard``. Code is exempt only where every
 renderer treats it as code: in a fence at the very beginning of a line, and between backticks closed

@@ -17,13 +17,9 @@ from stillroom.rag.embedding.passages import estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
 from stillroom.rag.index.replay import DrawnContent, commit_document
 from stillroom.rag.index_settings import AUTO_EMBEDDER
-from stillroom.rag.ingestion.embedder_choice import choose_embedder, has_large_embedder
-from stillroom.rag.ingestion.pipeline import (
+from stillroom.rag.ingestion.contextual_retrieval import estimate_contexts, open_context_writer
+from stillroom.rag.ingestion.discovery import (
     MOST_READ_IN_VAIN,
-    IngestPipeline,
-    build_documents_parent,
-    build_embedder_parent,
-    build_index_config,
     check_failures,
     digest_files,
     discover_documents,
@@ -32,13 +28,14 @@ from stillroom.rag.ingestion.pipeline import (
     may_use_entities,
     read_document_metadata,
 )
-from stillroom.rag.ingestion.preparation import (
-    DocumentFile,
-    FailedDocument,
-    estimate_contexts,
-    fit_chunker,
-    open_context_writer,
+from stillroom.rag.ingestion.embedder_choice import choose_embedder, has_large_embedder
+from stillroom.rag.ingestion.pipeline import (
+    IngestPipeline,
+    build_documents_parent,
+    build_embedder_parent,
+    build_index_config,
 )
+from stillroom.rag.ingestion.preparation import DocumentFile, FailedDocument, fit_chunker
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
 from stillroom.rag.storage.protocol import IndexStorage, IndexUpdate, ReusableContent
 from stillroom.rag.storage.snapshots import (

@@ -26,11 +26,9 @@ from stillroom.rag.embedding.passages import open_encoders
 from stillroom.rag.embedding.query_embedder import open_index_embedder
 from stillroom.rag.index.ann_recall import measure_recall_if_due
 from stillroom.rag.index_settings import IndexSettings
-from stillroom.rag.ingestion.pipeline import (
+from stillroom.rag.ingestion.contextual_retrieval import open_context_writer
+from stillroom.rag.ingestion.discovery import (
     MOST_READ_IN_VAIN,
-    IngestPipeline,
-    build_documents_parent,
-    build_index_config,
     check_failures,
     digest_files,
     discover_documents,
@@ -39,12 +37,12 @@ from stillroom.rag.ingestion.pipeline import (
     may_use_entities,
     read_document_metadata,
 )
-from stillroom.rag.ingestion.preparation import (
-    DocumentFile,
-    FailedDocument,
-    fit_chunker,
-    open_context_writer,
+from stillroom.rag.ingestion.pipeline import (
+    IngestPipeline,
+    build_documents_parent,
+    build_index_config,
 )
+from stillroom.rag.ingestion.preparation import DocumentFile, FailedDocument, fit_chunker
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
 from stillroom.rag.storage.protocol import (
     IndexUpdate,

@@ -1,7 +1,8 @@
 """Rerank by the scores of a cross-encoder, which reads query and passage together.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. Differs from the
-paper: any sequence-classification checkpoint with one or two labels can be used; a passage is read
+paper: any sequence-classification checkpoint with one or two labels can be used, as by Haystack's
+TransformersSimilarityRanker; a passage is read
 with its title and headings. ``models.encoders.sequence_classifiers.CrossEncoder`` scores them.
 """
 

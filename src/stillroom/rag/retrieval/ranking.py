@@ -1,4 +1,4 @@
-"""Reciprocal rank fusion and score fusion (document joiner), lost-in-the-middle order, duplicates.
+"""Reciprocal rank fusion and score fusion (DocumentJoiner), lost-in-the-middle order, duplicates.
 
 ``fuse_reciprocal_ranks``: score(d) = sum over lists of weight / (k + rank(d)), rank from 1; d
 missing from a list adds 0, k = 60. ``fuse_scores``: score(d) = sum over lists of weight * n(d),
@@ -14,8 +14,8 @@ Functions for Hybrid Retrieval", arXiv:2210.11934 (convex combination).
 Source of ``reorder_lost_in_the_middle``: Liu et al. 2023, "Lost in the Middle: How Language Models
 Use Long Contexts", arXiv:2307.03172.
 
-The text of an expanded hit is taken from the document, so that ``document.text[start:end] == text``
-and citations open to the exact position.
+The text of an expanded hit (Haystack's SentenceWindowRetriever) is taken from the document, so that
+``document.text[start:end] == text`` and citations open to the exact position.
 """
 
 from __future__ import annotations

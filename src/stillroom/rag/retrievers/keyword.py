@@ -1,7 +1,8 @@
 """Retrieve by BM25 over analyzed words and identifiers; finds names, numbers and rare terms.
 
 Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond".
-Differs from the paper: idf is Lucene's, above 0; headings count as weighted words.
+Differs from the paper: idf is Lucene's, above 0; headings count as weighted words. Haystack has it
+as InMemoryBM25Retriever.
 """
 
 from __future__ import annotations

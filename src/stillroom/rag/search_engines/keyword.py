@@ -66,7 +66,7 @@ _CACHED_FREQUENCIES = 1 << 16
 
 
 class KeywordEngine:
-    """BM25 search over consecutive files of postings, with a mask of allowed rows."""
+    """BM25 search over consecutive files of postings; ``text.bm25.weigh_term`` weighs a term."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """Duplicate: no repeated question or answer, and no near duplicate (MinHash ``threshold``).
 
-Source: Broder 1997 (MinHash; candidates are verified by exact Jaccard similarity). Differs: records
-are compared with accepted ones only, in a fixed order, so that nothing is dropped for resembling a
-dropped record. Equal answers make two records duplicates only where the answer is a sentence:
-labels recur.
+Source: Broder 1997 (MinHash, as distilabel's MinHashDedup; candidates are verified by exact Jaccard
+similarity). Differs: records are compared with accepted ones only, in a fixed order, so that
+nothing is dropped for resembling a dropped record. Equal answers make two records duplicates only
+where the answer is a sentence: labels recur.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Judge: LLM-as-a-judge rubric scores, kept from ``min_score``; pairs compared in both orders.
 
-Source: Zheng et al. 2023, arXiv:2306.05685 (models as judges and their biases). A score is the
-expected mark under the judge's probabilities where its engine provides them (Liu et al. 2023,
-arXiv:2303.16634). A record with a field ``rejected`` is a pair: it is kept if its answer wins. With
-human ``labels`` the judges' scale is fitted to them (isotonic or Platt) before it is compared with
-``min_score``. The report gives the judges' agreement (Krippendorff), the share of verdicts that
-changed with the order, the correlation of score and length, and whether a judge also wrote the
-records.
+Source: Zheng et al. 2023, arXiv:2306.05685 (models as judges and their biases; PrometheusEval). A
+score is the expected mark under the judge's probabilities where its engine provides them (Liu et
+al. 2023, arXiv:2303.16634). A record with a field ``rejected`` is a pair: it is kept if its answer
+wins. With human ``labels`` the judges' scale is fitted to them (isotonic or Platt) before it is
+compared with ``min_score``. The report gives the judges' agreement (Krippendorff), the share of
+verdicts that changed with the order, the correlation of score and length, and whether a judge also
+wrote the records.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Own method, on the SPDX expressions that origins carry: of licenses joined by ``
 allowed, of those joined by ``OR`` one. A missing license is treated as the setting ``unknown``
 directs, never silently allowed. The attribution that a license requires is stored in the record's
 field ``attribution``. The terms of the teacher models are reported separately
-(``stillroom.synth.output.dataset.find_model_terms``).
+(``stillroom.synth.output.model_terms.find_model_terms``).
 
 Parses ``AND``, ``OR``, ``WITH`` and parentheses; knows the requirements of a few dozen ids. This is
 not legal advice.

@@ -221,7 +221,7 @@ class _PersonaState(GeneratorState):
             persona, name = str(record.fields["persona"]), str(record.fields["persona_id"])
             if name in new_ids:
                 records.append(record)
-            elif name in self._ids or self._pool.likeness(persona):
+            elif name in self._ids or self._pool.max_rouge_l(persona):
                 failures.append(GenerationFailure("persona like one before", persona))
             else:
                 records.append(record)

@@ -1,11 +1,12 @@
 """Retrieval triples: a query for a passage, and mined hard negatives.
 
-Source: Wang et al. 2024, arXiv:2401.00368, section 3.1 (queries of given kinds by a model) and
-Moreira et al. 2024 (NV-Retriever), arXiv:2407.15831, section 3 (negatives nearest to the query, but
-below a share of the positive's score, which excludes false negatives); Dai et al. 2022
-(Promptagator), arXiv:2209.11755 (a query must retrieve its own passage). Differs: negatives are
-mined by embedding, by BM25, or taken from a file; the teacher can check each as well. A query that
-copies its passage, is cut off, or is not of its kind is dropped: it would teach word matching.
+Source: Wang et al. 2024, arXiv:2401.00368, section 3.1 (queries of given kinds by a model:
+distilabel's GenerateSentencePair) and Moreira et al. 2024 (NV-Retriever), arXiv:2407.15831, section
+3 (negatives nearest to the query, but below a share of the positive's score, which excludes false
+negatives); Dai et al. 2022 (Promptagator), arXiv:2209.11755 (a query must retrieve its own
+passage). Differs: negatives are mined by embedding, by BM25, or taken from a file; the teacher can
+check each as well. A query that copies its passage, is cut off, or is not of its kind is dropped:
+it would teach word matching.
 
 BM25 (``stillroom.text.bm25``) is Lucene's variant, k1 1.2 and b 0.75. Search is exhaustive: every
 passage is compared. For collections of millions, mine with an index and pass the file as

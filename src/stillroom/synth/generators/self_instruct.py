@@ -214,7 +214,7 @@ class SelfInstruct(StepwiseGenerator):
             return "task about what a text model cannot see or do"
         if task.startswith("Write a program") or not task[0].isalnum():
             return "task of a form that is left out"
-        return "task too like one of the pool" if pool.likeness(task) else ""
+        return "task too like one of the pool" if pool.max_rouge_l(task) else ""
 
 
 class _SelfInstructState(GeneratorState):
@@ -246,7 +246,7 @@ class _SelfInstructState(GeneratorState):
         records, failures = [], list(draft.failures)
         for record in draft.records:
             task = str(record.fields["instruction"])
-            if self._pool.likeness(task):
+            if self._pool.max_rouge_l(task):
                 failures.append(GenerationFailure("task too like one of the pool", task))
             else:
                 self._pool.add(task)

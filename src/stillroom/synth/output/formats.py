@@ -3,6 +3,8 @@
 Parquet schemas are declared and never inferred: a value that looks like a date in the first rows,
 or is null in them, must not decide the type of the column.
 
+distilabel's FormatTextGenerationSFT and FormatTextGenerationDPO write ``messages`` and preferences.
+
 A record stores a call as text, ``<tool_call>`` around JSON, and its tools in the field ``tools``.
 OpenAI's format has the call next to the content and references it in the result; ShareGPT's, as
 trainers read it, has separate turns for both.

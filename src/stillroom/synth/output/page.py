@@ -15,7 +15,7 @@ from stillroom.evaluate.charts import Plot
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.evaluate.report import Report, Table, render_page
 from stillroom.synth.interfaces import Filter, ModelScoredFilter
-from stillroom.synth.output.dataset import find_model_terms
+from stillroom.synth.output.model_terms import find_model_terms
 from stillroom.synth.pipeline.statistics import (
     LENGTH_BINS,
     MIN_DIVERSITY_WORDS,

@@ -1,10 +1,10 @@
 """SemDeDup: semantic deduplication, one record per group of similar embeddings.
 
-Source: Abbas et al. 2023, arXiv:2303.09540. Embeddings are clustered (spherical k-means, by default
-as many clusters as the square root of their number) and compared exactly within each cluster;
-records above ``threshold`` are duplicates. ``keep: farthest`` prefers those far from the cluster's
-center, as the paper's hard examples. Differs: a record is dropped only as a duplicate of a kept
-one, where the paper's code also compares with dropped ones.
+Source: Abbas et al. 2023, arXiv:2303.09540 (distilabel: EmbeddingDedup). Embeddings are clustered
+(spherical k-means, by default as many clusters as the square root of their number) and compared
+exactly within each cluster; records above ``threshold`` are duplicates. ``keep: farthest`` prefers
+those far from the cluster's center, as the paper's hard examples. Differs: a record is dropped only
+as a duplicate of a kept one, where the paper's code also compares with dropped ones.
 """
 
 from __future__ import annotations

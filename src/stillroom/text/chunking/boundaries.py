@@ -1,4 +1,4 @@
-"""Text splitter of all chunkers (document splitter): split points, chunk size and chunk overlap.
+"""Text splitter of all chunkers (DocumentSplitter): split points, chunk size and chunk overlap.
 
 Boundaries are found once, by kind; each split is then two binary searches per kind, so that time is
 linear in the text. No boundary lies within a code fence or a table row that fits whole.

@@ -1,6 +1,7 @@
 """PDF document structure: headers and footers removed, heading levels, and hyphenation.
 
-Works on blocks of pages, independent of the file format.
+Works on blocks of pages, independent of the file format, as Haystack's DocumentCleaner does on
+text.
 """
 
 from __future__ import annotations

@@ -15,16 +15,13 @@ from stillroom.models.hub import (
 )
 from stillroom.provenance import Parent
 from stillroom.rag.ingestion import embedder_choice
+from stillroom.rag.ingestion.discovery import digest_files, discover_documents
 from stillroom.rag.ingestion.embedder_choice import (
     choose_embedder,
     find_chosen_embedder,
     list_installed_embedders,
 )
-from stillroom.rag.ingestion.pipeline import (
-    build_embedder_parent,
-    digest_files,
-    discover_documents,
-)
+from stillroom.rag.ingestion.pipeline import build_embedder_parent
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.recipes import dump_recipe
 

@@ -11,7 +11,8 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.provenance import read_artifact
 from stillroom.rag.index import builder
-from stillroom.rag.ingestion.pipeline import FailedDocument, check_failures, digest_files
+from stillroom.rag.ingestion.discovery import check_failures, digest_files
+from stillroom.rag.ingestion.preparation import FailedDocument
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.maintenance import update
 from stillroom.text import FolderScan, ParseFailure

@@ -14,7 +14,7 @@ from stillroom.records import Message, Origin, Record
 from stillroom.synth.filters.license import allowed_terms, requires_attribution
 from stillroom.synth.filters.repetition import GOPHER_LIMITS, measure_repetition
 from stillroom.synth.interfaces import FILTERS, FilterContext
-from stillroom.synth.output.dataset import find_model_terms
+from stillroom.synth.output.model_terms import find_model_terms
 from stillroom.text.safety import Pseudonymizer, find_pii, find_toxic_spans
 
 SHAPE = {

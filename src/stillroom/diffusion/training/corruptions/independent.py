@@ -1,7 +1,7 @@
 """LLaDA's forward process: each token masked independently (absorbing state), NELBO weight 1/t.
 
-The negative evidence lower bound (ELBO) is this weight times ``masked_cross_entropy`` of
-``training.loss``.
+``forward_process`` of LLaDA. The negative evidence lower bound (ELBO) is this weight times
+``masked_cross_entropy`` of ``training.loss``.
 
 Source: Nie et al. 2025, arXiv:2502.09992, equation 3; Sahoo et al. 2024, arXiv:2406.07524.
 """
