@@ -366,7 +366,7 @@ def _read_candidates(
 def _warn_of_language(question: str, hits: Sequence[Hit], index: Index) -> None:
     """Warn if no passage is in the language of the question: a reader of one translates nothing.
 
-    A question is short, so it is only told apart from English, where a refusal has its language; a
+    A question is short: it is only distinguished from English, where a refusal has its language; a
     passage of no language, such as code, has that of its document.
     """
     asked = detect_refusal_language(question) or detect_language(question)
