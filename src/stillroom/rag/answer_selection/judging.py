@@ -87,8 +87,8 @@ class HeldOutScores:
     def logit(self, weights: Weights, calibration: Weights) -> float:
         """Return the logit of the probability that the best sentence answers."""
         features = self.describe(weights)
-        value = sum(calibration[name] * feature for name, feature in features.items())
-        return float(np.clip(value + calibration["intercept"], -60, 60))
+        logit = sum(calibration.get(name, 0.0) * value for name, value in features.items())
+        return float(np.clip(logit + calibration["intercept"], -60, 60))
 
     def probability(self, weights: Weights, calibration: Weights) -> float:
         """Return the probability that the best sentence answers."""

@@ -97,7 +97,7 @@ _LETTER = re.compile(rf"[^\W\d{UNSPACED_SCRIPTS}]")
 _WORD = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+")
 _NUMBER = re.compile(r"(?:(?<![\w)])[-+−])?\d+(?:[.,:]\d+)*(?:[eE][-+]?\d+)?")
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
-FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
+FEATURES = ("margin", "short", "no_answer", "cosine", "rank", "intercept")
 _HEADS = {"sentence": 1, "no_answer": 1, "ends": 2}
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
 
@@ -136,7 +136,8 @@ class SentenceReader:
         self._ends, self._ends_bias = held["ends.weight"], held["ends.bias"]
         self._shared = held["shared"]
         self._weights = read_numbers(self.config["weights"], _SCORE_WEIGHTS)
-        self._calibration = read_numbers(self.config["calibration"], FEATURES)
+        calibration = {"rank": 0.0, **self.config["calibration"]}  # of readers from before it
+        self._calibration = read_numbers(calibration, FEATURES)
         if not 0 <= read_numbers(self.config, ("threshold",))["threshold"] <= 1:
             raise ValueError(f"the threshold {self.threshold} is not a probability")
         if not 1 <= self.passages <= MAX_READ_PASSAGES:
@@ -225,13 +226,15 @@ def describe_reading(best: ScoredSentence, no_answer: float, cosine: float) -> d
 
     Returns:
         ``margin``: the best sentence's logit above that of no answer; ``short``: the logits of its
-            short answer; ``no_answer``: that logit; ``cosine``: of question and sentence.
+            short answer; ``no_answer``: that logit; ``cosine``: of question and sentence; ``rank``:
+            of its passage as retrieved, from 0.
     """
     return {
         "margin": best.logit - no_answer,
         "short": best.short_logit,
         "no_answer": no_answer,
         "cosine": cosine,
+        "rank": float(best.passage),
     }
 
 

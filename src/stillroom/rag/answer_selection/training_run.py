@@ -471,7 +471,8 @@ def _calibrate(
         job.warn("no question was held out: the reader is not calibrated, never silent")
         return {"threshold": 0.0}
     features = [scores.describe(weights) for scores in rows]
-    names = list(features[0])
+    # Where answering passages are left out, the others move up: their rank tells nothing.
+    names = [name for name in features[0] if name != "rank"]
     labels = np.array([scores.is_first_right(weights) for scores in rows], dtype=np.float64)
     design = np.array([[*(row[name] for name in names), 1.0] for row in features])
     fitted = fit_logistic_weights(design, labels, ridge=1e-3)
@@ -488,7 +489,8 @@ def _calibrate(
         )
     position = min(len(unanswered) - 1, round(silent * len(unanswered)))
     return {
-        "calibration": {name: round(value, 6) for name, value in calibration.items()},
+        "calibration": {"rank": 0.0}
+        | {name: round(value, 6) for name, value in calibration.items()},
         "weights": weights,
         "threshold": round(unanswered[position], 6) if unanswered else 0.0,
     }

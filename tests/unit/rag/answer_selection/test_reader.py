@@ -57,7 +57,7 @@ DOCUMENTS = {
     "cats.md": "# Cats\n\nThe cat sleeps at night. Cats purr when they rest.\n",
     "paris.md": "# Paris\n\nParis is the capital of France. The house is at the river.\n",
 }
-FEATURES = ("margin", "short", "no_answer", "cosine")
+FEATURES = ("margin", "short", "no_answer", "cosine", "rank")
 QUESTIONS = [
     ("What ground corn?", ["The mill"], "The mill ground corn."),
     ("When do cats purr?", ["when they rest"], "Cats purr when they rest."),
