@@ -45,7 +45,7 @@ SILENT_ANSWERABLE = 0.1
 SIGNALS = {"network": ("logit",), "short": ("short",), "network and short": ("logit", "short"),
            "overlap": ("overlap",), "rank": ("rank",)}  # fmt: skip
 WAYS = ("whole", "without headings", "without neighbors")
-FEATURES = ("margin", "short", "no_answer", "cosine")
+FEATURES = ("margin", "short", "no_answer", "cosine", "rank")
 
 
 def main() -> None:
@@ -131,7 +131,7 @@ def read_question(
             best = reading.sentences[0]
             text = whole[best.passage][1][best.start : best.end]
             cosine = reader.compare(question.text, text)
-            features = describe_reading(best, reading.no_answer, cosine)
+            features = describe_reading(reading.sentences, reading.no_answer, cosine)
             is_right = bool(question.answers) and contains_answer(text, question.answers)
     held = any(contains_answer(text, question.answers) for _, text, _ in whole)
     return {"held": held, "right": is_right, "readings": readings, "features": features}

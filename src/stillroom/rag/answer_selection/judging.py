@@ -79,10 +79,10 @@ class HeldOutScores:
         return bool(scores) and self.answers[scores.index(max(scores))]
 
     def describe(self, weights: Weights) -> dict[str, float]:
-        """Return what the probability is computed from, of the best sentence."""
-        scores = self._scores(weights)
-        best = self.sentences[scores.index(max(scores))]
-        return describe_reading(best, self.no_answer, self.compare(best))
+        """Return what the probability that the best sentence answers is computed from."""
+        scored = zip(self._scores(weights), self.sentences, strict=True)
+        ordered = [sentence for _, sentence in sorted(scored, key=lambda pair: -pair[0])]
+        return describe_reading(ordered, self.no_answer, self.compare(ordered[0]))
 
     def logit(self, weights: Weights, calibration: Weights) -> float:
         """Return the logit of the probability that the best sentence answers."""

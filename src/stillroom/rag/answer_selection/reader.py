@@ -198,7 +198,7 @@ class SentenceReader:
             return Reading((), no_answer, 0.0)
         best = sentences[0]
         cosine = self.compare(question, passages[best.passage][1][best.start : best.end])
-        features = describe_reading(best, no_answer, cosine)
+        features = describe_reading(sentences, no_answer, cosine)
         value = sum(self._calibration[name] * feature for name, feature in features.items())
         value += self._calibration["intercept"]
         probability = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
@@ -221,20 +221,23 @@ class SentenceReader:
         return vector / np.linalg.norm(vector)
 
 
-def describe_reading(best: ScoredSentence, no_answer: float, cosine: float) -> dict[str, float]:
-    """Return what the probability of an answer is computed from.
+def describe_reading(
+    sentences: Sequence[ScoredSentence], no_answer: float, cosine: float
+) -> dict[str, float]:
+    """Return what the probability of an answer is computed from, of sentences, best first.
 
     Returns:
         ``margin``: the best sentence's logit above that of no answer; ``short``: the logits of its
             short answer; ``no_answer``: that logit; ``cosine``: of question and sentence; ``rank``:
-            of its passage as retrieved, from 0.
+            mean rank, from 0, of the passages of the best three, as retrieved.
     """
+    best, places = sentences[0], [sentence.passage for sentence in sentences[:3]]
     return {
         "margin": best.logit - no_answer,
         "short": best.short_logit,
         "no_answer": no_answer,
         "cosine": cosine,
-        "rank": float(best.passage),
+        "rank": sum(places) / len(places),
     }
 
 
