@@ -402,3 +402,6 @@ def test_the_name_in_a_table_of_one_row_is_a_term_where_a_page_has_several(parse
     assert document.heading_path(document.text.rindex("It sets")) == ("Timeouts", "idle")
     assert document.heading_path(document.text.index("Others")) == ("Timeouts", "See also")
     assert not parse("html", page.format("".join(rows[:2]))).definitions
+    for other in ("idle", "5 kg"):  # a name that recurs, or data
+        again = rows[0].replace("connect_timeout", other)
+        assert not parse("html", page.format("".join([*rows, again]))).definitions
