@@ -58,7 +58,7 @@ def keep_named(
         if not named
         or not named.isdisjoint(path)
         or any(
-            _simplify(name) in _simplify(texts[sentence.passage][sentence.start : sentence.end])
+            _is_named(name, texts[sentence.passage][sentence.start : sentence.end])
             for name in named
         )
     ]
@@ -114,15 +114,16 @@ def _find_name(title: str) -> str:
     return match[0] if match else ""
 
 
-def _is_named(name: str, question: str) -> bool:
-    """Return whether a question has a name, one of up to two words not as words ("set up")."""
+def _is_named(name: str, text: str) -> bool:
+    """Return whether a text has a name by itself: "max_size" is not in "hard_max_size".
+
+    Its words may be joined otherwise ("max size"), but for two with a hyphen ("set-up").
+    """
     words = _WORD.findall(name)
-    if len(words) > 2 or (words and "-" not in name):
-        return _simplify(name) in _simplify(question)
-    pattern = re.escape(name).replace(r"\-", "[-_]")
-    return bool(words) and bool(
-        re.search(rf"(?<![\w-]){pattern}(?![\w-])", question, re.IGNORECASE)
-    )
+    pattern = "-{0,2}" + r"[\W_]+".join(map(re.escape, words))
+    if len(words) <= 2 and "-" in name:
+        pattern = re.escape(name).replace(r"\-", "[-_]")
+    return bool(words) and bool(re.search(rf"(?<![\w-]){pattern}(?![\w-])", text, re.IGNORECASE))
 
 
 def _simplify(text: str) -> str:

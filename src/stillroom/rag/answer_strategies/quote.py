@@ -292,7 +292,10 @@ def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -
             continue
         document = inquiry.index.document(passage.document_id)
         is_list = is_item(passage.text[start:]) and not passage.text[end:start].strip()
-        if is_list or find_term(document, passage, following[1]) == span[1]:
+        entry = document.find_term_at(passage.start + end - 1)
+        head = (entry.start - passage.start, entry.end - passage.start) if entry else (0, 0)
+        is_term = start < head[1] or find_term(document, passage, following[1]) == head
+        if is_list or is_term:
             quotes[-1]["continues"] = True
     found = [quote for quotes in parts for quote in quotes]
     yield from inquiry.quote(shown, [found], probability=None, fingerprint="")

@@ -24,7 +24,14 @@ from stillroom.synth.lexical_overlap import (
 )
 from stillroom.text.unicode import split_words
 
-__all__ = ["DocumentTopic", "find_topic", "head_question", "name_topic", "strip_topic"]
+__all__ = [
+    "DocumentTopic",
+    "find_innermost_heading",
+    "find_topic",
+    "head_question",
+    "name_topic",
+    "strip_topic",
+]
 
 _GENRES = word_set(
     """manual manuals guide guides handbook reference documentation docs tutorial tutorials faq
@@ -202,13 +209,18 @@ def name_topic(question: str, passage: Passage) -> str:
     return _place(question, topic, language)
 
 
+def find_innermost_heading(passage: Passage) -> str:
+    """Return the innermost heading of a passage but for labels ("Notes:"); empty if none."""
+    return next((name for name in reversed(passage.headings) if not name.endswith(":")), "")
+
+
 def head_question(question: str, passage: Passage) -> str:
     """Return a question behind the title and heading of its passage; empty if they are too long.
 
     What the question names already is left out; it is unchanged if that is both.
     """
     known = set(extract_content_stems(question, frames=False, language=passage.language))
-    heading = _clean_heading(passage.headings[-1]) if passage.headings else ""
+    heading = _clean_heading(find_innermost_heading(passage))
     title = _clean_heading(passage.title or "".join(passage.headings[:1]))
     parts: list[str] = []
     stems = {

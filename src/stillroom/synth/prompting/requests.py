@@ -28,6 +28,7 @@ from stillroom.provenance import digest_text
 from stillroom.records import Completion, Prompt, Record, Sampling
 from stillroom.registry.catalog import suggest
 from stillroom.synth.lexical_overlap import collapse_whitespace
+from stillroom.synth.prompting.question_topics import find_innermost_heading
 from stillroom.synth.types import GenerationFailure, GenerationResult, WorkItem
 from stillroom.text.unicode import strip_invisible
 
@@ -220,7 +221,8 @@ def to_one_line(text: str) -> str:
 def get_topic(seed: WorkItem) -> str:
     """Return the topic of a passage from its headings and title; empty if it has none."""
     passage = seed.passage
-    names = [to_one_line(name).strip("\"'*`# ") for name in (*passage.headings[-1:], passage.title)]
+    found = (find_innermost_heading(passage), passage.title)
+    names = [to_one_line(name).strip("\"'*`# ") for name in found]
     distinct = [name for name in dict.fromkeys(names) if name]
     if len(distinct) > 1 and distinct[1].casefold() not in distinct[0].casefold():
         return f"{distinct[0]} ({distinct[1]})"[:_MAX_TOPIC]

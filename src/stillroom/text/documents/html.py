@@ -202,7 +202,8 @@ class HtmlBlockReader:
         while self._tables:
             self._close_table()
         entries = [block for block in self.blocks if block.is_term and not block.depth]
-        if len(entries) < _MIN_ENTRIES:
+        names = {block.text for block in entries if len(block.text.split()) == 1}
+        if not _MIN_ENTRIES <= len(names) == len(entries):  # no names: "5 kg", a repeated "Date"
             for block in entries:
                 block.is_term = False
 

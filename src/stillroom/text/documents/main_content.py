@@ -19,6 +19,8 @@ from stillroom.text.encoding import ByteMap, DecodedText
 
 __all__ = ["PageMetadata", "extract_main_content"]
 
+_MAX_DEPTH = 6  # of nested lists of definitions, whose terms all passages within repeat
+
 
 @dataclass(frozen=True, slots=True)
 class PageMetadata:
@@ -180,6 +182,7 @@ def _find_definitions(
 ) -> Iterator[Definition]:
     """Yield the entries of lists of definitions; terms in a row share what follows them.
 
+    A heading ends all, and is no term: it has its section. Of nested lists, the outer are read.
     ``placed`` are the blocks of a text with their places.
     """
     entries = list[tuple[int, int, int]]()  # depth, start and end of terms, the outermost first
@@ -191,7 +194,8 @@ def _find_definitions(
                 start = entries.pop()[1]
                 break
             yield from _end_entry(*entries.pop()[1:], last)
-        if block.is_term:
+        is_defined = block.kind != "heading" and block.depth <= _MAX_DEPTH
+        if block.is_term and is_defined and any(map(str.isprintable, block.text)):
             entries.append((block.depth, start, end))
         last = end
     for _, first, stop in entries:

@@ -966,3 +966,33 @@ def test_other_terms_than_the_one_that_a_question_names_are_left_out(tmp_path):
         "max-burst\nHow many are sent at the start. [1] Its default is 8 packets. [1] "
         "idle\nHow long it waits; see max-burst as well, whose default counts. [1]"
     )
+
+
+@pytest.mark.parametrize(
+    ("question", "quoted"),
+    [
+        ("What is the default in packets of hard_max_burst?", "hard_max_burst"),
+        ("What is the default in packets of --hard-max-burst?", "hard_max_burst"),
+        ("What is the default in packets of max_burst?", "max_burst"),
+        ("What is the default in packets of the max burst?", "max_burst"),
+    ],
+)
+def test_a_name_is_not_taken_for_one_that_ends_with_it(tmp_path, question, quoted):
+    text = SERVER.replace("max-burst", "hard_max_burst").replace("min-burst", "max_burst")
+    found = ask_about(tmp_path / "x", "server.html", text, question, max_quotes=5, margin=99)
+    terms = {quote["text"] for quote in found.details["quotes"]}
+    assert terms & {"hard_max_burst", "max_burst"} == {quoted}
+
+
+def test_an_answer_with_terms_that_a_person_called_right_is_shown_again_as_it_was(tmp_path):
+    text = SERVER.replace("<dt>min-burst", "<dt>-m</dt><dt>min-burst")
+    question = "What is the default in packets of min-burst?"
+    found = ask_about(tmp_path / "x", "server.html", text, question, max_quotes=1)
+    assert found.completion.text == "-m\nmin-burst\nIts default is 2 packets. [1]"
+    store = JudgmentStore(tmp_path / "index.judgments")
+    with Index.open(tmp_path / "x/index") as opened:
+        record_judgment(store, opened, describe_asked(question, found, None), "right")
+        judged = find_judged(store, opened, question)
+        again = ask(opened, Untouched(), question, answering=OVERLAP, judged=judged)
+    assert again.details["judged"]["verdict"] == "right"
+    assert again.completion.text == found.completion.text

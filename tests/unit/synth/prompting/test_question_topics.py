@@ -150,6 +150,12 @@ def test_french_and_spanish_things_without_a_trait_need_the_name_of_their_docume
             "Queens - Winter Feeding: What does the box contain?",
         ),
         ("Smokers", (), "What does the lid cover?", "Smokers: What does the lid cover?"),
+        (
+            "Smokers",
+            ("Bellows", "Notes:"),
+            "What does the lid cover?",
+            "Smokers - Bellows: What does the lid cover?",
+        ),
         ("Smokers", (), "What does a smoker burn?", "What does a smoker burn?"),
         (
             "Winter Feeding - HiveBook Manual",

@@ -31,6 +31,8 @@ def test_topic_joins_heading_and_title():
     assert get_topic(make_seed("x")) == "Bees"
     passage = make_passage("bees", "x", headings=("Book", "Wax"), title="Insects")
     assert get_topic(type(make_seed("x"))(passage, "train")) == "Wax (Insects)"
+    passage = make_passage("bees", "x", headings=("Book", "Wax", "Notes:"), title="Insects")
+    assert get_topic(type(make_seed("x"))(passage, "train")) == "Wax (Insects)"
 
 
 def test_completion_at_its_limit_is_cut():

@@ -372,6 +372,24 @@ def test_terms_of_a_list_of_definitions_are_known_with_what_explains_them(parse)
     assert type(document).from_json(document.to_json()) == document
 
 
+def test_a_heading_or_nothing_visible_is_no_term_and_ends_the_entry_before(parse):
+    document = parse(
+        "html",
+        "<h1>Server</h1><p>It has options.</p><dl><dt>idle</dt><dd>Waits.</dd><dt><h4>burst</h4>"
+        "</dt><dd>Sends.</dd><dt>unit</dt><dd>Packets.</dd><dt>&#8203;</dt><dd>More.</dd></dl>",
+    )
+    assert [document.get_term(entry) for entry in document.definitions] == ["idle", "unit"]
+    assert document.heading_path(document.text.index("Sends")) == ("Server", "burst")
+    assert document.heading_path(document.text.index("More")) == ("Server", "burst")
+
+
+def test_passages_within_deeply_nested_lists_repeat_the_outer_terms_only(parse):
+    nested = "".join(f"<dl><dt>term {number}</dt><dd>" for number in range(2000))
+    document = parse("html", f"<h1>Server</h1><p>It has options.</p>{nested}The end.")
+    path = document.heading_path(document.text.index("The end"))
+    assert path == ("Server", *(f"term {number}" for number in range(6)))
+
+
 def test_the_name_in_a_table_of_one_row_is_a_term_where_a_page_has_several(parse):
     rows = [
         f"<table><tr><td>{name}</td><td>Type: <i>time</i></td><td>Default: {value}</td></tr>"
@@ -384,3 +402,6 @@ def test_the_name_in_a_table_of_one_row_is_a_term_where_a_page_has_several(parse
     assert document.heading_path(document.text.rindex("It sets")) == ("Timeouts", "idle")
     assert document.heading_path(document.text.index("Others")) == ("Timeouts", "See also")
     assert not parse("html", page.format("".join(rows[:2]))).definitions
+    for other in ("idle", "5 kg"):  # a name that recurs, or data
+        again = rows[0].replace("connect_timeout", other)
+        assert not parse("html", page.format("".join([*rows, again]))).definitions
