@@ -8,7 +8,7 @@ of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["explain_terms", "find_term", "find_unread_names", "keep_named"]
 
 _NUMBERING = re.compile(r"[^\w-]*(?:(?:[A-Z]\.)?\d+(?:\.\d+)*\.?\s+)?[^\w-]*")
+_COMMA = re.compile(r"(?:[ =]?[\w<>\[\]]+)?,\s+")
 _WORD = re.compile(r"[^\W_]+")
 _NAME = re.compile(
     r"[^\W_][\w.:-]*_[\w.:-]*"  # "max_size"
@@ -50,7 +51,10 @@ def keep_named(
         texts: Texts of the passages.
         get_path: Returns the titles and terms that a sentence lies under.
     """
-    paths = [frozenset(map(_find_name, get_path(sentence))) for sentence in sentences]
+    paths = [
+        frozenset(name for title in get_path(sentence) for name in _find_names(title))
+        for sentence in sentences
+    ]
     named = {name for name in frozenset().union(*paths) if _is_named(name, question)}
     return [
         sentence
@@ -104,14 +108,17 @@ def find_term(document: Document, passage: Passage, span: Span) -> Span | None:
     return None if is_question or end - start > _MAX_TERM else (start, end)
 
 
-def _find_name(title: str) -> str:
-    """Return the name of a setting with which a title or term begins; empty for other titles.
+def _find_names(title: str) -> Iterator[str]:
+    """Yield the names of a setting with which a title or term begins, such as "-e, --exclude".
 
     A word with a hyphen is a name where nothing but arguments follow: "read-only files" has none.
     """
     numbering = _NUMBERING.match(title)
-    match = _NAME.match(title, numbering.end() if numbering else 0)
-    return match[0] if match else ""
+    start = numbering.end() if numbering else 0
+    while match := _NAME.match(title, start):
+        yield match[0]
+        comma = _COMMA.match(title, match.end())
+        start = comma.end() if comma else len(title)
 
 
 def _is_named(name: str, text: str) -> bool:
