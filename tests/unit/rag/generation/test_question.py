@@ -197,6 +197,10 @@ def test_what_was_read_is_said(index):
         "what about directories?",
         "Why not?",
         "the default?",
+        "What is the default?",
+        "Which port?",
+        "How often?",
+        "for downloads?",
         "Does that also change the key?",
         "How do I turn that limit off?",
         "how do I get rid of them afterwards",
@@ -223,6 +227,14 @@ def test_a_follow_up_is_told_by_what_it_leaves_out(text):
         "How do I write text that does not get printed?",
         "How do I serve clients that only have IPv6?",
         "SMR drives ok?",
+        "What is greylisting?",
+        "What is a zone?",
+        "Where are logs?",
+        "How do I upgrade?",
+        "How to uninstall?",
+        "What does snooze do?",
+        "So-called smart hosts: how are they set?",
+        "And-inverter graphs in a netlist",
         "max_output default",
         "IPv6?",
         "???",
@@ -254,3 +266,20 @@ def test_a_follow_up_goes_on_from_the_last_whole_question(index, asked, antecede
         history += [Message("user", text), Message("assistant", "No.")]
     assert list_antecedents("And its length?", history, index) == antecedents
     assert not list_antecedents("What is the length of string 3?", history, index)
+
+
+@pytest.mark.parametrize("told", [0, 200])
+def test_what_is_read_of_a_long_message_before_is_read_of_itself_too(index, told):
+    asked = "Which file holds the journal of the database that I opened yesterday with a client?"
+    text = f"{asked} {'We saw it once. ' * told}{asked} {'And once more we saw a file, ' * 40} so?"
+    found = list_antecedents("And its length?", [Message("user", text)], index)
+    again = list_antecedents("And its length?", [Message("user", found[0])], index)
+    assert found == again
+    assert len(found[0]) <= 1000
+
+
+def test_many_messages_without_content_cost_little(index):
+    history = [Message("user", "Thanks! " * 10_000)] * 1000
+    start = time.process_time()
+    assert not list_antecedents("And its length?", history, index)
+    assert time.process_time() - start < 2
