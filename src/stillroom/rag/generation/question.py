@@ -197,10 +197,12 @@ def _find_meant(word: str, index: Index) -> str:
         return ""
     found = dict[str, tuple[int, str]]()  # by term: inflections are one word
     for other in _edit(word):  # few are words, and tokens cost less than terms
-        if _is_word(other, index) and (count := _count_passages(other, index)):
+        is_short = len(other) < _MIN_MISSPELT  # "stub" is no misspelt "sub"
+        if not is_short and _is_word(other, index) and (count := _count_passages(other, index)):
             found.setdefault(index.analyzer.terms(other)[0], (count, other))
     (most, meant), (second, _) = (*sorted(found.values(), reverse=True), (0, ""), (0, ""))[:2]
-    return meant if most >= max(_MIN_PASSAGES, _MIN_RATIO * second) else ""
+    is_clear = most >= max(_MIN_PASSAGES, _MIN_RATIO * second)
+    return meant if is_clear and not _FUNCTION_WORD.fullmatch(meant) else ""
 
 
 def _is_word(text: str, index: Index) -> bool:

@@ -24,6 +24,7 @@ from stillroom.records import Message
 
 DOCUMENT = "\n\n".join(
     f"The length of string {n} is {n} letters. A caution: database {n} holds a journal IN a folder."
+    f" A sub must do {n}."
     for n in range(30)
 )
 TOKENS = {*re.findall(r"\w+", DOCUMENT), "caption", "information"}
@@ -153,6 +154,8 @@ def test_other_texts_are_read_whole(text):
         ("Where is the jornal of the databse?", "Where is the journal of the database?"),
         ("is a file a strng?", "is a file a string?"),
         ("is the file a fle of a string?", None),  # three letters
+        ("is the stub a database of a folder?", None),  # no misspelt "sub"
+        ("where is the mutt of the string?", None),  # a name, and no misspelt "must"
         ("what folder hlds the length of a string?", "what folder holds the length of a string?"),
         ("where is the Jornal of it?", None),  # a name
         ("where is the jornal_mode of it?", None),  # a name with a sign
