@@ -85,10 +85,9 @@ class Utf8Command(click.Command):
         try:
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if hint := self._advise_on_dash(given):
-                message = f"{error.message} {hint}"
-                raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error
-            raise
+            name = error.option_name
+            message = error.message + self._advise_on_dash(given, name)
+            raise click.NoSuchOption(name, message, error.possibilities, error.ctx) from error
         for param in self.params:
             value = ctx.params.get(param.name or "")
             for text in value if isinstance(value, tuple) else (value,):
@@ -96,7 +95,7 @@ class Utf8Command(click.Command):
                     raise click.BadParameter(f"{text!a} is not valid UTF-8", ctx, param)
         return rest
 
-    def _advise_on_dash(self, args: Sequence[str]) -> str:
+    def _advise_on_dash(self, args: Sequence[str], option: str) -> str:
         """Return how text is given that was taken for an option, if it seems to be text."""
         required = [
             param for param in self.params if isinstance(param, click.Argument) and param.required
@@ -104,11 +103,11 @@ class Utf8Command(click.Command):
         named = [param.name or "" for param in required if param.type is click.STRING]
         dashed = [arg for arg in args if arg.startswith("-")]
         is_lacking = len(args) - len(dashed) == len(required) - 1
-        text = next((arg for arg in dashed if " " in arg), dashed[0] if is_lacking else "")
-        if not named or not text:
+        text = next((arg for arg in dashed if arg.startswith(option)), "")
+        if not named or not (text and (is_lacking or " " in text.partition("=")[0])):
             return ""
         name, example = named[-1].upper(), shlex.quote(text)
-        return f"A {name} that begins with '-' goes after '--', as in: -- {example}"
+        return f" A {name} that begins with '-' goes after '--', as in: -- {example}"
 
 
 def _is_utf8(text: str) -> bool:

@@ -441,6 +441,7 @@ _MARKDOWN_MARK = re.compile(rb"^(?:#{1,6} |```|\* |- )", re.M)
 _MAX_SNIFFED_BYTES = 2**20
 _IMAGE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
 
+_WEB_PAGE = re.compile(rb"<(?:!doctype\s+)?html\b", re.IGNORECASE)
 _UNSUPPORTED_MAGIC = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of Office before 2007 or Outlook",
     b"GIF8": "a GIF picture",
@@ -478,7 +479,7 @@ def detect_parser(path: str, data: bytes) -> Parser:
     if by_suffix in _TEXT_FORMATS and by_bytes == "pdf" and not data.lstrip().startswith(b"%PDF-"):
         return PARSERS.build(by_suffix)  # the text mentions PDF, or embeds one
     foreign_kinds = {"pdf", "image", "docbook", *_ZIP_MARKS.values()}
-    if _get_suffix(path) == ".xml":  # source text, unless it is a document
+    if _get_suffix(path) == ".xml" and _WEB_PAGE.search(data[:_MAX_SNIFFED_BYTES]):  # else source
         foreign_kinds.add("html")
     if by_suffix and not (by_bytes in foreign_kinds and by_suffix in _TEXT_FORMATS):
         return PARSERS.build(by_suffix)

@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import click
 import pytest
@@ -239,16 +240,26 @@ def test_attest_without_a_format_lists_the_formats_with_what_each_needs(tmp_path
         (("ask", "run", "--verbose does what?", "--json"), "QUESTION"),
         (("ask", "run", "what?", "--k", "3", "-k is what?"), "QUESTION"),
         (("rag", "search", "index", "-e"), "QUERY"),
+        (("rag", "search", "index", "--k=3", "-e"), "QUERY"),
     ],
 )
 def test_a_question_that_begins_with_a_dash_is_shown_the_way(arguments, metavar):
     result = CliRunner().invoke(stillroom, arguments)
     assert result.exit_code == 2
-    assert f"{metavar} that begins with '-' goes after '--', as in: -- " in result.stderr
+    text = next(text for text in arguments if text.startswith(("-e", "--verbose", "-k ")))
+    expected = f"{metavar} that begins with '-' goes after '--', as in: -- {shlex.quote(text)}"
+    assert expected in " ".join(result.stderr.split())
 
 
 def test_a_misspelt_option_gets_no_advice_on_questions():
-    for arguments in (("ask", "run", "what?", "--jsn"), ("rag", "verify", "-x"), ("ask", "-h")):
+    missing = CliRunner().invoke(stillroom, ("ask", "run", "--evidenc"))
+    assert "Did you mean '--evidence'?" in " ".join(missing.stderr.split())
+    for arguments in (
+        ("ask", "run", "what?", "--jsn"),
+        ("ask", "run", "what?", "--filtre=a b"),
+        ("rag", "verify", "-x"),
+        ("ask", "-h"),
+    ):
         result = CliRunner().invoke(stillroom, arguments)
         assert result.exit_code == 2
         assert "begins with" not in result.stderr

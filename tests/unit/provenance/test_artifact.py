@@ -77,6 +77,8 @@ def test_an_unfinished_job_is_called_so_wherever_it_is_named(tmp_path):
             read(named)
         assert caught.value.code == "data.unfinished"
         assert "--resume" in caught.value.problems[0].next
+    with pytest.raises(DataError, match="does not exist"):  # its working folder's name is too long
+        check_inputs(IndexRecipe(documents=str(tmp_path / ("a" * 250))))
 
 
 def test_links_among_output_files_are_refused(tmp_path):

@@ -233,10 +233,14 @@ def test_xml_that_holds_a_web_page_is_read_as_one_compressed_or_not():
         b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN" "x">\n'
         b'<html xmlns="http://www.w3.org/1999/xhtml"><body><h1>Notes</h1><p>New.</p></body></html>'
     )
-    other = b'<?xml version="1.0"?><toc><c><u>a.html</u><t>Notes</t></c></toc>'
+    others = (
+        b'<?xml version="1.0"?><toc><c><u>a.html</u><t>Notes</t></c></toc>',
+        b"<head><title>a schema of its own</title></head>",
+    )
     for pack, suffix in ((bytes, ""), (gzip.compress, ".gz")):
         assert parse_bytes(pack(page), f"a.xml{suffix}").text == "# Notes\n\nNew."
-        assert parse_bytes(pack(other), f"toc.xml{suffix}").text == other.decode()
+        for other in others:
+            assert parse_bytes(pack(other), f"toc.xml{suffix}").text == other.decode()
 
 
 def test_a_compressed_file_is_titled_by_its_name_without_suffixes():

@@ -236,7 +236,7 @@
 
   const offerVerdicts = (parts, state) => {
     // A judgment is of a question's words, which for a follow-up are not the whole question.
-    const isFollowUp = (state.details.trace || []).some((one) => one.antecedents);
+    const isFollowUp = (state.details.trace || []).some((one) => one.antecedents || one.step === "stand_alone");
     if (!("judged" in $("talk").dataset) || !state.isGrounded || state.isStopped || isFollowUp) return;
     for (const [verdict, label] of VERDICTS) {
       const button = make("button", {
@@ -421,8 +421,10 @@
       const names = await open(state.at);
       state.model = names.model;
       parts.under.textContent = state.isGrounded ? "Looking for passages…" : "Reading…";
-      const asked = kept().filter((one) => one.at === state.at && one.isGrounded).slice(-SENT_BEFORE);
-      const before = state.isGrounded ? asked.map((one) => one.question) : [];
+      // Only quotes are looked for with earlier questions: a model that writes would not read them.
+      const isQuoting = state.isGrounded && ["", "quote"].includes($("answering").value);
+      const asked = kept().filter((one) => isQuoting && one.at === state.at && one.details.answering === "quote");
+      const before = asked.slice(-SENT_BEFORE).map((one) => one.question);
       const body = {
         model: state.isGrounded ? names.model : names.bare,
         messages: [...before, question].map((content) => ({ role: "user", content })),

@@ -98,20 +98,12 @@ class Metric:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Metric:
         """Build from the result of ``to_json``."""
-        value, low, high = (
+        value, low, high, p_value = (
             math.nan if data.get(key) is None else float(data[key])
-            for key in ("value", "low", "high")
+            for key in ("value", "low", "high", "p_value")
         )
-        return cls(
-            data["name"],
-            value,
-            low,
-            high,
-            data["n"],
-            data.get("unit", ""),
-            data.get("note", ""),
-            data.get("p_value", math.nan),
-        )
+        unit, note = data.get("unit", ""), data.get("note", "")
+        return cls(data["name"], value, low, high, data["n"], unit, note, p_value)
 
 
 def warn_small_sample(count: int, unit: str, units: str = "") -> str:

@@ -43,7 +43,13 @@ _COURTESY = re.compile(
 _PRONOUN = re.compile(r"\b(?:it|its|this|that|these|those|they|them)\b", re.IGNORECASE)
 _CONJUNCTION = re.compile(
     r"\W*(?:and|but|or|so|then|also|what (?:about|else|if)|how about|why not"
-    r"|und|oder|aber|et|mais|y|pero)\b",
+    r"|und|oder|aber|et|mais|y|pero)\b(?!-)",
+    re.IGNORECASE,
+)
+# Its last word lacks what it is of ("the default?", "Which port?"); "What is a port?" does not.
+_ELLIPSIS = re.compile(
+    r"\b(?:the|other|which|whose|what|how|why|when|where|who|many|much|about|as|at|by|for|from|in|of|on"
+    r"|with|without) \w+\W*$",
     re.IGNORECASE,
 )
 # A thing or a case that was named before.
@@ -71,6 +77,7 @@ _FUNCTION_WORD = re.compile(
 )
 _MAX_FOLLOW_UP, _MAX_ELLIPSIS = 16, 4  # words
 _MAX_EARLIER, _MAX_CHARACTERS = 3, 1000
+_MAX_LOOKED_AT, _MAX_MESSAGE = 10, 10_000  # messages, and characters of one
 _WORD = re.compile(r"(?<![\w./:@#$%&+-])[^\W\d_]+(?![\w/:@#$%&+'’-]|\.\w)")
 _MIN_MISSPELT, _MAX_MISSPELT, _MAX_CORRECTED = 4, 24, 8  # letters of a word, and words
 _MIN_PASSAGES, _MIN_RATIO = 5, 10
@@ -119,7 +126,7 @@ def is_follow_up(text: str) -> bool:
         return True
     if len(words) <= _MAX_ELLIPSIS and not _NAME_OR_CODE.search(text):
         content = _count_content(text)
-        if not content or (content == 1 and not _count_content(words[0])):
+        if not content or (content == 1 and _ELLIPSIS.search(text)):
             return True
     expletives = [match.span() for match in _EXPLETIVE.finditer(text)]
     for match in _ANAPHOR.finditer(text):
@@ -146,11 +153,13 @@ def list_antecedents(text: str, history: Sequence[Message], index: Index) -> lis
     Those are the nearest one with content, and, while that is a follow-up too, the one before.
     """
     found = list[str]()
-    asked = [message.content for message in history if message.role == "user"]
+    asked = [message.content for message in history if message.role == "user"][-_MAX_LOOKED_AT:]
     while asked and len(found) < _MAX_EARLIER and is_follow_up(found[0] if found else text):
-        earlier = asked.pop()
+        earlier, whole = asked.pop()[-_MAX_MESSAGE:], ""
+        while earlier != whole:  # until it selects itself: evidence has it in the message's place
+            earlier, whole = select_asking(earlier)[:_MAX_CHARACTERS], earlier
         if has_content(_COURTESY.sub(" ", earlier), index):
-            found.insert(0, select_asking(earlier)[:_MAX_CHARACTERS])
+            found.insert(0, earlier)
     return found
 
 
@@ -188,10 +197,12 @@ def _find_meant(word: str, index: Index) -> str:
         return ""
     found = dict[str, tuple[int, str]]()  # by term: inflections are one word
     for other in _edit(word):  # few are words, and tokens cost less than terms
-        if _is_word(other, index) and (count := _count_passages(other, index)):
+        is_short = len(other) < _MIN_MISSPELT  # "stub" is no misspelt "sub"
+        if not is_short and _is_word(other, index) and (count := _count_passages(other, index)):
             found.setdefault(index.analyzer.terms(other)[0], (count, other))
     (most, meant), (second, _) = (*sorted(found.values(), reverse=True), (0, ""), (0, ""))[:2]
-    return meant if most >= max(_MIN_PASSAGES, _MIN_RATIO * second) else ""
+    is_clear = most >= max(_MIN_PASSAGES, _MIN_RATIO * second)
+    return meant if is_clear and not _FUNCTION_WORD.fullmatch(meant) else ""
 
 
 def _is_word(text: str, index: Index) -> bool:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Self
 
 from stillroom.errors import StillroomError
@@ -59,7 +58,9 @@ __all__ = [
 ]
 
 
-_UNREAD_TURNS = "only the last message was read, not the {} before it: ask a whole question"
+_UNREAD_TURNS = (
+    "only the last message was read, not the {} before it: if it needs them, ask a whole question"
+)
 _REWRITING = (
     "; a pipeline that begins with last_turn> lets the model write one, which needs a larger model "
     "than the packaged one"
@@ -399,7 +400,9 @@ class AnswerSession:
         """Return the sentence that names what a follow-up goes on from; empty if none."""
         if not self.antecedents:
             return ""
-        earlier = shorten(" ".join(self.antecedents), _MAX_SHOWN_QUESTION, placeholder=" …")
+        earlier = " ".join(" ".join(self.antecedents).split())
+        if len(earlier) > _MAX_SHOWN_QUESTION:
+            earlier = f"{earlier[: _MAX_SHOWN_QUESTION - 1].rstrip()}…"
         return get_refusal_wording(self.query.text).follow_up.format(earlier)
 
     def read(self, hits: Sequence[Hit]) -> Iterator[str]:

@@ -180,6 +180,12 @@ def test_a_follow_up_is_searched_behind_the_question_before_and_says_so(opening_
     assert again.completion.text == text
 
 
+def test_a_long_question_without_spaces_is_named_by_its_beginning(opening_hours):
+    query = Query("And on Monday?", history=(Message("user", "庭園" * 100 + " garden?"),))
+    found = ask(opening_hours, Untouched(), query, answering=OVERLAP)
+    assert f"to “{'庭園' * 79}庭…”. If it is none" in found.completion.text
+
+
 def test_a_follow_up_is_not_answered_by_what_was_judged_of_its_words(opening_hours):
     judged = JudgedAnswer("a", "absent", "2026-12-01T00:00:00+00:00")
     history = (Message("user", "Where does the garden stand?"),)

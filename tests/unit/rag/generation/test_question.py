@@ -24,6 +24,7 @@ from stillroom.records import Message
 
 DOCUMENT = "\n\n".join(
     f"The length of string {n} is {n} letters. A caution: database {n} holds a journal IN a folder."
+    f" A sub must do {n}."
     for n in range(30)
 )
 TOKENS = {*re.findall(r"\w+", DOCUMENT), "caption", "information"}
@@ -153,6 +154,8 @@ def test_other_texts_are_read_whole(text):
         ("Where is the jornal of the databse?", "Where is the journal of the database?"),
         ("is a file a strng?", "is a file a string?"),
         ("is the file a fle of a string?", None),  # three letters
+        ("is the stub a database of a folder?", None),  # no misspelt "sub"
+        ("where is the mutt of the string?", None),  # a name, and no misspelt "must"
         ("what folder hlds the length of a string?", "what folder holds the length of a string?"),
         ("where is the Jornal of it?", None),  # a name
         ("where is the jornal_mode of it?", None),  # a name with a sign
@@ -197,6 +200,10 @@ def test_what_was_read_is_said(index):
         "what about directories?",
         "Why not?",
         "the default?",
+        "What is the default?",
+        "Which port?",
+        "How often?",
+        "for downloads?",
         "Does that also change the key?",
         "How do I turn that limit off?",
         "how do I get rid of them afterwards",
@@ -223,6 +230,14 @@ def test_a_follow_up_is_told_by_what_it_leaves_out(text):
         "How do I write text that does not get printed?",
         "How do I serve clients that only have IPv6?",
         "SMR drives ok?",
+        "What is greylisting?",
+        "What is a zone?",
+        "Where are logs?",
+        "How do I upgrade?",
+        "How to uninstall?",
+        "What does snooze do?",
+        "So-called smart hosts: how are they set?",
+        "And-inverter graphs in a netlist",
         "max_output default",
         "IPv6?",
         "???",
@@ -254,3 +269,20 @@ def test_a_follow_up_goes_on_from_the_last_whole_question(index, asked, antecede
         history += [Message("user", text), Message("assistant", "No.")]
     assert list_antecedents("And its length?", history, index) == antecedents
     assert not list_antecedents("What is the length of string 3?", history, index)
+
+
+@pytest.mark.parametrize("told", [0, 200])
+def test_what_is_read_of_a_long_message_before_is_read_of_itself_too(index, told):
+    asked = "Which file holds the journal of the database that I opened yesterday with a client?"
+    text = f"{asked} {'We saw it once. ' * told}{asked} {'And once more we saw a file, ' * 40} so?"
+    found = list_antecedents("And its length?", [Message("user", text)], index)
+    again = list_antecedents("And its length?", [Message("user", found[0])], index)
+    assert found == again
+    assert len(found[0]) <= 1000
+
+
+def test_many_messages_without_content_cost_little(index):
+    history = [Message("user", "Thanks! " * 10_000)] * 1000
+    start = time.process_time()
+    assert not list_antecedents("And its length?", history, index)
+    assert time.process_time() - start < 2
