@@ -35,7 +35,7 @@ _MAX_TERM = 160  # characters of a term that is quoted
 
 
 def keep_named(
-    question: str,
+    questions: Sequence[str],
     sentences: Sequence[ScoredSentence],
     texts: Sequence[str],
     get_path: Callable[[ScoredSentence], Sequence[str]],
@@ -46,7 +46,8 @@ def keep_named(
     "maxSize", sentences elsewhere stay if they mention it.
 
     Args:
-        question: The question.
+        questions: The question, and those that it goes on from, the nearest first; the first that
+            names one counts.
         sentences: Sentences of all passages.
         texts: Texts of the passages.
         get_path: Returns the titles and terms that a sentence lies under.
@@ -55,7 +56,9 @@ def keep_named(
         frozenset(name for title in get_path(sentence) for name in _find_names(title))
         for sentence in sentences
     ]
-    named = {name for name in frozenset().union(*paths) if _is_named(name, question)}
+    names = frozenset[str]().union(*paths)
+    found = ({name for name in names if _is_named(name, question)} for question in questions)
+    named = next(filter(None, found), set[str]())
     return [
         sentence
         for sentence, path in zip(sentences, paths, strict=True)

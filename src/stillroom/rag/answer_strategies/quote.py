@@ -188,7 +188,8 @@ class Quote(AnswerStrategy):
             entry = documents[number].find_term_at(shift + sentence.start)
             return (entry.end - shift, entry.stop - shift) if entry else None
 
-        named = keep_named(inquiry.query.text, sentences, texts, get_path)
+        questions = [inquiry.query.text, *reversed(inquiry.antecedents)]
+        named = keep_named(questions, sentences, texts, get_path)
         chosen = explain_terms(self._choose(named, texts), named, find_entry)
         followed, lists = _follow_announced(chosen, sentences, texts)
         while True:

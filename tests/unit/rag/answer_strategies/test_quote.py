@@ -974,6 +974,14 @@ def test_other_terms_than_the_one_that_a_question_names_are_left_out(tmp_path):
     )
 
 
+def test_a_follow_up_is_about_the_term_that_the_question_before_names(tmp_path):
+    history = (Message("user", "What does min-burst do?"),)
+    question = Query("And its default in packets?", history=history)
+    found = ask_about(tmp_path / "x", "server.html", SERVER, question, max_quotes=5, margin=99)
+    assert "Its default is 2 packets." in found.completion.text
+    assert "Its default is 8 packets." not in found.completion.text
+
+
 @pytest.mark.parametrize(
     ("question", "quoted"),
     [
