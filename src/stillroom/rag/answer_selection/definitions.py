@@ -27,9 +27,16 @@ _NAME = re.compile(
     r"|[a-z][\w.:]*[A-Z]\w*(?=\W*$|\s*[\[({<=])"  # "maxSize", "queue.maxSize"
     r"|[a-z\d]+(?:-[a-z\d]+)+(?=\W*$|\s*[\[({<=,;:]|\s+[A-Z_]+\b)"  # "max-size", "max-size SIZE"
 )
-# Names of settings, not words: "max_size", "--max", "maxSize", "log-time-format".
+# Names of settings, not words: "max_size", "--max", "maxSize", "log-time-format"; of two words with
+# a hyphen only where the question says that they are one.
 _SETTING = re.compile(
     r"(?<!\S)--[a-z][\w-]+|\b[A-Za-z]\w*_\w+\b|\b[a-z]+[A-Z]\w+\b|\b[a-z]{3,}(?:-[a-z]{3,}){2,}\b"
+    r"|(?:(?<=\bdefault of )|(?<=\bvalues of )|(?<=\boption )|(?<=\bsetting )|(?<=\bdirective )"
+    r"|(?<=\bparameter )|(?<=\bcommand )|(?<=\bdoes ))[a-z]{2,}-[a-z]{2,}\b(?!-)"
+)
+# What asks for what the entry of a setting says of it.
+_ASKS_FOR_ENTRY = re.compile(
+    r"\b(?:defaults?|minimum|maximum|range|units?|values?)\b|\bwhat (?:does|is)\b", re.IGNORECASE
 )
 _MAX_TERM = 160  # characters of a term that is quoted
 
@@ -43,7 +50,8 @@ def keep_named(
     """Return the sentences without those on other names than the one that the question names.
 
     Where a section or an entry of a list of definitions has a name such as "max-size" or
-    "maxSize", sentences elsewhere stay if they mention it.
+    "maxSize", sentences elsewhere stay if they mention it, but not where its default, values or
+    meaning is asked for.
 
     Args:
         questions: The question, and those that it goes on from, the nearest first; the first that
@@ -59,11 +67,19 @@ def keep_named(
     names = frozenset[str]().union(*paths)
     found = ({name for name in names if _is_named(name, question)} for question in questions)
     named = next(filter(None, found), set[str]())
-    return [
+    if not named:
+        return list(sentences)
+    inside = [
         sentence
         for sentence, path in zip(sentences, paths, strict=True)
-        if not named
-        or not named.isdisjoint(path)
+        if not named.isdisjoint(path)
+    ]
+    if _ASKS_FOR_ENTRY.search(questions[0]):
+        return inside
+    return [
+        sentence
+        for sentence in sentences
+        if sentence in inside
         or any(
             _is_named(name, texts[sentence.passage][sentence.start : sentence.end])
             for name in named

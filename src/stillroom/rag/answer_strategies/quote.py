@@ -155,13 +155,13 @@ class Quote(AnswerStrategy):
         inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
-        if not reading.sentences or reading.probability < threshold:
+        unread = find_unread_names(question, [f"{part[0]} {part[1]}" for part in passages])
+        if unread:
+            add_warning(f"no passage that was read has {', '.join(unread)}")
+        if not reading.sentences or reading.probability < threshold or (unread and threshold):
             _warn_of_language(question, hits, inquiry.index)
             inquiry.abstain("no-answer", hits)
             return
-        if unread := find_unread_names(question, [f"{p[0]} {p[1]}" for p in passages]):
-            names = ", ".join(unread)
-            add_warning(f"no passage that was read has {names}: the answer may be about another")
         yield from inquiry.quote(
             hits,
             self._find_quotes(inquiry, hits, reading.sentences),
@@ -227,7 +227,7 @@ class Quote(AnswerStrategy):
             if best.score - sentence.score > self.margin or len(chosen) == self.max_quotes:
                 break
             text = texts[sentence.passage][sentence.start : sentence.end]
-            if not _is_label(text):
+            if not _is_label(text) or _is_asked_label(texts[sentence.passage], sentence):
                 chosen.setdefault(" ".join(text.split()), sentence)
         return list(chosen.values())
 
@@ -408,6 +408,11 @@ def _is_label(text: str) -> bool:
     """Return whether a text is a label such as "Notes:" or "(continued)", which tells nothing."""
     is_marked = text.rstrip("*_").endswith(_COLONS) or _BRACKETED.fullmatch(text)
     return len(text.split()) <= _MAX_LABEL_WORDS and bool(is_marked)
+
+
+def _is_asked_label(text: str, sentence: ScoredSentence) -> bool:
+    """Return whether a label has a word of the question and a list below it: "Possible values:"."""
+    return sentence.overlap > 0 and is_item(text[sentence.end :].lstrip("\r\n"))
 
 
 def _is_head(text: str, sentence: ScoredSentence) -> bool:

@@ -965,13 +965,50 @@ def test_a_sentence_that_explains_a_term_is_quoted_after_it(tmp_path):
     assert quote["headings"] == ["Server", "min-burst"]
 
 
-def test_other_terms_than_the_one_that_a_question_names_are_left_out(tmp_path):
-    question = "max-burst default packets?"
+@pytest.mark.parametrize(
+    ("question", "below"),
+    [
+        ("max-burst default packets?", ""),
+        (
+            "Which packets count for max-burst?",
+            " idle\nHow long it waits; see max-burst as well, whose default counts. [1]",
+        ),
+    ],
+)
+def test_other_terms_than_the_one_that_a_question_names_are_left_out(tmp_path, question, below):
     found = ask_about(tmp_path / "x", "server.html", SERVER, question, max_quotes=5, margin=99)
-    assert found.completion.text == (
-        "max-burst\nHow many are sent at the start. [1] Its default is 8 packets. [1] "
-        "idle\nHow long it waits; see max-burst as well, whose default counts. [1]"
+    entry = "max-burst\nHow many are sent at the start. [1] Its default is 8 packets. [1]"
+    assert found.completion.text == entry + below
+
+
+def test_the_values_that_a_setting_can_take_are_quoted_as_a_list(tmp_path):
+    page = SERVER.replace(
+        "</dl>",
+        "<dt>burst-mode</dt><dd><p>How packets go.</p><p>Possible values:</p>"
+        "<ul><li>now</li><li>later</li></ul></dd></dl>",
     )
+    question = "Which values can burst-mode take?"
+    found = ask_about(tmp_path / "x", "server.html", page, question, max_quotes=1)
+    assert found.completion.text == "burst-mode\nPossible values:\n- now\n- later [1]"
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "is_silent"),
+    [
+        ("max_size_of_packets", 0.01, True),
+        ("option max-burst", 0.01, False),
+        ("option top-burst", 0.01, True),
+        ("a top-burst", 0.01, False),
+        ("max_size_of_packets", 0.0, False),
+    ],
+)
+def test_a_setting_that_no_passage_has_is_not_answered_by_another(tmp_path, name, least, is_silent):
+    question = f"What is the default in packets of {name}?"
+    settings = {"min_probability": least}
+    found = ask_about(tmp_path / "x", "server.html", SERVER, question, **settings)
+    assert found.details["abstained"] == is_silent
+    notices = [one for one in found.details.get("notices", ()) if "no passage that was" in one]
+    assert bool(notices) == (is_silent or not least)
 
 
 def test_a_follow_up_is_about_the_term_that_the_question_before_names(tmp_path):
