@@ -395,7 +395,8 @@ class _AnswerDraft:
         cited = self._list_cited()
         numbers = tuple(sorted(cited.index(place) + 1 for place in self._nearest))
         nearest = self._translator.wording.describe_nearest(numbers)
-        return " ".join(filter(None, (opening, nearest, self._session.describe_follow_up())))
+        more = filter(None, (nearest, self._session.describe_follow_up()))
+        return " ".join([opening, *more])  # an empty opening has been given already
 
     @property
     def _hits(self) -> Sequence[Hit]:

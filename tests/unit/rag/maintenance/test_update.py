@@ -195,16 +195,16 @@ def test_an_empty_or_missing_folder_deletes_nothing(place, folder, tmp_path):
 
 
 def test_a_file_that_cannot_be_read_keeps_what_it_was(place, folder, monkeypatch):
-    from stillroom.rag.ingestion import pipeline
+    from stillroom.rag.ingestion import discovery
 
-    digest = pipeline.digest_file
+    digest = discovery.digest_file
 
     def refuse(path):
         if path.name == "cats.md":
             raise OSError(5, "Input/output error")
         return digest(path)
 
-    monkeypatch.setattr(pipeline, "digest_file", refuse)
+    monkeypatch.setattr(discovery, "digest_file", refuse)
     done = update_index(place)
     assert (done.deleted, done.failed, done.unchanged) == (0, 1, 5)
     with Index.open(place) as index:
