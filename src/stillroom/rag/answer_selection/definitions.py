@@ -67,24 +67,19 @@ def keep_named(
     names = frozenset[str]().union(*paths)
     found = ({name for name in names if _is_named(name, question)} for question in questions)
     named = next(filter(None, found), set[str]())
-    if not named:
-        return list(sentences)
-    inside = [
-        sentence
-        for sentence, path in zip(sentences, paths, strict=True)
-        if not named.isdisjoint(path)
-    ]
-    if _ASKS_FOR_ENTRY.search(questions[0]):
-        return inside
+    is_of_entry = bool(_ASKS_FOR_ENTRY.search(questions[0]))
     return [
         sentence
-        for sentence in sentences
-        if sentence in inside
-        or any(
-            _is_named(name, texts[sentence.passage][sentence.start : sentence.end])
-            for name in named
-        )
+        for sentence, path in zip(sentences, paths, strict=True)
+        if not named
+        or not named.isdisjoint(path)
+        or (not is_of_entry and _mentions(texts, sentence, named))
     ]
+
+
+def _mentions(texts: Sequence[str], sentence: ScoredSentence, names: Iterable[str]) -> bool:
+    text = texts[sentence.passage][sentence.start : sentence.end]
+    return any(_is_named(name, text) for name in names)
 
 
 def explain_terms(

@@ -164,7 +164,7 @@ def describe_training(parents: Iterable[Parent], details: Mapping[str, Any]) -> 
         + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else "")
     )
     if details["kept"] != "start":
-        return f"{trained.capitalize()} helped: {change}, so the trained weights are used."
+        return f"{trained.capitalize()} helped: {change}, so the trained weights are kept."
     result = "hurt" if high is not None and high < 0 else "did not measurably help"
     return f"{trained.capitalize()} {result}: {change}, so its weights are left unchanged."
 

@@ -127,7 +127,8 @@ class Quote(AnswerStrategy):
         suited = choose_reader(self.reader, inquiry.index.languages)[0]
         depth = self.passages or open_available_reader(suited)[0].passages
         depth = max(depth, inquiry.asking.k)
-        candidates = partial(_read_candidates, inquiry.query.text, cache(inquiry.index.document))
+        open_document = cache(inquiry.index.document)  # documents are long
+        candidates = partial(_read_candidates, inquiry.query.text, open_document)
         hits = inquiry.expand(_keep_readable(inquiry.retrieve(k=depth), candidates, depth))
         judged = inquiry.judged
         if judged and judged.notice:
@@ -164,20 +165,24 @@ class Quote(AnswerStrategy):
             return
         yield from inquiry.quote(
             hits,
-            self._find_quotes(inquiry, hits, reading.sentences),
+            self._find_quotes(inquiry, hits, reading.sentences, open_document),
             probability=reading.probability,
             fingerprint=reader.fingerprint,
         )
 
     def _find_quotes(
-        self, inquiry: AnswerSession, hits: Sequence[Hit], sentences: Sequence[ScoredSentence]
+        self,
+        inquiry: AnswerSession,
+        hits: Sequence[Hit],
+        sentences: Sequence[ScoredSentence],
+        open_document: Callable[[str], Document],
     ) -> list[list[dict[str, Any]]]:
         """Return the quotes of the best sentences, of as many as ``max_quotes`` allows.
 
         The cells of a row are one quote; the best sentence is shown whole if a file parts it.
         """
         texts = [hit.passage.text for hit in hits]
-        documents = [inquiry.index.document(hit.passage.document_id) for hit in hits]
+        documents = [open_document(hit.passage.document_id) for hit in hits]
 
         def get_path(sentence: ScoredSentence) -> tuple[str, ...]:
             start = hits[sentence.passage].passage.start + sentence.start
@@ -212,7 +217,7 @@ class Quote(AnswerStrategy):
             followed, lists = _follow_announced(chosen, sentences, texts)
         for (number, (_, end), _), _ in listed:
             _warn_of_rest(inquiry, hits[number].passage, end, *lists[number, end])
-        return _add_terms(inquiry, hits, runs, found)
+        return _add_terms(inquiry, hits, documents, found)
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
@@ -226,8 +231,10 @@ class Quote(AnswerStrategy):
             best = next((s for s in chosen.values() if not _is_head(texts[s.passage], s)), sentence)
             if best.score - sentence.score > self.margin or len(chosen) == self.max_quotes:
                 break
-            text = texts[sentence.passage][sentence.start : sentence.end]
-            if not _is_label(text) or _is_asked_label(texts[sentence.passage], sentence):
+            passage = texts[sentence.passage]
+            text, below = passage[sentence.start : sentence.end], passage[sentence.end :].lstrip()
+            # "Possible values:" has a word of the question and a list.
+            if not _is_label(text) or (sentence.overlap > 0 and is_item(below)):
                 chosen.setdefault(" ".join(text.split()), sentence)
         return list(chosen.values())
 
@@ -248,17 +255,17 @@ def _warn_of_rest(
 def _add_terms(
     inquiry: AnswerSession,
     hits: Sequence[Hit],
-    runs: Sequence[Quoted],
+    documents: Sequence[Document],
     found: Sequence[list[dict[str, Any]]],
 ) -> list[list[dict[str, Any]]]:
     """Return the quotes of each run, after the term that they explain in a list of definitions."""
     shown, quoted = set[tuple[int, tuple[int, int]]](), list[list[dict[str, Any]]]()
-    for (number, _, _), quotes in zip(runs, found, strict=True):
-        passage = hits[number].passage
-        document = inquiry.index.document(passage.document_id)
+    for quotes in found:
         parts = list[dict[str, Any]]()
         for quote in quotes:
-            term = find_term(document, passage, (quote["start"], quote["end"]))
+            number = quote["number"] - 1
+            span = quote["start"], quote["end"]
+            term = find_term(documents[number], hits[number].passage, span)
             if term and parts and term[0] <= parts[-1]["start"] < term[1]:
                 parts[-1]["continues"] = True
             elif term and (number, term) not in shown:
@@ -408,11 +415,6 @@ def _is_label(text: str) -> bool:
     """Return whether a text is a label such as "Notes:" or "(continued)", which tells nothing."""
     is_marked = text.rstrip("*_").endswith(_COLONS) or _BRACKETED.fullmatch(text)
     return len(text.split()) <= _MAX_LABEL_WORDS and bool(is_marked)
-
-
-def _is_asked_label(text: str, sentence: ScoredSentence) -> bool:
-    """Return whether a label has a word of the question and a list below it: "Possible values:"."""
-    return sentence.overlap > 0 and is_item(text[sentence.end :].lstrip("\r\n"))
 
 
 def _is_head(text: str, sentence: ScoredSentence) -> bool:

@@ -204,6 +204,8 @@ def decide_reader(
 ) -> ReaderDecision:
     """Return the arm to use: another one only where both intervals lie above the first's.
 
+    But a trained reader has to be better than the packaged one that answers without training.
+
     ``trained`` and ``caveat`` are as for ``add_comparison``.
     """
     compared, readers, first = comparison.arms, comparison.readers, comparison.first
@@ -213,7 +215,8 @@ def decide_reader(
     better = [arm for arm in sides.better if arm in readers and arm not in sides.loud]
     if not better:  # the model reads for nobody, so it never replaces a reader
         better = [arm for arm in sides.better if arm == BASE_ARM and arm not in sides.loud]
-    best = min(better, key=lambda arm: differences[arm].value, default=first)
+    best = min(better, key=lambda arm: differences[arm].value, default="")
+    best = best or _find_untrained(comparison, sides) or first
     count = len(compared[first].holds)
     line = training + _write_head(comparison, sides, best, labels)
     if own:
@@ -249,6 +252,24 @@ def decide_reader(
     return ReaderDecision(best, reader, line, labels[best if reader else first])
 
 
+def _find_untrained(comparison: ArmComparison, sides: ReaderSides) -> str:
+    """Return the packaged reader that answers where nothing is trained, or an empty string.
+
+    That is the case if the first was trained from another packaged reader and is no better: a gain
+    over its start says nothing of this one.
+    """
+    folder = Path(comparison.readers.get(comparison.first, ""))
+    if not (folder / ARTIFACT_FILE).is_file():
+        return ""
+    artifact = read_artifact(folder)
+    start = find_start_name(artifact.parents)
+    if artifact.details.get("kept") != "trained" or start not in READER_NAMES.values():
+        return ""
+    others = {arm for arm, name in comparison.readers.items() if name in PACKAGED_READERS}
+    others = {arm for arm in others if READER_NAMES[comparison.readers[arm]] != start}
+    return min(others - {*sides.beaten, *sides.loud}, default="")
+
+
 def _write_head(
     comparison: ArmComparison, sides: ReaderSides, best: str, labels: Mapping[str, str]
 ) -> str:
@@ -267,6 +288,10 @@ def _write_head(
     ]
     if len(compared) == 1:
         return f"Nothing to compare: {own} is the only reader."
+    if best not in {first, *sides.better}:
+        return (
+            f"Not decided: {own} is not shown to be better than {labels[best]}, without training."
+        )
     if best != first:
         how = " (`--answering generate`)" if best == BASE_ARM else ""
         return f"Do not use {own}: {labels[best]} is better{how}."

@@ -437,10 +437,43 @@ def test_a_training_that_helped_says_by_how_much(tmp_path):
     decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
     assert decision.line.startswith(
         "Training the initial reader helped: the share of 40 held-out questions with "
-        "a right first sentence changed by +0.20 [+0.10, +0.30], so the trained weights are used. "
+        "a right first sentence changed by +0.20 [+0.10, +0.30], so the trained weights are kept. "
         "Use the owned reader: it is better than word overlap."
     )
     assert "may help" not in decision.line
+
+
+@pytest.mark.parametrize(
+    ("start", "packaged", "rights", "reader"),
+    [
+        ("builtin:reader", "builtin:reader-large", 27, "builtin:reader-large"),
+        ("builtin:reader", "builtin:reader-large", 10, ""),  # the trained one is better
+        ("builtin:reader", "builtin:reader", 27, ""),  # its start, which training was measured on
+        ("/own/reader", "builtin:reader-large", 27, ""),
+    ],
+)
+def test_a_trained_small_reader_has_to_be_better_than_the_packaged_large_one(
+    tmp_path, start, packaged, rights, reader
+):
+    with closing(Job.start(tmp_path / "own", "recipe\n")) as job:
+        compared = {"difference": 0.2, "low": 0.1, "high": 0.3, "n": 40}
+        details = {"reader": True, "kept": "trained", "comparison": compared}
+        job.finish("checkpoint", parents=[Parent("start", start, "")], details=details)
+    readers = {"owned": str(tmp_path / "own"), "packaged": packaged, "sentence": "builtin:overlap"}
+    recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
+    arms = {
+        "owned": ask([True] * 28 + [False] * 2),
+        "packaged": ask([at < rights for at in range(30)]),
+        "sentence": ask([False] * 30),
+    }
+    decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
+    assert decision.reader == reader
+    if reader:
+        assert decision.answers == "the packaged large reader"
+        assert (
+            "Not decided: the owned reader is not shown to be better than the packaged large "
+            "reader, without training." in decision.line
+        )
 
 
 def test_a_reader_that_hardly_answers_is_not_to_be_used():
