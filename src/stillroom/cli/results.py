@@ -30,13 +30,15 @@ _MAX_NEAREST = 2
 _MAX_EXCERPT = 160  # characters of a nearest passage
 _NAME_WIDTH = 34
 _MAIN_METRICS = (
-    "reader/owned/holds",
-    "reader/packaged/holds",
-    "reader/sentence/holds",
-    "reader/base/holds",
-    "reader/owned/silent_unanswerable",
-    "reader/packaged/silent_unanswerable",
-    "reader/sentence/silent_unanswerable",
+    *(
+        f"reader/{arm}/{figure}"
+        for figure, arms in (
+            ("served_holds", ("owned", "packaged", "sentence", "base")),
+            ("served_silent_unanswerable", ("owned", "packaged", "sentence")),
+            ("holds", ("owned", "packaged", "sentence", "base")),
+        )
+        for arm in arms
+    ),
     "reader/cpu_s_a_question",
     "student/parameters",
     "teacher/parameters",
@@ -68,9 +70,10 @@ def print_run(out: Path, artifact: Artifact, *, as_json: bool = False) -> None:
 
 
 def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
-    for detail in ("decision", "judgments"):
-        if line := artifact.details.get(detail):
-            print_text(format_row("", escape_line(line)) + "\n")
+    details = artifact.details
+    lines = [details.get("decision"), *details.get("notes", ()), details.get("judgments")]
+    for line in filter(None, lines):
+        print_text(format_row("", escape_line(line)) + "\n")
     metrics = {
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]

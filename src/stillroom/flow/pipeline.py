@@ -254,8 +254,10 @@ class FlowRun:
         self._write_recipe()
         earlier = before.details.get("steps", {}) if before else {}
         reused = [name for name, folder in steps.items() if earlier.get(name) == folder]
-        timed = write_run_report(self.out, done, seconds, skipped, reused)
         answer = self._describe_answer(artifacts)
+        decision = _collect_decision(artifacts, answer)
+        line = decision.get("decision", "")
+        timed = write_run_report(self.out, done, seconds, skipped, reused, line)
         ends = self.recipe.answer
         trained = [ends.reader, ends.model] if ends is not None else []
         artifact = Artifact(
@@ -279,7 +281,7 @@ class FlowRun:
                 "skipped": dict(skipped),
                 "reused": reused,
                 "answer": answer or None,
-                **_collect_decision(artifacts, answer),
+                **decision,
                 **_collect_judgments(artifacts),
                 "seconds": seconds,
                 "warnings": [
@@ -340,26 +342,28 @@ def list_steps(
 
 def _collect_decision(
     artifacts: Mapping[str, Artifact], answer: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the sentence of the step that decided whether the result is worth using.
+) -> dict[str, Any]:
+    """Return the line of the step that decided whether the result is worth using, and its notes.
 
-    An export that failed its gate comes before it. What ``ask`` and ``serve`` use follows
-    where it is another reader than the trained one, or nothing was decided.
+    An export that failed its gate comes before it. The line of a comparison of readers says what
+    ``ask`` uses.
     """
+    from stillroom.rag.evaluation.reader_decision import READER_HEAD
+
     decided = [
-        one for one in artifacts.values() if isinstance(one.details.get("decision"), Mapping)
+        one.details["decision"]
+        for one in artifacts.values()
+        if isinstance(one.details.get("decision"), Mapping)
     ]
-    lines = [one.details["decision"]["line"] for one in decided]
-    refused = [one.details["decision"]["line"] for one in decided if _is_refused(one)]
+    lines = [one["line"] for one in decided]
+    refused = [one.details["decision"]["line"] for one in artifacts.values() if _is_refused(one)]
     if not lines:
         return {}
+    if "reader" in answer and lines[-1].startswith(READER_HEAD):
+        lines[-1] = f"`ask` uses {lines[-1].removeprefix(READER_HEAD)}"
     sentences = [*refused, *([] if lines[-1] in refused else lines[-1:])]
-    if "trained_reader" in answer:
-        sentences.append(f"`ask` and `serve` of this run use {answer['reader']}.")
-    elif "Not decided: " in lines[-1] and "reader" in answer:
-        used = decided[-1].details["decision"].get("answers", "the trained reader")
-        sentences.append(f"`ask` and `serve` of this run use {used}: nothing has to be done.")
-    return {"decision": " ".join(sentences)}
+    notes = {"notes": list(decided[-1]["notes"])} if decided[-1].get("notes") else {}
+    return {"decision": " ".join(sentences), **notes}
 
 
 def _is_refused(artifact: Artifact) -> bool:
@@ -392,11 +396,12 @@ def write_run_report(
     seconds: Mapping[str, float],
     skipped: Mapping[str, str],
     reused: Collection[str] = (),
+    decision: str = "",
 ) -> list[str]:
     """Write report.json and report.html of a run; return their names.
 
     Folders, durations and the reasons of skipped steps are by the name of the step; ``reused`` are
-    those of an earlier run.
+    those of an earlier run. The decision, if there is one, is the summary.
     """
     artifacts = {name: read_artifact(folder) for name, folder in done.items()}
     parts: list[Path | Report] = []
@@ -421,7 +426,9 @@ def write_run_report(
         )
         steps.sections.insert(0, Section(title, text, table=table))
     parts.append(steps)
-    merge_reports(f"Run {out.name}", parts, folder=out)
+    merged = merge_reports(f"Run {out.name}", parts)
+    merged.summary = decision or merged.summary
+    merged.write(out)
     return ["report.json", "report.html"]
 
 

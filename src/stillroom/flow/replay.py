@@ -532,8 +532,9 @@ def _replay_flow(job: JobReplay, scratch: Path) -> Iterator[SegmentOutcome]:
     out = scratch / _find_name(job.folder)
     out.mkdir()
     details = job.artifact.details
+    skipped, reused = details.get("skipped", {}), details.get("reused") or ()
     written = write_run_report(
-        out, done, details["seconds"], details.get("skipped", {}), details.get("reused") or ()
+        out, done, details["seconds"], skipped, reused, details.get("decision", "")
     )
     for name in written:
         stored = job.folder / name

@@ -326,12 +326,15 @@ def test_run_begins_with_what_its_report_decided(tmp_path):
         write_report(tmp_path, ("reader/owned/holds", 0.5, 0.4, 0.6, "")),
         details={
             "decision": "Use the owned reader.",
+            "notes": ["They were generated."],
             "answer": {"index": "index", "reader": "builtin:overlap", "model": "inputs.teacher"},
         },
     )
     lines = said(print_run, tmp_path, artifact).splitlines()
-    assert lines[:3] == [
+    assert lines[:5] == [
         "Use the owned reader.",
+        "",
+        "They were generated.",
         "",
         "reader/owned/holds                 0.5 [0.4, 0.6] (n=4)",
     ]
@@ -339,10 +342,12 @@ def test_run_begins_with_what_its_report_decided(tmp_path):
 
 def test_a_run_tells_how_often_each_reader_is_silent_without_an_answer(tmp_path):
     arms = ("owned", "packaged", "sentence")
-    rows = [(f"reader/{arm}/silent_unanswerable", 0.5, 0.4, 0.6, "") for arm in arms]
+    served = [f"reader/{arm}/served_silent_unanswerable" for arm in arms]
+    names = [f"reader/{arm}/holds" for arm in arms] + served
+    rows = [(name, 0.5, 0.4, 0.6, "") for name in names]
     lines = said(print_run, tmp_path, write_report(tmp_path, *rows)).splitlines()
-    assert [line.split()[0] for line in lines[:3]] == [name for name, *_ in rows]
-    assert {line.index("0.5") for line in lines[:3]} == {36}
+    assert [line.split()[0] for line in lines[:3]] == served  # before those at equal coverage
+    assert len({line.index("0.5") for line in lines[:6]}) == 1
 
 
 def test_a_figure_that_was_not_measured_is_told_as_that(tmp_path):

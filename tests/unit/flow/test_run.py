@@ -196,28 +196,20 @@ def test_people_questions_are_used_where_no_record_is_kept(tmp_path, too_little)
     skipped = artifact.details["skipped"]
     assert skipped.keys() == {"records", "reader"}
     assert "needs" not in skipped["reader"]  # its own reason: it had the questions
-    assert artifact.details["decision"].startswith("Not decided: no significant difference between")
+    assert artifact.details["decision"].startswith("`ask` uses the packaged reader. It ")
     assert "nothing was learned" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_reader_that_won_is_named_beside_the_step_that_trained(tmp_path, monkeypatch):
-    details = {"decision": {"line": "Do not.", "reader": "builtin:overlap"}}
+    line = "Reader: word overlap. It is more often right."
+    details = {"decision": {"line": line, "reader": "builtin:overlap", "notes": ["Generated."]}}
     artifacts = {"report": Artifact("report", (), details=details)}
     recipe = read_make_recipe(tmp_path)
     described = FlowRun(recipe, tmp_path / "run", None)._describe_answer(artifacts)
     assert (described["reader"], described["trained_reader"]) == ("builtin:overlap", "reader")
-    told = _collect_decision(artifacts, described)["decision"]
-    assert told == "Do not. `ask` and `serve` of this run use builtin:overlap."
-
-
-def test_a_run_that_decided_nothing_says_what_reads_and_that_nothing_is_to_do(tmp_path):
-    decision = {"line": "Not decided: 3 are too few.", "reader": "", "answers": "the owned reader"}
-    artifacts = {"report": Artifact("report", (), details={"decision": decision})}
-    told = _collect_decision(artifacts, {"index": "index", "reader": "reader"})["decision"]
-    assert told == (
-        "Not decided: 3 are too few. `ask` and `serve` of this run use the owned reader: "
-        "nothing has to be done."
-    )
+    told = _collect_decision(artifacts, described)
+    assert told["decision"] == "`ask` uses word overlap. It is more often right."
+    assert told["notes"] == ["Generated."]
 
 
 def test_a_step_made_again_to_the_same_bytes_leaves_a_run_that_verifies(tmp_path):

@@ -37,7 +37,9 @@ __all__ = [
     "compare_readers",
     "describe_training",
     "find_start_name",
+    "format_difference",
     "partition_readings",
+    "rate_training",
 ]
 
 READER_NAMES = {
@@ -132,6 +134,7 @@ class StartComparison:
             "low": metric["low"] if count else None,
             "high": metric["high"] if count else None,
             "n": count,
+            **({"p_value": metric["p_value"]} if "p_value" in metric else {}),
             "shift": self.shift if self.silences else None,
         }
 
@@ -149,24 +152,54 @@ def describe_training(parents: Iterable[Parent], details: Mapping[str, Any]) -> 
     """
     if not details.get("reader") or "kept" not in details:
         return ""
-    compared, steps = details.get("comparison") or {}, (details.get("train") or {}).get("steps")
+    steps = (details.get("train") or {}).get("steps")
     trained = f"training {find_start_name(parents)}"
     trained += f" for {count_noun(steps, 'step')}" if steps else ""
-    if compared.get("difference") is None:
+    outcome, figure = rate_training(details)
+    if outcome == "unmeasured":
         return (
             f"Whether {trained} helped was not measured, as no held-out question has an answer, "
             "so its weights are left unchanged."
         )
-    low, high = compared.get("low"), compared.get("high")
-    change = (
-        f"the share of {count_noun(compared['n'], 'held-out question')} with a right first "
-        f"sentence changed by {compared['difference']:+.2f}"
-        + (f" [{low:+.2f}, {high:+.2f}]" if low is not None else "")
-    )
-    if details["kept"] != "start":
-        return f"{trained.capitalize()} helped: {change}, so the trained weights are kept."
-    result = "hurt" if high is not None and high < 0 else "did not measurably help"
-    return f"{trained.capitalize()} {result}: {change}, so its weights are left unchanged."
+    count = count_noun(details["comparison"]["n"], "held-out question")
+    change = f"the share of {count} with a right first sentence changed by {figure}"
+    kept = "so its weights are left unchanged"
+    if outcome == "helped":
+        kept = "so the trained weights are kept"
+    result = outcome if outcome in {"helped", "hurt"} else "did not measurably help"
+    return f"{trained.capitalize()} {result}: {change}, {kept}."
+
+
+def rate_training(details: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the outcome of a training that continues another, and its difference.
+
+    The outcome is helped, hurt, even, few (too few questions to tell) or unmeasured, by the test
+    that kept or dropped the trained weights.
+    """
+    found = details.get("comparison") or {}
+    if found.get("difference") is None:
+        return "unmeasured", ""
+    low, high = (math.nan if found.get(end) is None else found[end] for end in ("low", "high"))
+    p_value = found.get("p_value", math.nan)
+    metric = Metric("", found["difference"], low, high, found["n"], p_value=p_value)
+    outcome = "few" if metric.is_few else "hurt" if metric.side() < 0 else "even"
+    return "helped" if details["kept"] == "trained" else outcome, format_difference(metric)
+
+
+def format_difference(metric: Metric) -> str:
+    """Return a difference with what decides whether it is significant, or why there is none.
+
+    That is its interval; if that does not hold 0 but McNemar's exact test objects, the p-value.
+    """
+    if metric.value != metric.value:
+        return metric.note
+    value = f"{metric.value:+.2f}"
+    if not (metric.low > 0 or metric.high < 0) or metric.side():
+        is_known = metric.low == metric.low
+        return f"{value} [{metric.low:+.2f}, {metric.high:+.2f}]" if is_known else value
+    if metric.is_few:
+        return f"{value}, too few questions to tell"
+    return f"{value}, McNemar's p = {metric.p_value:.2f}"
 
 
 def compare_readers(

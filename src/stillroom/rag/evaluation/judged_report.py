@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stillroom.errors import count_noun
 from stillroom.evaluate import Metric, Report, Table
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
+from stillroom.rag.answer_selection.judging import format_difference
 from stillroom.rag.answer_selection.reader import PACKAGED_READERS
 from stillroom.rag.evaluation.reader_comparison import (
     build_comparison,
@@ -21,7 +22,6 @@ from stillroom.rag.evaluation.reader_comparison import (
     measure_arm,
     tabulate_arms,
 )
-from stillroom.rag.evaluation.reader_decision import format_difference
 
 if TYPE_CHECKING:
     from stillroom.rag.evaluation.answer_job import GradedAnswer

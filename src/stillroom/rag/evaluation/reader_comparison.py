@@ -32,6 +32,7 @@ from stillroom.evaluate.metrics.answers import best_f1, contains_answer
 from stillroom.evaluate.qa.questions import EvidenceSpan, find_question_origin
 from stillroom.provenance import ARTIFACT_FILE, digest_json
 from stillroom.provenance.sources import list_ancestors
+from stillroom.rag.answer_selection.judging import format_difference
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
     OVERLAP_READER,
@@ -49,7 +50,6 @@ from stillroom.rag.evaluation.reader_decision import (
     ReaderDecision,
     SilenceProbe,
     decide_reader,
-    format_difference,
 )
 from stillroom.rag.generation.answer import ask
 from stillroom.rag.interfaces import ANSWER_STRATEGIES
@@ -88,8 +88,8 @@ __all__ = [
 _ANY_MARGIN = 1e9
 _RIGHT_F1 = 0.5
 _TABULATED = (
-    *("holds", "wrong", "silent_answerable", "silent_unanswerable", "cited"),
     *("served_holds", "served_silent", "served_silent_unanswerable"),
+    *("holds", "wrong", "silent_answerable", "silent_unanswerable", "cited"),
 )
 _SHOWN_ANSWERS = 10
 _SHOWN_CHARACTERS = 240
@@ -383,7 +383,7 @@ def add_comparison(
     """
     comparison = build_comparison(recipe, graded, probes)
     compared, first = comparison.arms, comparison.first
-    differences = comparison.find_differences()
+    differences, served = comparison.find_differences(), comparison.find_differences(served=True)
     decision = decide_reader(
         comparison, differences, is_synthetic=is_synthetic, trained=trained, caveat=caveat
     )
@@ -402,6 +402,7 @@ def add_comparison(
     )
     sections = list(report.sections)
     report.sections.clear()
+    report.section("How it was decided", " ".join([*decision.notes, report.summary]))
     report.section(
         "Is it worth it",
         f"All answer the same questions from the same passages. The {first} reader answers as it "
@@ -417,12 +418,17 @@ def add_comparison(
     report.section(
         "Differences",
         "Share of the answerable questions whose right words the answers hold, on the same "
-        "questions.",
+        "questions. A reader is better if both differences are significant.",
         table=Table(
             f"{first} reader minus the others",
-            ("compared with", "difference", "questions"),
+            ("compared with", "at equal coverage", "as served", "questions"),
             tuple(
-                (comparison.labels[arm], format_difference(metric), str(metric.n))
+                (
+                    comparison.labels[arm],
+                    format_difference(metric),
+                    format_difference(served[arm]),
+                    str(metric.n),
+                )
                 for arm, metric in differences.items()
                 if arm in comparison.shown
             ),
@@ -431,7 +437,7 @@ def add_comparison(
     table = _show_answers(comparison)
     report.section("Ten answers", "Cut to the page.", table=table)
     report.sections.extend(sections)
-    report.summary = f"{decision.line} {report.summary}"
+    report.summary = decision.line
     return decision
 
 

@@ -7,10 +7,10 @@ questions, McNemar's exact test must agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import count_noun
 from stillroom.evaluate import Metric, paired_difference
@@ -20,6 +20,8 @@ from stillroom.rag.answer_selection.judging import (
     READER_NAMES,
     describe_training,
     find_start_name,
+    format_difference,
+    rate_training,
 )
 from stillroom.rag.answer_selection.reader import OVERLAP_READER, PACKAGED_READERS
 
@@ -29,17 +31,48 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASE_ARM",
+    "READER_HEAD",
     "ArmComparison",
     "ComparedArm",
     "ReaderDecision",
     "ReaderSides",
     "SilenceProbe",
     "decide_reader",
-    "format_difference",
 ]
 
 BASE_ARM = "base"
+READER_HEAD = "Reader: "
+"""What the line of a decision begins with, before the name of the reader that answers."""
 _MIN_DIFFERING = 6  # questions; of fewer, McNemar's exact test is never below .05
+_KEEP = "Nothing has to be done."
+_ASK = "Ask more questions: --questions FILE."
+_VERDICTS = {
+    "alone": ("No other reader was compared.", ""),
+    "none": ("No question has an answer.", _ASK),
+    "few": ("Only {questions} an answer ({least} are required).", _ASK),
+    "untrained": ("The {first} reader is not shown to be better{figure}.", _KEEP),
+    "replaced": ("It is more often right than the {first} reader{figure}.", _KEEP),
+    "model": ("The generating model is more often right{figure}: --answering generate.", ""),
+    "loud": ("{Other} is more often right, but less often silent without an answer.", _KEEP),
+    "above": ("{Other} is more often right as served, but not if equally often silent.", _KEEP),
+    "better": ("It is more often right than {other}{figure}.", _KEEP),
+    "apart": (
+        "It and {other} differ on {differing}, too few to tell.",
+        _ASK,
+    ),
+    "even": ("It is not shown better than {other}{figure}.", _ASK),
+}
+"""What decided which reader answers, and what is to be done."""
+_UNOPPOSED = {"alone", "better", "apart", "even"}
+_TRAINING = {
+    "": "",
+    "helped": "Training on these documents helped.",
+    "even": "Training on these documents did not measurably help.",
+    "hurt": "Training on these documents hurt.",
+    "few": "Too few questions to tell whether training helps.",
+    "unmeasured": "Whether training helps was not measured.",
+}
+"""Whether training helped, by the outcomes of ``rate_training``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +85,36 @@ class SilenceProbe:
 
 @dataclass(frozen=True, slots=True)
 class ReaderDecision:
-    """Which arm answers best, and the sentence that says so.
+    """Which arm answers best, and the line of at most 35 words that says so.
 
     ``reader`` is the reference of the reader that answers instead of the first one; empty if the
-    first one does. ``answers`` names the reader that answers, in words.
+    first one does. ``answers`` names the reader that answers, in words; ``notes`` are sentences
+    that stand below the line.
     """
 
     arm: str
     reader: str
     line: str
     answers: str
+    notes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What training brought the first reader: a key of ``_TRAINING``, and the sentence of it.
+
+    ``is_undone`` tells whether the weights of its ``start`` were kept.
+    """
+
+    outcome: str = ""
+    figure: str = ""
+    line: str = ""
+    start: str = ""
+    is_undone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,48 +257,35 @@ def decide_reader(
 
     ``trained`` and ``caveat`` are as for ``add_comparison``.
     """
-    compared, readers, first = comparison.arms, comparison.readers, comparison.first
+    readers, first = comparison.readers, comparison.first
     sides = comparison.find_sides(differences)
-    own, training = _describe_training(trained or readers[first], readers[first])
-    labels = comparison.labels | ({first: own} if own else {})
+    training = _read_training(trained or readers[first])
+    labels = comparison.labels
+    if training.is_undone or readers[first] in PACKAGED_READERS:
+        labels[first] = READER_NAMES.get(readers[first], training.start)
     better = [arm for arm in sides.better if arm in readers and arm not in sides.loud]
     if not better:  # the model reads for nobody, so it never replaces a reader
         better = [arm for arm in sides.better if arm == BASE_ARM and arm not in sides.loud]
     best = min(better, key=lambda arm: differences[arm].value, default="")
     best = best or _find_untrained(comparison, sides) or first
-    count = len(compared[first].holds)
-    line = training + _write_head(comparison, sides, best, labels)
-    if own:
-        line += (
-            " Training may help with thousands of people's questions that name their evidence "
+    reader = readers[best] if best in readers and best != first else ""
+    used = labels[best if reader else first]
+    verdict, other = _find_verdict(comparison, sides, best, labels)
+    figure = _format_figure(comparison, differences, verdict, other)
+    line = _write_line(comparison, verdict, (used, other, figure), labels, training)
+    notes = [training.line] if training.line else []
+    if training.is_undone:
+        notes.append(
+            "Training may help with thousands of people's questions that name their evidence "
             "(--questions FILE)."
         )
-    arms = ", ".join(
-        f"{labels[arm]} {_share(compared[arm].holds.values())} ({format_difference(metric)}"
-        + (f" on {metric.n}" if metric.n < count else "")
-        + ")"
-        for arm, metric in differences.items()
-        if labels[arm] != labels[first]  # its twin
-    )
-    if count:
-        line += f" Share of {_count(count)} with the right words: {labels[first]} "
-        line += _share(compared[first].holds.values())
-        line += f"; {arms}, with differences and their 95 % intervals." if arms else "."
-    served = "; ".join(
-        f"{labels[arm]} {_share(side.served.values())}, "
-        f"{_share([float(name in side.served_silent) for name in side.served])}"
-        for arm, side in compared.items()
-        if arm == first or labels[arm] != labels[first]
-    )
-    line += f" As served (right words, silent): {served}." if count else ""
-    line += f" {caveat}" if caveat else ""
+    notes += [caveat] if caveat else []
     if is_synthetic:
-        line += (
-            " These questions were generated; only questions by people can decide (stillroom make "
+        notes.append(
+            "These questions were generated; only questions by people can decide (stillroom make "
             "FOLDER --questions FILE)."
         )
-    reader = readers[best] if best in readers and best != first else ""
-    return ReaderDecision(best, reader, line, labels[best if reader else first])
+    return ReaderDecision(best, reader, line, used, tuple(notes))
 
 
 def _find_untrained(comparison: ArmComparison, sides: ReaderSides) -> str:
@@ -270,90 +306,110 @@ def _find_untrained(comparison: ArmComparison, sides: ReaderSides) -> str:
     return min(others - {*sides.beaten, *sides.loud}, default="")
 
 
-def _write_head(
+def _find_verdict(
     comparison: ArmComparison, sides: ReaderSides, best: str, labels: Mapping[str, str]
-) -> str:
-    """Return the first sentence of a decision."""
-    compared, readers, first = comparison.arms, comparison.readers, comparison.first
-    count, own = len(compared[first].holds), labels[first]
-    control = next(
-        (arm for arm, name in readers.items() if name == OVERLAP_READER and arm != first), ""
-    )
+) -> tuple[str, str]:
+    """Return what decided, a key of ``_VERDICTS``, and the arm that it is about, or none."""
+    readers, first = comparison.readers, comparison.first
+    count = len(comparison.arms[first].holds)
+    others = [arm for arm in comparison.arms if labels[arm] != labels[first]]  # without its twins
+    readable = sorted(others, key=lambda arm: (readers.get(arm) != OVERLAP_READER, arm == BASE_ARM))
     # These questions chose the trained reader over its start.
     is_selected = comparison.recipe.questions in readers.values()
     beaten = [
-        labels[arm]
-        for arm in sides.beaten
-        if not (is_selected and readers.get(arm) in PACKAGED_READERS)
+        arm for arm in sides.beaten if not (is_selected and readers.get(arm) in PACKAGED_READERS)
     ]
-    if len(compared) == 1:
-        return f"Nothing to compare: {own} is the only reader."
+    loud = [arm for arm in sides.better if arm in sides.loud]
+    if not others:
+        return "alone", ""
     if best not in {first, *sides.better}:
-        return (
-            f"Not decided: {own} is not shown to be better than {labels[best]}, without training."
-        )
+        return "untrained", best
     if best != first:
-        how = " (`--answering generate`)" if best == BASE_ARM else ""
-        return f"Do not use {own}: {labels[best]} is better{how}."
+        return ("model" if best == BASE_ARM else "replaced"), best
     if count < MIN_UNITS:
-        is_few = "is too few" if count == 1 else "are too few" if count else "has an answer"
-        return f"Not decided: {_count(count)} {is_few} ({MIN_UNITS} are required)."
-    if loud := [labels[arm] for arm in sides.better if arm in sides.loud]:
-        return (
-            f"Not decided: {' and '.join(loud)} gives the right words more often than {own}, "
-            "but is less often silent where there is no answer."
-        )
+        return ("few" if count else "none"), ""
+    if loud:
+        return "loud", loud[0]
     if sides.above and sides.is_ahead:
-        return (
-            f"Not decided: as served, {labels[sides.above[0]]} gives the right words more often "
-            f"than {own}, which is better only if all are silent equally often."
-        )
-    if beaten and (not control or labels[control] in beaten):
-        return f"Use {own}: it is better than {' and than '.join(beaten)}."
-    line = f"Not decided: no significant difference between {own} and "
-    line += labels.get(control, "others")
-    if control in compared:
-        ours = compared[first].holds
-        apart = sum(value != ours[name] for name, value in compared[control].holds.items())
-        if 0 < apart < _MIN_DIFFERING:
-            they = "which is" if apart == 1 else "which are"
-            line += f": they differ on {apart} of {_count(count)}, {they} too few to tell"
-            line += f" ({_MIN_DIFFERING} are required)"
-    return f"{line}."
+        return "above", sides.above[0]
+    if beaten and (readers.get(readable[0]) != OVERLAP_READER or readable[0] in beaten):
+        return "better", readable[0] if readable[0] in beaten else beaten[0]
+    apart = _count_apart(comparison, readable[0])
+    return ("apart" if 0 < apart < _MIN_DIFFERING else "even"), readable[0]
 
 
-def _describe_training(reference: str, reader: str) -> tuple[str, str]:
-    """Return what the reader is called that answers in place of a trained one, and why.
+def _count_apart(comparison: ArmComparison, arm: str) -> int:
+    """Return the number of questions on which an arm and the first one differ."""
+    ours = comparison.arms[comparison.first].holds
+    return sum(value != ours[name] for name, value in comparison.arms[arm].holds.items())
 
-    The name is empty where the trained one answers, as are both where nothing was trained.
-    ``reader`` is the reference of the reader that answers.
+
+def _format_figure(
+    comparison: ArmComparison, differences: Mapping[str, Metric], verdict: str, other: str
+) -> str:
+    """Return the difference that decided, of the reader that answers from the other one.
+
+    Two have to agree that one reader is better; where they do not, it is the one that objects.
     """
+    served = comparison.find_differences(served=True)
+    if verdict in {"better", "replaced", "model"}:
+        metric = differences[other]
+    elif verdict in {"even", "untrained"}:
+        metric = min((differences[other], served[other]), key=Metric.side)
+    else:
+        return ""
+    if verdict in {"replaced", "model"}:
+        metric = replace(metric, value=-metric.value, low=-metric.high, high=-metric.low)
+    return f" ({format_difference(metric)})"
+
+
+def _write_line(
+    comparison: ArmComparison,
+    verdict: str,
+    found: tuple[str, str, str],
+    labels: Mapping[str, str],
+    training: _Training,
+) -> str:
+    """Return the line: what answers, what decided with its figure, training, and what to do.
+
+    ``found``: the reader that answers, the arm that it is compared with, the difference. Where
+    training decided, and nothing objects, the figure is that of training.
+    """
+    used, arm, figure = found
+    text, advice = _VERDICTS[verdict]
+    told = _TRAINING[training.outcome]
+    if training.is_undone and verdict in _UNOPPOSED:
+        text, told = "", f"{told.removesuffix('.')}{training.figure}."
+        advice = _ASK if training.outcome in {"few", "unmeasured"} else _KEEP
+    other, first = labels.get(arm, ""), comparison.first
+    count = len(comparison.arms[first].holds)
+    apart = _count_apart(comparison, arm) if arm else 0
+    text = text.format(
+        first=first,
+        other=other,
+        Other=other[:1].upper() + other[1:],
+        figure=figure,
+        questions=count_noun(count, "question has", "questions have"),
+        differing=f"{apart} of {count_noun(count, 'question')}",
+        least=MIN_UNITS,
+    )
+    return " ".join(part for part in (f"{READER_HEAD}{used}.", text, told, advice) if part)
+
+
+def _read_training(reference: str) -> _Training:
+    """Return what training brought a reader; nothing where it was not trained from another."""
     folder = Path(reference)
     if not (folder / ARTIFACT_FILE).is_file():
-        return "", ""
+        return _Training()
     artifact = read_artifact(folder)
     line = describe_training(artifact.parents, artifact.details)
-    if not line or artifact.details["kept"] != "start":
-        return "", f"{line} " if line else ""
-    name = start = find_start_name(artifact.parents)
-    if reader in PACKAGED_READERS and READER_NAMES[reader] != start:
-        name = READER_NAMES[reader]
-        line += f" {name.capitalize()} answers in its place."
-    return name, f"{line} "
-
-
-def _count(number: int) -> str:
-    return count_noun(number, "question") if number else "no question"
-
-
-def _share(values: Iterable[float]) -> str:
-    every = list(values)
-    return f"{sum(every) / len(every):.2f}" if every else "none"
-
-
-def format_difference(metric: Metric) -> str:
-    """Return a difference with its interval, or why there is none."""
-    if metric.value != metric.value:
-        return metric.note
-    interval = "" if metric.low != metric.low else f" [{metric.low:+.2f}, {metric.high:+.2f}]"
-    return f"{metric.value:+.2f}{interval}"
+    if not line:
+        return _Training()
+    outcome, figure = rate_training(artifact.details)
+    return _Training(
+        outcome,
+        f" ({figure})" if figure else "",
+        line,
+        find_start_name(artifact.parents),
+        is_undone=artifact.details["kept"] == "start",
+    )

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +19,7 @@ from stillroom.models.interfaces import DelegatingModel
 from stillroom.provenance import Parent, read_artifact
 from stillroom.rag.answer_selection import reader
 from stillroom.rag.answer_strategies.quote import Quote
-from stillroom.rag.evaluation import answer_job, reader_comparison
+from stillroom.rag.evaluation import answer_job, reader_comparison, reader_decision
 from stillroom.rag.evaluation.answer_job import GradedAnswer
 from stillroom.rag.evaluation.answers import MEASURES, AnswerTrace
 from stillroom.rag.evaluation.judged_report import report_judgments
@@ -80,20 +81,25 @@ def test_better_than_no_model_is_to_be_used():
         sentence=ask([True] * 10 + [False] * 20),
         base=ask([False] * 30),
     )
-    line = "Use the owned reader: it is better than word overlap and than the generating model"
-    assert report.summary.startswith(line)
+    assert report.summary == decision.line
+    assert decision.line == (
+        "Reader: the owned reader. It is more often right than word overlap "
+        "(+0.67 [+0.47, +0.80]). Nothing has to be done."
+    )
     assert (decision.arm, decision.reader) == ("owned", "")
-    assert "; the packaged reader 0.93 (+0.07 [" in decision.line
-    assert "only questions by people can decide" in decision.line
+    assert "only questions by people can decide" in decision.notes[0]
     assert [one.title for one in report.sections] == [
-        "Is it worth it", "Differences", "Ten answers", "Before",
+        "How it was decided", "Is it worth it", "Differences", "Ten answers", "Before",
     ]  # fmt: skip
+    assert report.sections[0].text == f"{decision.notes[0]} Summary."
+    del report.sections[0]
     assert len(report.sections[2].table.rows) == 10
     named = ("owned reader", "packaged reader", "word overlap", "generating model")
     assert report.sections[0].table.columns == ("", *named)
     assert report.sections[2].table.columns[2:] == named
     shown = [row[0] for row in report.sections[0].table.rows]
-    assert shown[1:3] == ["accuracy at equal coverage", "error rate at equal coverage"]
+    assert all("as served" in name for name in shown[1:4])
+    assert shown[4:6] == ["accuracy at equal coverage", "error rate at equal coverage"]
     assert not any("_" in name for name in shown)
     assert not any(" arm" in one.text or "arm" in one.table.columns for one in report.sections[:2])
 
@@ -104,14 +110,19 @@ def test_an_arm_that_is_better_reads_instead():
         shipped=ask([True] * 30),
         sentence=ask([True] * 20 + [False] * 10),
     )
-    assert decision.line.startswith("Do not use the owned reader: the packaged reader is better")
+    assert decision.line == (
+        "Reader: the packaged reader. It is more often right than the owned reader "
+        "(+0.67 [+0.47, +0.80]). Nothing has to be done."
+    )
     assert (decision.arm, decision.reader) == ("shipped", "builtin:reader")
 
 
 def test_nothing_is_called_better_where_the_interval_holds_0():
     _, decision = compare(owned=ask([True] * 30), sentence=ask([True] * 29 + [False]))
-    assert decision.line.startswith("Not decided: no significant difference between the owned")
-    assert "better" not in decision.line
+    assert decision.line == (
+        "Reader: the owned reader. It and word overlap differ on 1 of 30 questions, too few to "
+        "tell. Ask more questions: --questions FILE."
+    )
     assert decision.answers == "the owned reader"
 
 
@@ -121,27 +132,29 @@ def test_few_questions_on_which_readers_differ_decide_by_the_exact_test(apart, i
     report, decision = compare(owned=ask(own), sentence=ask([False] * 22))
     assert report.metrics["reader/owned_minus_sentence"].low > 0  # resampling is sure of it
     if is_decided:
-        assert decision.line.startswith("Use the owned reader: it is better than word overlap.")
+        assert "It is more often right than word overlap (" in decision.line
     else:
-        assert decision.line.startswith(
-            "Not decided: no significant difference between the owned reader and word overlap: "
-            f"they differ on {apart} of 22 questions, which are too few to tell (6 are required)."
+        assert (
+            f"It and word overlap differ on {apart} of 22 questions, too few to tell."
+            in decision.line
         )
+    # No interval beside it says otherwise.
+    told = report.sections[2].table.rows[0][1]
+    assert ("McNemar" in told) != is_decided
 
 
 def test_too_few_questions_decide_nothing():
     _, decision = compare(owned=ask([True] * 19), sentence=ask([False] * 19))
-    assert decision.line.startswith("Not decided: 19 questions are too few (20 are required)")
+    assert "Only 19 questions have an answer (20 are required)." in decision.line
 
 
 def test_a_decision_on_one_question_or_none_names_no_figure_that_is_not_there():
     _, decision = compare(owned=ask([True]), sentence=ask([False]))
-    assert decision.line.startswith("Not decided: 1 question is too few (20 are required).")
+    assert "Only 1 question has an answer (20 are required)." in decision.line
     silent = [answer(JudgedQuestion("0", "What?", ()), "No.")]
     _, decision = compare(owned=silent, sentence=silent)
     assert decision.line == (
-        "Not decided: no question has an answer (20 are required). These questions were generated; "
-        "only questions by people can decide (stillroom make FOLDER --questions FILE)."
+        "Reader: the owned reader. No question has an answer. Ask more questions: --questions FILE."
     )
 
 
@@ -196,7 +209,7 @@ def test_questions_about_one_file_are_said_with_the_decision(index, evidence, sa
     assert not said or "animals/dogs.md" in line
     arms = {"owned": ask([True] * 4), "sentence": ask([True] * 4)}
     decision = add_comparison(Report("Answers"), RECIPE, arms, {}, is_synthetic=False, caveat=line)
-    assert decision.line.endswith(line)
+    assert decision.notes == ((line,) if line else ())
 
 
 def test_a_reader_with_the_weights_of_the_first_answers_alike():
@@ -380,7 +393,7 @@ def test_the_packaged_reader_is_the_one_that_reads_the_index(monkeypatch, langua
     assert decision.reader == named
     kind = named.removeprefix("builtin:reader").replace("-", " ")
     assert decision.line.startswith(
-        f"Do not use the owned reader: the packaged{kind} reader is better"
+        f"Reader: the packaged{kind} reader. It is more often right than the owned reader ("
     )
 
 
@@ -407,16 +420,18 @@ def test_a_start_that_was_kept_is_compared_as_the_packaged_reader_that_reads_in_
     report = Report("Answers")
     decision = add_comparison(report, recipe, arms, {}, is_synthetic=False, trained=str(kept))
     assert decision.reader == ""
-    assert decision.line.startswith(
+    assert decision.line == (
+        "Reader: the packaged large reader. Training on these documents did not measurably help "
+        "(+0.02 [-0.05, +0.10]). Nothing has to be done."
+    )
+    assert decision.notes[0] == (
         "Training the packaged reader for 10 steps did not measurably help: the share of 43 "
         "held-out questions with a right first sentence changed by +0.02 [-0.05, +0.10], so its "
-        "weights are left unchanged. The packaged large reader answers in its place. Not decided: "
+        "weights are left unchanged."
     )
-    assert "owned reader" not in decision.line
-    assert "Training may help with thousands of people's questions" in decision.line
-    share = "Share of 30 questions with the right words: the packaged large reader 1.00. As served"
-    assert share in decision.line  # its twin is left out
-    assert report.summary.startswith(decision.line)
+    assert "Training may help with thousands of people's questions" in decision.notes[1]
+    assert report.summary == decision.line
+    del report.sections[0]
     assert decision.answers == "the packaged large reader"
     # and has no columns of its own
     head = "owned reader, which is the packaged large reader"
@@ -435,12 +450,14 @@ def test_a_training_that_helped_says_by_how_much(tmp_path):
     recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
     arms = {"owned": ask([True] * 30), "sentence": ask([False] * 30)}
     decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
-    assert decision.line.startswith(
-        "Training the initial reader helped: the share of 40 held-out questions with "
-        "a right first sentence changed by +0.20 [+0.10, +0.30], so the trained weights are kept. "
-        "Use the owned reader: it is better than word overlap."
+    assert decision.line == (
+        "Reader: the owned reader. It is more often right than word overlap (+1.00 [+1.00, "
+        "+1.00]). Training on these documents helped. Nothing has to be done."
     )
-    assert "may help" not in decision.line
+    assert decision.notes == (
+        "Training the initial reader helped: the share of 40 held-out questions with "
+        "a right first sentence changed by +0.20 [+0.10, +0.30], so the trained weights are kept.",
+    )
 
 
 @pytest.mark.parametrize(
@@ -470,9 +487,8 @@ def test_a_trained_small_reader_has_to_be_better_than_the_packaged_large_one(
     assert decision.reader == reader
     if reader:
         assert decision.answers == "the packaged large reader"
-        assert (
-            "Not decided: the owned reader is not shown to be better than the packaged large "
-            "reader, without training." in decision.line
+        assert decision.line.startswith(
+            "Reader: the packaged large reader. The owned reader is not shown to be better (+0.03 "
         )
 
 
@@ -483,8 +499,9 @@ def test_a_reader_that_hardly_answers_is_not_to_be_used():
         owned=ask([True] * 100, silent=set(range(20, 100))),
         sentence=ask(rights, probabilities=probabilities),
     )
-    assert decision.line.startswith("Not decided: as served, word overlap")
-    assert "the owned reader 0.20, 0.80; word overlap 0.72," in decision.line
+    assert decision.line.startswith(
+        "Reader: the owned reader. Word overlap is more often right as served, but not if equally "
+    )
     assert report.metrics["reader/sentence/served_holds"].value == 0.72
 
 
@@ -503,7 +520,9 @@ def test_no_reader_is_preferred_that_is_less_silent_without_an_answer(answered):
     probes = {("owned", f"{at}"): SilenceProbe(True, 0.1) for at in range(30)}
     probes |= {("shipped", f"{at}"): SilenceProbe(at >= answered, 0.9) for at in range(30)}
     _, decision = compare(probes, owned=ask([True] * 10 + [False] * 20), shipped=ask([True] * 30))
-    assert decision.line.startswith("Not decided: the packaged reader gives the right words")
+    assert decision.line.startswith(
+        "Reader: the owned reader. The packaged reader is more often right, but less often silent"
+    )
     assert decision.reader == ""
 
 
@@ -527,10 +546,9 @@ def test_the_model_is_asked_answerable_questions_alone():
 @pytest.mark.parametrize(
     ("readers", "head"),
     [
-        ({"mine": "/no/such"}, "Nothing to compare: the mine reader is the only reader. Share of "
-         "30 questions with the right words: the mine reader 1.00. As served"),
-        ({"sentence": "builtin:overlap", "mine": "/no/such"}, "Use the sentence reader: it is "
-         "better than the mine reader."),
+        ({"mine": "/no/such"}, "Reader: the mine reader. No other reader was compared."),
+        ({"sentence": "builtin:overlap", "mine": "/no/such"}, "Reader: the sentence reader. It is "
+         "more often right than the mine reader ("),
     ],
 )  # fmt: skip
 def test_lines_of_other_arms_are_true(readers, head):
@@ -547,7 +565,7 @@ def test_questions_that_chose_the_reader_do_not_prove_it_better_than_its_start(s
     recipe = RECIPE.model_copy(update={"questions": "own", "compare": compare})
     arms = {"owned": ask([True] * 30), "shipped": ask([False] * 30)}
     decision = add_comparison(Report("Answers"), recipe, arms, {}, is_synthetic=False)
-    assert decision.line.startswith("Not decided")
+    assert "It is not shown better" in decision.line
 
 
 def test_answers_that_count_as_silence_are_marked():
@@ -555,7 +573,7 @@ def test_answers_that_count_as_silence_are_marked():
         owned=ask([True] * 20, silent={4, 5}),
         sentence=ask([True] * 20, probabilities=[0.3, 0.2] + [0.9] * 18),
     )
-    assert report.sections[2].table.rows[0][3].startswith("(counted as silent) It is word0")
+    assert report.sections[3].table.rows[0][3].startswith("(counted as silent) It is word0")
 
 
 def test_journal_keys_change_with_the_weights(monkeypatch):
@@ -669,3 +687,22 @@ def test_an_answer_has_the_same_key_wherever_its_reader_lies(monkeypatch):
 
     assert key("/srv/ann/reader") == key("/srv/bob/reader")
     assert key("/srv/ann/reader") != key("/srv/eve")
+
+
+@pytest.mark.parametrize("outcome", ["", "helped", "even", "hurt", "few", "unmeasured"])
+@pytest.mark.parametrize("verdict", reader_decision._VERDICTS)
+@pytest.mark.parametrize("is_undone", [False, True])
+def test_every_line_is_short_and_has_one_figure(verdict, outcome, is_undone):
+    arms = {"owned": ask([True] * 195), "shipped": ask([False] * 195)}
+    comparison = reader_comparison.build_comparison(RECIPE, arms, {})
+    name = "the packaged multilingual reader"
+    own, decided = " (+0.02 [-0.05, +0.10])", " (+0.15 [+0.08, +0.27])"
+    training = reader_decision._Training(outcome, own, is_undone=is_undone and bool(outcome))
+    line = reader_decision._write_line(
+        comparison, verdict, (name, "shipped", decided), {"shipped": name}, training
+    )
+    assert len(line.replace("Reader:", "`ask` uses").split()) <= 35, line
+    assert len(re.findall(r"\d[\d.]*", line)) <= 3, line
+    assert line.count("[") <= 1
+    assert "{" not in line
+    assert (own in line) <= training.is_undone
