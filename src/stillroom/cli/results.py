@@ -71,9 +71,10 @@ def print_run(out: Path, artifact: Artifact, *, as_json: bool = False) -> None:
 
 def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
     details = artifact.details
-    lines = [details.get("decision"), *details.get("notes", ()), details.get("judgments")]
-    for line in filter(None, lines):
-        print_text(format_row("", escape_line(line)) + "\n")
+    told = [line for name in ("decision", "judgments") if (line := details.get(name))]
+    for lines in (told, details.get("notes", ())):
+        text = "\n".join(format_row("", escape_line(line)) for line in lines)
+        print_text(f"{text}\n" if text else "", nl=bool(text))
     metrics = {
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]

@@ -268,7 +268,7 @@ class Job:
                 journal.sync()
             self.event("cancelled")
             raise Cancelled(
-                "stopped at a safe point",
+                "stopped at a safe point; what was done is kept",
                 code="job.cancelled",
                 where=str(self.work),
                 next="run the same command again with --resume",

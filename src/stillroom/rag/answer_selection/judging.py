@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.errors import count_noun
-from stillroom.evaluate.metrics.bootstrap import Metric, paired_difference
+from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, Metric, paired_difference
 from stillroom.evaluate.qa.questions import JudgedQuestion
 from stillroom.provenance import Parent
 from stillroom.rag.answer_selection.overlap import ScoredSentence
@@ -162,6 +162,11 @@ def describe_training(parents: Iterable[Parent], details: Mapping[str, Any]) -> 
             "so its weights are left unchanged."
         )
     count = count_noun(details["comparison"]["n"], "held-out question")
+    if outcome == "few":
+        return (
+            f"{trained.capitalize()} is not shown to help, with {count} of {MIN_UNITS} required, "
+            "so its weights are left unchanged."
+        )
     change = f"the share of {count} with a right first sentence changed by {figure}"
     kept = "so its weights are left unchanged"
     if outcome == "helped":

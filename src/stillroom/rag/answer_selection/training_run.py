@@ -131,7 +131,7 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     with limit_threads(recipe.train.threads):
         trained = _fit(recipe, examples, job)
     reader = SentenceReader(job.output)
-    readings = _read_held_out(reader, recipe, held_out, job)
+    readings = _read_held_out(reader, recipe, held_out, "the trained reader", job)
     config = reader.config
     if recipe.start is None:
         config = config | _calibrate(held_out, readings, recipe.silent, job)
@@ -175,7 +175,7 @@ def _choose(
     """
     start = find_reader(str(recipe.start))
     reader = SentenceReader(start)
-    before = _read_held_out(reader, recipe, held_out, job)
+    before = _read_held_out(reader, recipe, held_out, "the initial reader", job)
     compared = compare_readers(
         [entry.question for entry in held_out], before, trained, reader.config
     )
@@ -410,9 +410,10 @@ def _read_held_out(
     reader: SentenceReader,
     recipe: ReaderRecipe,
     held_out: Sequence[_RetrievedQuestion],
+    name: str,
     job: Job,
 ) -> list[Readings]:
-    """Return the scores of each question's three readings.
+    """Return the scores of each question's three readings; progress tells the reader's name.
 
     They are: its passages as retrieved; those without an answer (near misses); and those of other
     documents than the ones that answer (foreign).
@@ -420,7 +421,7 @@ def _read_held_out(
     readings = []
     with (
         Index.open(Path(recipe.index)) as index,
-        job.phase("validate", len(held_out), "questions") as progress,
+        job.phase(f"validate {name}", len(held_out), "questions") as progress,
     ):
         for entry in held_out:
             job.check_cancelled()

@@ -209,6 +209,7 @@ class MemoizedModel(DelegatingModel):
 
         super().__init__(DeferredModel(recipe.model, lambda: open_text_model(recipe.model)))
         self._reference = recipe.model
+        self._job = job
         self._journal = Journal(job.output / _COMPLETIONS)
         self._last: dict[str, Any] = {}
         if job.previous is not None and not recipe.model.startswith("http"):
@@ -232,8 +233,11 @@ class MemoizedModel(DelegatingModel):
         row = self._last.get(key)
         if row is None:
             started, started_cpu = time.perf_counter(), time.process_time()
-            (completion,) = super().generate(prompts, sampling, is_cancelled=is_cancelled)
+            (completion,) = super().generate(
+                prompts, sampling, is_cancelled=is_cancelled or self._job.is_cancelled
+            )
             if completion.finish_reason == "cancelled":
+                self._job.check_cancelled()  # an answer takes longer than one waits for a stop
                 return [completion]
             spent = time.perf_counter() - started, time.process_time() - started_cpu
             row = {"completion": completion.to_json(), "spent": spent}

@@ -41,6 +41,11 @@ class ReaderTrainSettings(TrainSettings):
         description="maximum tokens (padding included) per micro-batch; lower saves memory",
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    save_every_s: float = Field(
+        default=10.0,  # a step takes seconds, the low-rank updates are saved in a fraction of one
+        ge=0,
+        description="seconds between saved states for --resume; 0 saves every step",
+    )
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW beta2 (second moment)")
     lora: LoraSettings = Field(
         default_factory=lambda: LoraSettings(rank=32, alpha=32), description="low-rank updates"

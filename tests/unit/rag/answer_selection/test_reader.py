@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from tests.processes import run_process
 from tests.unit.models.tiny_encoders import config_of, make_encoder, write_tokenizer
 from tests.unit.train.forgery import reseal
 from transformers import AutoModel, BertConfig, BertModel, MPNetConfig, MPNetModel
@@ -48,7 +50,7 @@ from stillroom.rag.answer_selection.reader import (
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
 from stillroom.rag.jobs.reader import ReaderTrainSettings, estimate
 from stillroom.rag.jobs.reader import run as run_reader
-from stillroom.recipes import parse_recipe
+from stillroom.recipes import dump_recipe, parse_recipe
 from stillroom.testing import scripted_model, tiny_checkpoint
 from stillroom.train.settings import LoraSettings
 
@@ -130,6 +132,55 @@ def make_recipe(place: Path, encoder: Path, **changes):
 def trained(place: Path, encoder: Path) -> Path:
     run_recipe(make_recipe(place, encoder), place / "reader")
     return place / "reader"
+
+
+KILLED = """
+import itertools, os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+from stillroom.flow import run_recipe
+from stillroom.jobs import Job
+from stillroom.recipes import parse_recipe
+from stillroom.train import loop
+
+clock, metric = itertools.count(0, 4), Job.metric
+loop.time = SimpleNamespace(monotonic=lambda: float(next(clock)))  # 12 s and more a step
+
+def kill(self, name, value, **fields):
+    metric(self, name, value, **fields)
+    if name == "loss" and fields["step"] == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Job.metric = kill
+text = Path(sys.argv[1]).read_text()
+run_recipe(parse_recipe(text, folder=Path(sys.argv[1]).parent), Path(sys.argv[2]), resume=True)
+"""
+
+
+@pytest.mark.parametrize("step", [2, 5, 8])
+def test_a_killed_training_goes_on_from_a_saved_state_to_the_same_bytes(
+    place, encoder, tmp_path, monkeypatch, step
+):
+    recipe = make_recipe(place, encoder, **{"train.steps": 8, "train.log_every": 1})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    run_recipe(recipe, tmp_path / "whole")
+    files = (tmp_path / "recipe.yaml", tmp_path / "part", step)
+    killed = run_process([sys.executable, "-c", KILLED, *map(str, files)])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    steps, metric = [], Job.metric
+
+    def record(self, name, value, **fields):
+        metric(self, name, value, **fields)
+        steps.extend([fields["step"]] if name == "loss" else [])
+
+    monkeypatch.setattr(Job, "metric", record)
+    run_recipe(recipe, tmp_path / "part", resume=True)
+    assert steps == list(range(step, 9))  # the step at which it was killed, and what follows
+    first, second = (
+        (tmp_path / folder / "output" / "reader.safetensors").read_bytes()
+        for folder in ("whole", "part")
+    )
+    assert first == second
 
 
 def test_headings_are_no_sentences():
