@@ -189,7 +189,7 @@ def open_run(
     defaults = settings or {}
     index_path, locate = find_index(run), partial(find_index, run)
     with PerUserIndexCache(index_path, default=access, locate=locate) as audience:
-        text_model = open_text_model(reference, say=say)
+        text_model = open_text_model(reference, say=_tell_use(say, defaults))
         store = find_judgments(run)
 
         def ask(
@@ -234,6 +234,20 @@ def open_run(
             )
         finally:
             text_model.close()
+
+
+def _tell_use(
+    say: Callable[[str], None] | None, settings: Mapping[str, Any]
+) -> Callable[[str], None] | None:
+    """Let what is said of a model say when it is used, if answers are quotes by default."""
+    from stillroom.rag.interfaces import ANSWER_STRATEGIES
+    from stillroom.rag.settings import AnswerSettings
+
+    default = AnswerSettings.model_fields["answering"].default
+    method = ANSWER_STRATEGIES.build(settings.get("answering") or default)
+    if say is None or method.method_name() != "quote":
+        return say
+    return lambda line: say(f"{line}; quotes need no model: it is used only on request")
 
 
 @dataclass(slots=True)

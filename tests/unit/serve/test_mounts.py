@@ -9,7 +9,7 @@ from tests.unit.serve.test_app import chat, check_error, events, request
 
 from stillroom.errors import CheckpointError, RecipeError, StillroomError
 from stillroom.models.interfaces import ConcurrentModel
-from stillroom.serve import ServedModel, create_app
+from stillroom.serve import ServedModel, create_app, mounts
 from stillroom.serve.mounts import Mount, open_mounts, parse_mount
 from stillroom.testing import scripted_model, tiny_checkpoint
 
@@ -207,3 +207,11 @@ def test_the_server_says_whether_it_is_ready():
     app.state.is_stopping = True
     reply = request(app, "GET", "/readyz")
     assert (reply.status_code, json.loads(reply.text)) == (503, {"status": "stopping"})
+
+
+@pytest.mark.parametrize("settings", [{}, {"answering": "generate"}])
+def test_a_model_that_quotes_do_not_need_is_said_to_be_that(settings):
+    told = []
+    mounts._tell_use(told.append, settings)("hub:a/b: taken from a package")
+    assert told[0].startswith("hub:a/b: taken from a package")
+    assert told[0].endswith("quotes need no model: it is used only on request") is (not settings)

@@ -143,11 +143,11 @@ def pick_snapshot(known: Sequence[Snapshot], selector: int | str | None, where: 
 
 
 def make_busy_error(where: Path, holder: str) -> ResourceError:
-    """Return an error for an index that another process is writing."""
+    """Return an error for an index that another process is writing; names its artifact."""
     return ResourceError(
         f"another process is writing the index: {holder or 'its id is unknown'}",
         code="rag.busy",
-        where=str(where),
+        where=str(where.parent if where.name == "output" else where),
         expected="one writer at a time",
         next="wait for it to end; readers can go on",
     )

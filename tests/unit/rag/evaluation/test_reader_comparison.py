@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
+from stillroom.errors import Cancelled
 from stillroom.evaluate import Report
 from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
@@ -376,6 +377,19 @@ def test_completions_of_a_changed_template_are_not_reused(built, tmp_path):
             reused.append(memoized.reused)
             job.finish("report")
     assert reused == [0, 1, 0]
+
+
+def test_a_stop_interrupts_an_answer_that_is_being_generated(tmp_path):
+    """An answer may take half a minute, longer than one waits for a stop."""
+    model = tiny_checkpoint(tmp_path / "model", seed=1)
+    recipe = AnswerEvaluationRecipe(index="i", questions="q", model=str(model))
+    with (
+        closing(Job.start(tmp_path / "run", "recipe\n")) as job,
+        closing(answer_job.MemoizedModel(recipe, job)) as memoized,
+    ):
+        job.cancel()
+        with pytest.raises(Cancelled, match="what was done is kept"):
+            memoized.generate([Prompt(text="A dog")], Sampling(max_new_tokens=2))
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ def test_a_second_writer_is_refused_and_told_who_writes(place):
             assert retrieve(index, "purr", 1)
     assert caught.value.code == "rag.busy"
     assert f"process {os.getpid()}" in str(caught.value)
+    assert caught.value.problems[0].where == str(place)  # as one names the index
     FolderIndexWriter.open(place / "output").close()
 
 
