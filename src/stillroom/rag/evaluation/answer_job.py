@@ -233,11 +233,13 @@ class MemoizedModel(DelegatingModel):
         row = self._last.get(key)
         if row is None:
             started, started_cpu = time.perf_counter(), time.process_time()
-            (completion,) = super().generate(
-                prompts, sampling, is_cancelled=is_cancelled or self._job.is_cancelled
-            )
+
+            def is_stopped() -> bool:  # an answer takes longer than one waits for a stop
+                return self._job.is_cancelled() or bool(is_cancelled and is_cancelled())
+
+            (completion,) = super().generate(prompts, sampling, is_cancelled=is_stopped)
             if completion.finish_reason == "cancelled":
-                self._job.check_cancelled()  # an answer takes longer than one waits for a stop
+                self._job.check_cancelled()
                 return [completion]
             spent = time.perf_counter() - started, time.process_time() - started_cpu
             row = {"completion": completion.to_json(), "spent": spent}

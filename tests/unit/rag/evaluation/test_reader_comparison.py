@@ -389,7 +389,9 @@ def test_a_stop_interrupts_an_answer_that_is_being_generated(tmp_path):
     ):
         job.cancel()
         with pytest.raises(Cancelled, match="what was done is kept"):
-            memoized.generate([Prompt(text="A dog")], Sampling(max_new_tokens=2))
+            memoized.generate(
+                [Prompt(text="A dog")], Sampling(max_new_tokens=2), is_cancelled=lambda: False
+            )
 
 
 @pytest.mark.parametrize(
