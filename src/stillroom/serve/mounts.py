@@ -239,7 +239,7 @@ def open_run(
 def _tell_use(
     say: Callable[[str], None] | None, settings: Mapping[str, Any]
 ) -> Callable[[str], None] | None:
-    """Let what is said of a model say when it is used, if answers are quotes by default."""
+    """Append to a message about the model when it is used, if answers are quotes by default."""
     from stillroom.rag.interfaces import ANSWER_STRATEGIES
     from stillroom.rag.settings import AnswerSettings
 
