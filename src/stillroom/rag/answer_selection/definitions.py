@@ -70,6 +70,10 @@ _ASKS_FOR_ENTRY = re.compile(
 )
 _HEADING_LINE = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
 _MAX_ENTRIES = 2
+# A follow-up that asks of another setting what the question before it asks.
+_ELLIPSIS = re.compile(
+    r"(?:and|or|what about|how about)(?: (?:for|of|the))* \S+\W*$", re.IGNORECASE
+)
 _MAX_TERM = 160  # characters of a term that is quoted
 _MIN_SIBLINGS = 3  # headings of one level with a name such as "MaxSize"
 _MAX_HEAD = 2000  # characters before a sentence, or below a heading, within which cells are read
@@ -81,14 +85,14 @@ class SentencePlaces:
     def __init__(self, hits: Sequence[Hit], documents: Sequence[Document]) -> None:
         self.texts = [hit.passage.text for hit in hits]
         self._passages = [hit.passage for hit in hits]
-        self._documents = documents
+        self.documents = documents
         self._cells = cache(self._find_cells)
         self._find_names = cache(self._find_names_of)
 
     def find_entry(self, sentence: ScoredSentence) -> Span | None:
         """Return the span in its passage of what explains a sentence that is a term."""
         number, shift = sentence.passage, self._passages[sentence.passage].start
-        entry = self._documents[number].find_term_at(shift + sentence.start)
+        entry = self.documents[number].find_term_at(shift + sentence.start)
         return (entry.end - shift, entry.stop - shift) if entry else None
 
     def find_names(self, sentence: ScoredSentence) -> list[frozenset[str]]:
@@ -130,26 +134,26 @@ class SentencePlaces:
 
     def _find_path(self, sentence: ScoredSentence) -> tuple[Heading | Definition, ...]:
         place = self._passages[sentence.passage].start + sentence.start
-        document = self._documents[sentence.passage]
+        document = self.documents[sentence.passage]
         return (*document.find_headings(place), *document.find_definitions(place))
 
     def _get_title(self, sentence: ScoredSentence, part: Heading | Definition) -> str:
-        return _get_title(self._documents[sentence.passage], part)
+        return _get_title(self.documents[sentence.passage], part)
 
     def _find_cells(self, number: int) -> list[tuple[str, int, int]]:
         """Return the cells of a passage and around it, with their places in the document."""
         passage = self._passages[number]
         first = max(passage.start - _MAX_HEAD, 0)
-        text = self._documents[number].text[first : passage.end + _MAX_HEAD]
+        text = self.documents[number].text[first : passage.end + _MAX_HEAD]
         return [(label, first + start, first + end) for label, start, end in find_cells(text)]
 
     def _find_names_of(self, number: int, part: Heading | Definition) -> frozenset[str]:
-        return frozenset(_find_names_of(self._documents[number], part))
+        return frozenset(_find_names_of(self.documents[number], part))
 
 
 def keep_named(
     questions: Sequence[str], sentences: Sequence[ScoredSentence], places: SentencePlaces
-) -> list[ScoredSentence]:
+) -> tuple[list[ScoredSentence], bool]:
     """Return the sentences without those on other names than the one that the question names.
 
     Where a section or an entry of a list of definitions has a name such as "max-size" or
@@ -161,23 +165,29 @@ def keep_named(
             names one counts.
         sentences: Sentences of all passages.
         places: Where they stand.
+
+    Returns:
+        The sentences, and whether they are what the entry states under the label asked for.
     """
     paths = [frozenset[str]().union(*places.find_names(sentence)) for sentence in sentences]
     names = frozenset[str]().union(*paths)
     found = ({name for name in names if _is_named(name, question)} for question in questions)
     named = next(filter(None, found), set[str]())
     if not named:
-        return list(sentences)
+        return list(sentences), False
     own = [one for one, path in zip(sentences, paths, strict=True) if not named.isdisjoint(path)]
-    asked = _find_asked(questions[0], own, places, named)
-    is_of_entry = bool(asked or _ASKS_FOR_ENTRY.search(questions[0]))
+    question = questions[0]
+    if _ELLIPSIS.match(question) and any(_is_named(name, question) for name in named):
+        question = " ".join(questions[:2])
+    asked = _find_asked(question, own, places, named)
+    is_of_entry = bool(asked or _ASKS_FOR_ENTRY.search(question))
     if asked:
-        is_cell = bool(find_asked_label(questions[0]))
+        is_cell = bool(find_asked_label(question))
         if is_cell and not any(states_nothing(places.get_text(one)) for one in asked):
-            return asked
+            return asked, True
         own = [one for one in own if not places.find_cell_labels(one)]
     kept = {*own, *([] if is_of_entry else (s for s in sentences if _mentions(places, s, named)))}
-    return [*asked, *(s for s in sentences if s in kept and s not in asked)]
+    return [*asked, *(s for s in sentences if s in kept and s not in asked)], False
 
 
 def _find_asked(

@@ -155,21 +155,31 @@ class Quote(AnswerStrategy):
             if judged and judged.wrong:
                 passages = _leave_out_wrong(inquiry, judged, hits, passages)
             inquiry.input_digest = digest_json([question, passages])
-            reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
+            overlap = QuestionOverlap(inquiry.index, question)
+            reading = reader.read(question, passages, overlap)
         inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         unread = find_unread_names(question, [f"{part[0]} {part[1]}" for part in passages])
         if unread:
             add_warning(f"no passage that was read has {', '.join(unread)}")
-        if not reading.sentences or reading.probability < threshold or (unread and threshold):
+        places = SentencePlaces(hits, [open_document(hit.passage.document_id) for hit in hits])
+        questions = [question, *reversed(inquiry.antecedents)]
+        named, is_stated = keep_named(questions, reading.sentences, places)
+        # What an entry states under the label that is asked for needs no reader to be found.
+        is_stated = is_stated and self.min_probability is None
+        is_probable = reading.probability >= threshold or is_stated
+        if not named or not is_probable or (unread and threshold):
             _warn_of_language(question, hits, inquiry.index)
             inquiry.abstain("no-answer", hits)
             return
+        probability = reading.probability
+        if named[0] != reading.sentences[0]:
+            probability = reader.rate(question, passages, named, reading.no_answer, overlap)
         yield from inquiry.quote(
             hits,
-            self._find_quotes(inquiry, hits, reading.sentences, open_document),
-            probability=reading.probability,
+            self._find_quotes(inquiry, hits, reading.sentences, named, places),
+            probability=probability,
             fingerprint=reader.fingerprint,
         )
 
@@ -178,17 +188,14 @@ class Quote(AnswerStrategy):
         inquiry: AnswerSession,
         hits: Sequence[Hit],
         sentences: Sequence[ScoredSentence],
-        open_document: Callable[[str], Document],
+        named: Sequence[ScoredSentence],
+        places: SentencePlaces,
     ) -> list[list[dict[str, Any]]]:
-        """Return the quotes of the best sentences, of as many as ``max_quotes`` allows.
+        """Return the quotes of the best named sentences, of as many as ``max_quotes`` allows.
 
         The cells of a row are one quote; the best sentence is shown whole if a file parts it.
         """
-        documents = [open_document(hit.passage.document_id) for hit in hits]
-        places = SentencePlaces(hits, documents)
         texts = places.texts
-        questions = [inquiry.query.text, *reversed(inquiry.antecedents)]
-        named = keep_named(questions, sentences, places)
         chosen = explain_terms(self._choose(named, texts), named, places)
         followed, lists = _follow_announced(chosen, sentences, texts)
         while True:
@@ -211,7 +218,7 @@ class Quote(AnswerStrategy):
             followed, lists = _follow_announced(chosen, sentences, texts)
         for (number, (_, end), _), _ in listed:
             _warn_of_rest(inquiry, hits[number].passage, end, *lists[number, end])
-        return _add_terms(inquiry, hits, documents, found)
+        return _add_terms(inquiry, hits, places.documents, found)
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]

@@ -1120,3 +1120,29 @@ def test_a_cell_that_states_nothing_is_quoted_with_what_the_text_says(tmp_path):
     assert found.completion.text.startswith("MaxRate\nDefault: None")
     assert "A default of 2 is low" in found.completion.text
     assert "30" not in found.completion.text
+
+
+@pytest.mark.parametrize(
+    ("before", "question", "answer"),
+    [
+        ("What does MaxRate do?", "Where may it be used?", "MaxRate\nContext: server, host2 [1]"),
+        ("What is the default of MaxRate?", "And of Rate?", "Rate\nDefault: 40 [1]"),
+    ],
+)
+def test_a_follow_up_on_a_setting_is_answered_from_its_entry(tmp_path, before, question, answer):
+    page = write_entries(("MaxRate", "MaxRateBurst", "Rate"))
+    query = Query(question, history=(Message("user", before),))
+    found = ask_about(tmp_path / "x", "server.html", page, query, min_probability=None)
+    assert found.completion.text.endswith(answer)
+    strict = ask_about(tmp_path / "x", "server.html", page, query, min_probability=0.99)
+    assert strict.details["abstained"]
+
+
+def test_the_probability_is_that_of_what_is_quoted(tmp_path):
+    page = write_entries(("MaxRate", "MaxRateBurst")).replace(
+        "<h1>Server</h1>", "<h1>Server</h1><p>MaxRateBurst is the default where MaxRate is.</p>"
+    )
+    found = ask_about(tmp_path / "x", "server.html", page, "What is the default of MaxRateBurst?")
+    chances = {s["step"]: s["probability"] for s in found.details["trace"] if "probability" in s}
+    assert found.completion.text == "MaxRateBurst\nDefault: 30 [1]"
+    assert chances["quote"] < chances["select"]
