@@ -167,14 +167,14 @@ class Quote(AnswerStrategy):
         questions = [question, *reversed(inquiry.antecedents)]
         named, is_stated = keep_named(questions, reading.sentences, places)
         # What an entry states under the label that is asked for needs no reader to be found.
-        is_stated = is_stated and self.min_probability is None
-        is_probable = reading.probability >= threshold or is_stated
+        is_certain = is_stated and self.min_probability is None
+        is_probable = reading.probability >= threshold or is_certain
         if not named or not is_probable or (unread and threshold):
             _warn_of_language(question, hits, inquiry.index)
             inquiry.abstain("no-answer", hits)
             return
-        probability = reading.probability
-        if named[0] != reading.sentences[0]:
+        probability = None if is_stated else reading.probability
+        if probability is not None and named[0] != reading.sentences[0]:
             probability = reader.rate(question, passages, named, reading.no_answer, overlap)
         yield from inquiry.quote(
             hits,

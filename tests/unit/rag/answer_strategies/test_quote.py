@@ -1138,11 +1138,18 @@ def test_a_follow_up_on_a_setting_is_answered_from_its_entry(tmp_path, before, q
     assert strict.details["abstained"]
 
 
-def test_the_probability_is_that_of_what_is_quoted(tmp_path):
+@pytest.mark.parametrize(
+    ("question", "is_stated"),
+    [("What is the default of MaxRateBurst?", True), ("What does MaxRateBurst do?", False)],
+)
+def test_the_probability_is_that_of_what_is_quoted(tmp_path, question, is_stated):
     page = write_entries(("MaxRate", "MaxRateBurst")).replace(
-        "<h1>Server</h1>", "<h1>Server</h1><p>MaxRateBurst is the default where MaxRate is.</p>"
+        "<h1>Server</h1>", "<h1>Server</h1><p>What MaxRateBurst does by default is unknown.</p>"
     )
-    found = ask_about(tmp_path / "x", "server.html", page, "What is the default of MaxRateBurst?")
-    chances = {s["step"]: s["probability"] for s in found.details["trace"] if "probability" in s}
-    assert found.completion.text == "MaxRateBurst\nDefault: 30 [1]"
-    assert chances["quote"] < chances["select"]
+    found = ask_about(tmp_path / "x", "server.html", page, question)
+    chances = {step["step"]: step.get("probability") for step in found.details["trace"]}
+    assert "unknown" not in found.completion.text
+    if is_stated:  # by the entry itself
+        assert chances["quote"] is None
+    else:
+        assert chances["quote"] < chances["select"]
