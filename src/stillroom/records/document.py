@@ -202,11 +202,8 @@ class Document:
         """Return the terms of an entry as one line, at most 80 characters."""
         return " ".join(self.text[definition.start : definition.end].split())[:_MAX_TERM]
 
-    def heading_path(self, position: int) -> tuple[str, ...]:
-        """Return the titles of the sections that enclose a position, outermost first.
-
-        The terms that are explained there follow.
-        """
+    def find_headings(self, position: int) -> tuple[Heading, ...]:
+        """Return the headings of the sections that enclose a position, the outermost first."""
         path: list[Heading] = []
         for heading in self.headings:
             if heading.start > position:
@@ -214,7 +211,14 @@ class Document:
             while path and path[-1].level >= heading.level:
                 path.pop()
             path.append(heading)
-        titles = [heading.title for heading in path]
+        return tuple(path)
+
+    def heading_path(self, position: int) -> tuple[str, ...]:
+        """Return the titles of the sections that enclose a position, outermost first.
+
+        The terms that are explained there follow.
+        """
+        titles = [heading.title for heading in self.find_headings(position)]
         return (*titles, *map(self.get_term, self.find_definitions(position)))
 
     def to_json(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Protocol
 
+from stillroom.rag.answer_selection.entries import find_cells
 from stillroom.text.language import split_sentences
 
 __all__ = [
@@ -101,11 +102,12 @@ def find_sentences(
         headings: Headings of the passage; a line that repeats one is no part of a sentence, nor is
             a line that Markdown marks as a heading. The rows of a Markdown table are a sentence
             each, unless they are long, and so are the lines of a table in CSV; no sentence goes on
-            in the next item of a list.
+            in the next item of a list, or line with a label such as "Default: 10".
         starts: Where lines begin that are headings, whatever they repeat.
     """
     lines = _find_headings(text, {_letters(heading) for heading in headings} - {""}, starts)
-    has_table, items = bool(_TABLE.search(text)), _find_items(text)
+    has_table = bool(_TABLE.search(text))
+    items = sorted({*_find_items(text), *(start for _, start, _ in find_cells(text))})
     sentences = _find_log(text) or _find_records(text) or split_sentences(text)
     spans = []
     for start, end in _join_rows(text, sentences) if has_table else sentences:

@@ -97,6 +97,17 @@ class OverlapReader:
                 shared = overlap(text[start:end])
                 sentences.append(ScoredSentence(number, start, end, 0.0, shared, shared))
         sentences.sort(key=lambda sentence: (-sentence.score, sentence.passage, sentence.start))
-        share = sentences[0].overlap / max(overlap.total, 1e-9) if sentences else 0.0
-        probability = 1 / (1 + math.exp(-(_SLOPE * share + _INTERCEPT)))
-        return Reading(tuple(sentences), 0.0, probability if sentences else 0.0)
+        probability = self.rate(question, passages, sentences, 0.0, overlap) if sentences else 0.0
+        return Reading(tuple(sentences), 0.0, probability)
+
+    def rate(
+        self,
+        question: str,
+        passages: Sequence[tuple[str, str, Sequence[Span]]],
+        sentences: Sequence[ScoredSentence],
+        no_answer: float,
+        overlap: QuestionOverlap,
+    ) -> float:
+        """Return the probability that the first of some sentences answers."""
+        share = sentences[0].overlap / max(overlap.total, 1e-9)
+        return 1 / (1 + math.exp(-(_SLOPE * share + _INTERCEPT)))

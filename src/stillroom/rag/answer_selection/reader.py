@@ -196,13 +196,24 @@ class SentenceReader:
         no_answer = float(np.mean(none_logits)) if none_logits else 0.0
         if not sentences:
             return Reading((), no_answer, 0.0)
+        probability = self.rate(question, passages, sentences, no_answer, overlap)
+        return Reading(tuple(sentences), no_answer, probability)
+
+    def rate(
+        self,
+        question: str,
+        passages: Sequence[tuple[str, str, Sequence[Span]]],
+        sentences: Sequence[ScoredSentence],
+        no_answer: float,
+        overlap: QuestionOverlap,
+    ) -> float:
+        """Return the probability that the first of some sentences that were read answers."""
         best = sentences[0]
         cosine = self.compare(question, passages[best.passage][1][best.start : best.end])
         features = describe_reading(sentences, no_answer, cosine)
         value = sum(self._calibration[name] * feature for name, feature in features.items())
         value += self._calibration["intercept"]
-        probability = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
-        return Reading(tuple(sentences), no_answer, probability)
+        return 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
 
     def _encode(self, window: EncodedPassage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the states of a window, (T, D), and logits of first and last token, (T, 2)."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -20,10 +20,12 @@ from typing_extensions import override
 from stillroom.errors import count_noun
 from stillroom.provenance import digest_json
 from stillroom.rag.answer_selection.definitions import (
+    SentencePlaces,
     explain_terms,
     find_term,
     find_unread_names,
     keep_named,
+    prefer_entries,
 )
 from stillroom.rag.answer_selection.encoding import find_contents, find_lists, find_rows, is_item
 from stillroom.rag.answer_selection.examples import read_passage
@@ -129,7 +131,8 @@ class Quote(AnswerStrategy):
         depth = max(depth, inquiry.asking.k)
         open_document = cache(inquiry.index.document)  # documents are long
         candidates = partial(_read_candidates, inquiry.query.text, open_document)
-        hits = inquiry.expand(_keep_readable(inquiry.retrieve(k=depth), candidates, depth))
+        words = " ".join([*inquiry.antecedents, inquiry.query.text])
+        hits = inquiry.expand(_keep_readable(words, inquiry.retrieve(k=depth), candidates, depth))
         judged = inquiry.judged
         if judged and judged.notice:
             add_warning(judged.notice)
@@ -152,21 +155,31 @@ class Quote(AnswerStrategy):
             if judged and judged.wrong:
                 passages = _leave_out_wrong(inquiry, judged, hits, passages)
             inquiry.input_digest = digest_json([question, passages])
-            reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
+            overlap = QuestionOverlap(inquiry.index, question)
+            reading = reader.read(question, passages, overlap)
         inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         unread = find_unread_names(question, [f"{part[0]} {part[1]}" for part in passages])
         if unread:
             add_warning(f"no passage that was read has {', '.join(unread)}")
-        if not reading.sentences or reading.probability < threshold or (unread and threshold):
+        places = SentencePlaces(hits, [open_document(hit.passage.document_id) for hit in hits])
+        questions = [question, *reversed(inquiry.antecedents)]
+        named, is_stated = keep_named(questions, reading.sentences, places)
+        # What an entry states under the label that is asked for needs no reader to be found.
+        is_certain = is_stated and self.min_probability is None
+        is_probable = reading.probability >= threshold or is_certain
+        if not named or not is_probable or (unread and threshold):
             _warn_of_language(question, hits, inquiry.index)
             inquiry.abstain("no-answer", hits)
             return
+        probability = None if is_stated else reading.probability
+        if probability is not None and named[0] != reading.sentences[0]:
+            probability = reader.rate(question, passages, named, reading.no_answer, overlap)
         yield from inquiry.quote(
             hits,
-            self._find_quotes(inquiry, hits, reading.sentences, open_document),
-            probability=reading.probability,
+            self._find_quotes(inquiry, hits, reading.sentences, named, places),
+            probability=probability,
             fingerprint=reader.fingerprint,
         )
 
@@ -175,27 +188,15 @@ class Quote(AnswerStrategy):
         inquiry: AnswerSession,
         hits: Sequence[Hit],
         sentences: Sequence[ScoredSentence],
-        open_document: Callable[[str], Document],
+        named: Sequence[ScoredSentence],
+        places: SentencePlaces,
     ) -> list[list[dict[str, Any]]]:
-        """Return the quotes of the best sentences, of as many as ``max_quotes`` allows.
+        """Return the quotes of the best named sentences, of as many as ``max_quotes`` allows.
 
         The cells of a row are one quote; the best sentence is shown whole if a file parts it.
         """
-        texts = [hit.passage.text for hit in hits]
-        documents = [open_document(hit.passage.document_id) for hit in hits]
-
-        def get_path(sentence: ScoredSentence) -> tuple[str, ...]:
-            start = hits[sentence.passage].passage.start + sentence.start
-            return documents[sentence.passage].heading_path(start)
-
-        def find_entry(sentence: ScoredSentence) -> tuple[int, int] | None:
-            number, shift = sentence.passage, hits[sentence.passage].passage.start
-            entry = documents[number].find_term_at(shift + sentence.start)
-            return (entry.end - shift, entry.stop - shift) if entry else None
-
-        questions = [inquiry.query.text, *reversed(inquiry.antecedents)]
-        named = keep_named(questions, sentences, texts, get_path)
-        chosen = explain_terms(self._choose(named, texts), named, find_entry)
+        texts = places.texts
+        chosen = explain_terms(self._choose(named, texts), named, places)
         followed, lists = _follow_announced(chosen, sentences, texts)
         while True:
             runs = _join_runs(followed, sentences, texts)
@@ -217,7 +218,7 @@ class Quote(AnswerStrategy):
             followed, lists = _follow_announced(chosen, sentences, texts)
         for (number, (_, end), _), _ in listed:
             _warn_of_rest(inquiry, hits[number].passage, end, *lists[number, end])
-        return _add_terms(inquiry, hits, documents, found)
+        return _add_terms(inquiry, hits, places.documents, found)
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
@@ -336,11 +337,11 @@ def _leave_out_wrong(
 
 
 def _keep_readable(
-    hits: Sequence[Hit], candidates: Callable[[Hit], _Candidates], depth: int
+    question: str, hits: Sequence[Hit], candidates: Callable[[Hit], _Candidates], depth: int
 ) -> Sequence[Hit]:
     """Return the first hits with a sentence to quote; a list of headings has none."""
-    readable = (hit for hit in hits if candidates(hit)[2])
-    return list(islice(readable, depth)) or hits[:depth]
+    readable = [hit for hit in hits if candidates(hit)[2]]
+    return prefer_entries(question, readable, depth) or hits[:depth]
 
 
 def _read_candidates(
@@ -429,7 +430,7 @@ def _is_head(text: str, sentence: ScoredSentence) -> bool:
 def _is_title(text: str, sentence: ScoredSentence) -> bool:
     """Return whether a sentence is a line alone above others, as the title of a figure or a list.
 
-    It is short, has words alone, and does not end as a sentence.
+    It is short, has words alone, no label before them, and does not end as a sentence.
     """
     line = text[sentence.start : sentence.end].strip("*_")
     words = line.split()
@@ -437,6 +438,7 @@ def _is_title(text: str, sentence: ScoredSentence) -> bool:
         len(words) <= _MAX_TITLE_WORDS
         and line[:1].isupper()
         and line[-1:].isalnum()
+        and not any(f"{colon} " in line for colon in _COLONS)
         and not any(map(str.isdigit, line))
         and "\n" not in line
         and bool(_PARAGRAPH.match(text, sentence.end))

@@ -365,7 +365,7 @@ class _AnswerDraft:
                 {"text": sentence, "status": statement.status, "score": round(statement.score, 4)}
                 for sentence, statement in (composer.dropped if composer else ())
             ],
-            "sources": describe_sources(hits),
+            "sources": describe_sources(hits, session.quotes),
             **({"quotes": session.quotes} if session.quotes else {}),
             **({"judged": session.followed.to_json()} if session.followed else {}),
             "cached": None,
@@ -440,17 +440,21 @@ _STATEMENT_STEP_PREFIX = "statement."
 """Prefix of the origin link's method that records an unsigned statement of a file."""
 
 
-def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+def describe_sources(
+    hits: Sequence[Hit], quotes: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """Return the passages that an answer was generated from, numbered as in its citations.
 
     Returns:
         For each: ``number``, ``passage_id``, ``score`` and ``rank`` of the retrieval, ``path``,
             ``title`` (of the document; empty without one), ``headings`` (of its section and those
-            around it, the highest first), ``byte_start``,
+            around it, the highest first; of what is quoted first, where something is; passages
+            go on below a later heading), ``byte_start``,
             ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic, unknown or
             suspected-fake), ``checked`` (verdict of a file check), ``license`` and ``flags``
             (keys of ``CONTENT_FLAGS``).
     """
+    quoted = {quote["number"]: quote["headings"] for quote in reversed(quotes)}
     return [
         {
             "number": number,
@@ -459,7 +463,7 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
             "rank": hit.rank,
             "path": hit.passage.location.path,
             "title": hit.passage.title,
-            "headings": list(hit.passage.headings),
+            "headings": list(quoted.get(number, hit.passage.headings)),
             "byte_start": hit.passage.location.byte_start,
             "byte_end": hit.passage.location.byte_end,
             "is_exact": hit.passage.location.is_exact,

@@ -298,12 +298,12 @@ def _describe_passages(hits: Sequence[Hit], index: Index) -> Iterator[dict[str, 
 
 
 def _describe_support(answer: Answer) -> dict[str, Any]:
-    """Return the probability of a reader, and each sentence's support with its bytes."""
+    """Return the probability of what is quoted, and each sentence's support with its bytes."""
     trace = answer.details.get("trace", ())
-    chances = [step["probability"] for step in trace if step["step"] == "select"]
+    steps = [step for step in trace if step["step"] in {"select", "quote"}]
     text = answer.completion.text
     return {
-        "probability": chances[-1] if chances else None,
+        "probability": steps[-1].get("probability") if steps else None,
         "sentences": [
             {
                 "answer_start": _count_bytes(text[: one["start"]]),

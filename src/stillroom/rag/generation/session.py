@@ -367,7 +367,7 @@ class AnswerSession:
         last with ``continues``) have one citation, after the last. Passages are numbered from 1 as
         they are quoted; those that are not quoted follow in the order of ``hits``.
 
-        ``probability`` is that the best quote answers, or None if a person chose them;
+        ``probability`` is that the best quote answers, or None if no reader chose it;
         ``fingerprint`` is the reader's, empty without one.
         """
         quoted = (quote["number"] - 1 for quotes in found for quote in quotes)

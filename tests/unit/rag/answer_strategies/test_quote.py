@@ -1,6 +1,7 @@
 """Quotes, the default of answers: verbatim sentences, their places, and silence."""
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
 
@@ -1047,3 +1048,108 @@ def test_an_answer_with_terms_that_a_person_called_right_is_shown_again_as_it_wa
         again = ask(opened, Untouched(), question, answering=OVERLAP, judged=judged)
     assert again.details["judged"]["verdict"] == "right"
     assert again.completion.text == found.completion.text
+
+
+def write_entries(names, line="<b>{}:</b> {}<br>", table=("", "")):
+    """Return a manual whose settings are headings above lines or rows with labels."""
+    entries = ""
+    for number, name in enumerate(names, 2):
+        cells = (
+            ("Syntax", f"{name} <i>number</i>|none"),
+            ("Default", f"{number}0"),
+            ("Context", f"server, host{number}"),
+            ("Module", f"mod_{number}"),
+        )
+        rows = "\n".join(line.format(*cell) for cell in cells)
+        entries += f"<h3>{name}</h3>\n{table[0]}{rows}{table[1]}\n<p>Sets the limit {number} of "
+        entries += (
+            f"packets. A default of {number} is low for packets, where JavaScript is used.</p>"
+        )
+    return f"<html><body><h1>Server</h1>{entries}</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What is the default of MaxRate?", "MaxRate Default: 20"),
+        ("what is the default of maxrate?", "MaxRate Default: 20"),
+        ("What does MaxRateBurst default to?", "MaxRateBurst Default: 30"),
+        ("What is the default value of the Rate directive?", "Rate Default: 40"),
+        ("Where may MaxRate be used?", "MaxRate Context: server, host2"),
+        ("Which values can MaxRate take?", "Syntax: MaxRate number|none"),
+        ("Which module has Rate?", "Rate Module: mod_4"),
+        ("What does MaxRateBurst do?", "Sets the limit 3 of packets."),
+    ],
+)
+@pytest.mark.parametrize(
+    "look",
+    [
+        {},
+        {"line": "{}: {}<br><br>"},
+        {"line": "<tr><th>{}:</th><td>{}</td></tr>", "table": ("<table>", "</table>")},
+    ],
+)
+def test_what_is_asked_of_a_setting_is_quoted_from_its_own_entry(tmp_path, question, answer, look):
+    page = write_entries(("MaxRate", "MaxRateBurst", "Rate"), **look)
+    found = ask_about(tmp_path / "x", "server.html", page, question)
+    told = re.sub(r" \[\d\]|;(?= )", "", " ".join(found.completion.text.split()))
+    told = told.replace(" |none", "|none")  # a bar within a cell parts a quote
+    assert told.startswith(answer) if "do?" in question else told == answer
+
+
+def test_a_name_that_is_no_setting_leaves_nothing_out(tmp_path):
+    page = write_entries(("MaxRate",)).replace(
+        "</body>", ("<h3>JavaScript</h3><p>Pages need it.</p></body>")
+    )
+    question = "What is the default limit of packets in JavaScript?"
+    found = ask_about(tmp_path / "x", "server.html", page, question)
+    assert "packets" in found.completion.text
+
+
+@pytest.mark.parametrize("name", ["MaxRateLimit", "HideRate"])
+def test_a_setting_with_capitals_that_no_passage_has_is_not_answered_by_another(tmp_path, name):
+    page = write_entries(("MaxRate", "MaxRateBurst"))
+    question = f"What is the default of {name}?"
+    found = ask_about(tmp_path / "x", "server.html", page, question, min_probability=0.01)
+    assert found.details["abstained"]
+
+
+def test_a_cell_that_states_nothing_is_quoted_with_what_the_text_says(tmp_path):
+    page = write_entries(("MaxRate", "MaxRateBurst")).replace("20<br>", "None<br>")
+    found = ask_about(tmp_path / "x", "server.html", page, "What is the default of MaxRate?")
+    assert found.completion.text.startswith("MaxRate\nDefault: None")
+    assert "A default of 2 is low" in found.completion.text
+    assert "30" not in found.completion.text
+
+
+@pytest.mark.parametrize(
+    ("before", "question", "answer"),
+    [
+        ("What does MaxRate do?", "Where may it be used?", "MaxRate\nContext: server, host2 [1]"),
+        ("What is the default of MaxRate?", "And of Rate?", "Rate\nDefault: 40 [1]"),
+    ],
+)
+def test_a_follow_up_on_a_setting_is_answered_from_its_entry(tmp_path, before, question, answer):
+    page = write_entries(("MaxRate", "MaxRateBurst", "Rate"))
+    query = Query(question, history=(Message("user", before),))
+    found = ask_about(tmp_path / "x", "server.html", page, query, min_probability=None)
+    assert found.completion.text.endswith(answer)
+    strict = ask_about(tmp_path / "x", "server.html", page, query, min_probability=0.99)
+    assert strict.details["abstained"]
+
+
+@pytest.mark.parametrize(
+    ("question", "is_stated"),
+    [("What is the default of MaxRateBurst?", True), ("What does MaxRateBurst do?", False)],
+)
+def test_the_probability_is_that_of_what_is_quoted(tmp_path, question, is_stated):
+    page = write_entries(("MaxRate", "MaxRateBurst")).replace(
+        "<h1>Server</h1>", "<h1>Server</h1><p>What MaxRateBurst does by default is unknown.</p>"
+    )
+    found = ask_about(tmp_path / "x", "server.html", page, question)
+    chances = {step["step"]: step.get("probability") for step in found.details["trace"]}
+    assert "unknown" not in found.completion.text
+    if is_stated:  # by the entry itself
+        assert chances["quote"] is None
+    else:
+        assert chances["quote"] < chances["select"]
