@@ -21,6 +21,7 @@ from stillroom.rag.generation.question import (
     correct_spelling,
     has_content,
     list_antecedents,
+    read_in_turn,
     select_asking,
 )
 from stillroom.rag.generation.refusals import get_refusal_wording
@@ -144,6 +145,7 @@ class AnswerSession:
     ) -> None:
         """Start the session; ``max_seconds`` counts from here."""
         self.index, self.query, self.asking, self.sampling = index, query, asking, sampling
+        self._asked = query.text
         self.model = CallCounter(model)
         self.trace: list[dict[str, Any]] = []
         """All steps in order, with their inputs and outcomes."""
@@ -164,7 +166,10 @@ class AnswerSession:
         self.judged = judged
         """What people judged of the question before, if anything."""
         self.antecedents: list[str] = []
-        """Earlier questions that the passages of a follow-up are searched with."""
+        """Earlier questions that the passages of a follow-up are searched with, as they are read.
+
+        Empty if the follow-up is read as a question of its own.
+        """
         self.followed: JudgedAnswer | None = None
         """What of it the answer follows."""
         self.is_cancelled = is_cancelled or (lambda: False)
@@ -206,12 +211,19 @@ class AnswerSession:
         transform = self.asking.transform
         method = None if transform is None else QUERY_TRANSFORMS.build(transform)
         if method is None or method.method_name() != "last_turn":
+            earlier = list[str]()
             if not self._limits.needs_model:
-                self.antecedents = list_antecedents(self.query.text, history, self.index)
-            if self.antecedents:
+                earlier = list_antecedents(self.query.text, history, self.index)
+            if earlier:
                 self.judged = None  # the same words may mean something else after other turns
-                self.note("follow_up", antecedents=self.antecedents)
-                add_warning(_FOLLOW_UP.format(" ".join(self.antecedents)))
+                self.note("follow_up", antecedents=earlier)
+                *self.antecedents, text = read_in_turn([*earlier, self.query.text])
+                if self.antecedents:
+                    add_warning(_FOLLOW_UP.format(" ".join(self.antecedents)))
+                if text != self.query.text:
+                    self.note("reword", query=text)
+                    add_warning(f"the question was read as a follow-up: {text}")
+                    self.query = replace(self.query, text=text)
             elif unread := sum(message.role != "system" for message in history):
                 add_warning(_UNREAD_TURNS.format(unread) + _REWRITING * self._limits.needs_model)
             return
@@ -373,7 +385,7 @@ class AnswerSession:
         quoted = (quote["number"] - 1 for quotes in found for quote in quotes)
         order = list(dict.fromkeys([*quoted, *range(len(hits))]))
         self.shown = RenderedPrompt(Prompt(()), tuple(hits[i] for i in order), 0, 0, "")
-        opening = f"{self.describe_follow_up()} ".lstrip()
+        opening = f"{self.describe_reading()} ".lstrip()
         pieces, length = list[str](), len(opening)
         for quotes in found:
             separator = " " * bool(pieces)
@@ -396,14 +408,17 @@ class AnswerSession:
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
         yield from filter(None, (opening, *pieces))
 
-    def describe_follow_up(self) -> str:
-        """Return the sentence that names what a follow-up goes on from; empty if none."""
-        if not self.antecedents:
+    def describe_reading(self) -> str:
+        """Return the line that names the question that was read, if it is not what was asked.
+
+        Of a follow-up read behind others that is the first of them. Models read what was asked.
+        """
+        if self._limits.needs_model:
             return ""
-        earlier = " ".join(" ".join(self.antecedents).split())
-        if len(earlier) > _MAX_SHOWN_QUESTION:
-            earlier = f"{earlier[: _MAX_SHOWN_QUESTION - 1].rstrip()}…"
-        return get_refusal_wording(self.query.text).follow_up.format(earlier)
+        wording = get_refusal_wording(self._asked)
+        said = [] if self.query.text == self._asked else [(wording.read_as, self.query.text)]
+        said += [(wording.follow_up, text) for text in self.antecedents[:1]]
+        return " ".join(form.format(_shorten(text)) for form, text in said)
 
     def read(self, hits: Sequence[Hit]) -> Iterator[str]:
         """Yield the model's answer from the hits, in pieces if streamed."""
@@ -466,6 +481,12 @@ class AnswerSession:
         """Give no answer, and name the nearest passages."""
         self.refusal, self.nearest = why, tuple(nearest[: self.asking.k])
         self.note("abstain", why=why)
+
+
+def _shorten(text: str) -> str:
+    line = " ".join(text.split())
+    is_long = len(line) > _MAX_SHOWN_QUESTION
+    return f"{line[: _MAX_SHOWN_QUESTION - 1].rstrip()}…" if is_long else line
 
 
 def _get_method_name(retriever: str | Retriever) -> str:

@@ -180,6 +180,33 @@ def test_a_follow_up_is_searched_behind_the_question_before_and_says_so(opening_
     assert again.completion.text == text
 
 
+def test_a_follow_up_about_another_thing_is_answered_as_the_question_before_is(opening_hours):
+    history = tuple(Message("user", text) for text in ["What is the garden of Monday?", "Of what?"])
+    query = Query("And of Sunday?", history=history)
+    settings = {"answering": {**OVERLAP, "max_quotes": 1}, "k": 1}
+    found = ask(opening_hours, Untouched(), query, **settings)
+    text = found.completion.text
+    assert text.startswith("(Read as “What is the garden of Sunday?”.) ")
+    assert "garden" in found.details["quotes"][0]["text"]
+    stated = make_evidence(found, opening_hours, scripted_model(""), query, **settings)
+    again = ask(opening_hours, Untouched(), restore_question(stated).query, **settings)
+    assert again.completion.text == text
+
+
+def test_of_a_chain_of_follow_ups_the_first_question_is_named(opening_hours):
+    asked = ["Where does the garden stand?", "And on Monday?"]
+    query = Query("Why?", history=tuple(Message("user", text) for text in asked))
+    text = ask(opening_hours, Untouched(), query, answering=OVERLAP).completion.text
+    assert text.startswith("(Read as a follow-up to “Where does the garden stand?”. If it is none")
+
+
+def test_what_a_misspelt_question_was_read_as_stands_in_the_answer(opening_hours):
+    text = ask(
+        opening_hours, Untouched(), "When is it clsed there?", answering=OVERLAP
+    ).completion.text
+    assert text.startswith("(Read as “When is it closed there?”.) ")
+
+
 def test_a_long_question_without_spaces_is_named_by_its_beginning(opening_hours):
     query = Query("And on Monday?", history=(Message("user", "庭園" * 100 + " garden?"),))
     found = ask(opening_hours, Untouched(), query, answering=OVERLAP)
