@@ -35,6 +35,7 @@ from stillroom.rag.answer_selection.reader import (
     choose_reader,
     open_available_reader,
 )
+from stillroom.rag.generation.question import add_subject
 from stillroom.rag.generation.refusals import detect_refusal_language, get_refusal_wording
 from stillroom.rag.generation.session import count_citations, digest_sentence
 from stillroom.rag.generation.verbatim import find_verbatim_parts
@@ -148,7 +149,8 @@ class Quote(AnswerStrategy):
                 add_warning(warning)
             # Another one than the index suggests may read what was found, and fewer passages.
             hits = hits[: max(self.passages or reader.passages, inquiry.asking.k)]
-            question, passages = inquiry.query.text, [candidates(hit) for hit in hits]
+            question = add_subject(inquiry.query.text, inquiry.antecedents)
+            passages = [candidates(hit) for hit in hits]
             if judged and judged.wrong:
                 passages = _leave_out_wrong(inquiry, judged, hits, passages)
             inquiry.input_digest = digest_json([question, passages])

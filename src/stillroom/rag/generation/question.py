@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stillroom.records import Message
 
 __all__ = [
+    "add_subject",
     "correct_spelling",
     "has_content",
     "is_follow_up",
@@ -203,6 +204,20 @@ def read_in_turn(questions: Sequence[str]) -> list[str]:
         place, text = next(filter(lambda change: change[1], changed), (len(read), question))
         read[place : place + 1] = [text]
     return read
+
+
+def add_subject(text: str, antecedents: Sequence[str]) -> str:
+    """Return a follow-up after the names in the first question that it goes on from.
+
+    If that has none, they are what "What is X?" asks about. The whole question is not put before
+    it: what answers that would answer all that goes on from it.
+    """
+    for question in antecedents[:1]:
+        names = [name for name in _TOKEN.findall(question) if _JOINED.fullmatch(name)]
+        match = _ABOUT.fullmatch(question)
+        if subject := " ".join(names) or (match[2] if match else ""):
+            return f"{subject}: {text}"
+    return text
 
 
 def _exchange(question: str, other: re.Match[str]) -> str:

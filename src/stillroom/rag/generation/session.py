@@ -415,10 +415,10 @@ class AnswerSession:
         """
         if self._limits.needs_model:
             return ""
-        wording = get_refusal_wording(self._asked)
-        said = [] if self.query.text == self._asked else [(wording.read_as, self.query.text)]
-        said += [(wording.follow_up, text) for text in self.antecedents[:1]]
-        return " ".join(form.format(_shorten(text)) for form, text in said)
+        wording, first = get_refusal_wording(self._asked), self.antecedents[:1]
+        if self.query.text == self._asked:
+            return " ".join(wording.follow_up.format(_shorten(text)) for text in first)
+        return wording.read_as.format(_shorten(" ".join([*first, self.query.text])))
 
     def read(self, hits: Sequence[Hit]) -> Iterator[str]:
         """Yield the model's answer from the hits, in pieces if streamed."""

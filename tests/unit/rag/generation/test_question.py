@@ -12,6 +12,7 @@ from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.generation.question import (
+    add_subject,
     correct_spelling,
     has_content,
     is_follow_up,
@@ -334,6 +335,20 @@ def test_a_follow_up_that_names_another_thing_is_the_question_before_about_that(
 )
 def test_what_a_follow_up_does_not_replace_is_read_with_the_question_before(asked, read):
     assert read_in_turn(asked) == (read or asked)
+
+
+@pytest.mark.parametrize(
+    ("antecedents", "read"),
+    [
+        (["What does maxSize do?"], "maxSize: In which units?"),
+        (["Where is --max of a queue set?", "Why?"], "--max: In which units?"),
+        (["What is a weir?"], "a weir: In which units?"),
+        (["How do I weigh the boat?"], "In which units?"),
+        ([], "In which units?"),
+    ],
+)
+def test_a_follow_up_is_read_about_what_the_first_question_names(antecedents, read):
+    assert add_subject("In which units?", antecedents) == read
 
 
 @pytest.mark.parametrize("told", [0, 200])
