@@ -96,7 +96,7 @@ def ask(
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
             ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer,
-            ``soft_breaks``, ``continues`` where the next item of a list follows), ``judged`` (the
+            ``soft_breaks``, ``continues`` where the next has its citation), ``judged`` (the
             person's judgment that the answer follows, if any), ``answered_by`` (fingerprint of
             its reader, or the name of the model that wrote), ``input_digest`` (of the prompt, or
             of the candidates that its reader read),

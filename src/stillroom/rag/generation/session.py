@@ -8,7 +8,7 @@ questions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, Self
@@ -44,6 +44,7 @@ from stillroom.rag.retrieval.pipeline import (
 )
 from stillroom.rag.types import get_readable_text
 from stillroom.records import Completion, Hit, Prompt, Sampling
+from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -73,6 +74,7 @@ _FOLLOW_UP = (
 _SPARE_HITS = 3
 _MAX_STOPS = 4
 _MAX_SHOWN_QUESTION = 160  # characters
+_MIN_REPEATED = 3  # words of a quote that says nothing new
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +348,7 @@ class AnswerSession:
         span of its passage's text, and the span of a short answer within, if known.
         """
         found, known = list[list[dict[str, Any]]](), set[str]()
+        said = list[list[str]]()
         ids = {hits[number].passage.document_id for number, _, _ in spans}
         documents = {name: self.index.document(name) for name in ids}
         for number, span, short in spans:
@@ -359,8 +362,11 @@ class AnswerSession:
                 parts.append(quote)
             # A row keeps the values that it shares with others: without them it says less.
             words = {" ".join(quote["text"].split()) for quote in parts}
-            fresh = [] if words <= known else parts
+            told = normalize_text(" ".join(quote["text"] for quote in parts)).split()
+            is_told = len(parts) == 1 and len(told) >= _MIN_REPEATED and _repeats(told, said)
+            fresh = [] if words <= known or is_told else parts
             known |= words
+            said.append(told)
             found.append(fresh)
         return found
 
@@ -375,9 +381,10 @@ class AnswerSession:
         """Yield what ``find_quotes`` found, with citations; no prompt is made.
 
         ``quotes`` says where each stands in the text and in its source. Parts that a parser
-        rendered from the same bytes, as the cells of a row, and the items of a list (all but the
-        last with ``continues``) have one citation, after the last. Passages are numbered from 1 as
-        they are quoted; those that are not quoted follow in the order of ``hits``.
+        rendered from the same bytes, as the cells of a row, and those that follow each other in
+        a passage (all but the last with ``continues``) have one citation, after the last. Passages
+        are numbered from 1 as they are quoted; those that are not quoted follow in the order of
+        ``hits``.
 
         ``probability`` is that the best quote answers, or None if a person chose them;
         ``fingerprint`` is the reader's, empty without one.
@@ -387,17 +394,13 @@ class AnswerSession:
         self.shown = RenderedPrompt(Prompt(()), tuple(hits[i] for i in order), 0, 0, "")
         opening = f"{self.describe_reading()} ".lstrip()
         pieces, length = list[str](), len(opening)
-        for quotes in found:
-            separator = " " * bool(pieces)
-            ends = zip(_find_citations(quotes), _find_separators(hits, quotes), strict=True)
-            for quote, (is_cited, mark_of_item) in zip(quotes, ends, strict=True):
-                quote["number"] = order.index(quote["number"] - 1) + 1
-                quote["answer_start"] = length + len(separator)
-                mark = f" [{quote['number']}]" if is_cited else ""
-                pieces.append(f"{separator}{quote['text']}{mark}")
-                separator = " " if is_cited else mark_of_item
-                length += len(pieces[-1])
-            self.quotes += quotes
+        for quote, mark, is_cited in _lay_out(hits, found):
+            quote["number"] = order.index(quote["number"] - 1) + 1
+            quote["answer_start"] = length + len(mark)
+            citation = f" [{quote['number']}]" if is_cited else ""
+            pieces.append(f"{mark}{quote['text']}{citation}")
+            length += len(pieces[-1])
+            self.quotes.append(quote)
         _warn_of_marks(self.quotes)
         if not pieces:  # what was chosen are marks of a parser
             self.shown = None
@@ -483,6 +486,12 @@ class AnswerSession:
         self.note("abstain", why=why)
 
 
+def _repeats(words: Sequence[str], said: Iterable[Sequence[str]]) -> bool:
+    """Return whether words stand in this order in one text that was said before."""
+    rests = map(iter, said)
+    return any(all(word in rest for word in words) for rest in rests)
+
+
 def _shorten(text: str) -> str:
     line = " ".join(text.split())
     is_long = len(line) > _MAX_SHOWN_QUESTION
@@ -495,6 +504,45 @@ def _get_method_name(retriever: str | Retriever) -> str:
 
 _NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""
+
+
+def _lay_out(
+    hits: Sequence[Hit], found: Sequence[Sequence[dict[str, Any]]]
+) -> Iterator[tuple[dict[str, Any], str, bool]]:
+    """Yield each quote, what stands before it, and whether its citation stands after it.
+
+    Cells of a row are parted by semicolons, the items of a list by the line and mark of the
+    document; others stand on lines of their own, but for the parts of a line. Those that follow
+    each other in a passage have one citation, after the last: the others ``continues``.
+    """
+    quotes = [quote for parts in found for quote in parts]
+    cited = [is_cited for parts in found for is_cited in _find_citations(parts)]
+    opened = [
+        mark for parts in found if parts for mark in ("", *_find_separators(hits, parts)[:-1])
+    ]
+    groups = [number for number, parts in enumerate(found) for _ in parts]
+    for place in range(1, len(quotes)):
+        before, quote = quotes[place - 1 : place + 1]
+        if not cited[place - 1]:
+            continue
+        opened[place] = "\n"
+        if before["number"] != quote["number"] or before["end"] > quote["start"]:
+            continue
+        before["continues"], cited[place - 1] = True, False
+        text = hits[quote["number"] - 1].passage.text
+        if groups[place - 1] == groups[place] and "\n" not in text[before["end"] : quote["start"]]:
+            opened[place] = " "
+        items = [_find_item_mark(text, one["start"]) for one in (before, quote)]
+        for one, mark in zip((place - 1, place), items, strict=True):
+            if all(items) and not opened[one].endswith(mark):
+                opened[one] += mark
+    yield from zip(quotes, opened, cited, strict=True)
+
+
+def _find_item_mark(text: str, start: int) -> str:
+    """Return the mark of the list item that begins before a place in its line; empty if none."""
+    mark = text[text.rfind("\n", 0, start) + 1 : start]
+    return mark.lstrip() if ITEM_MARK.fullmatch(mark) else ""
 
 
 def _find_separators(hits: Sequence[Hit], quotes: Sequence[Mapping[str, Any]]) -> list[str]:

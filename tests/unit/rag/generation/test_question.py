@@ -192,6 +192,8 @@ def test_what_was_read_is_said(index):
     found = ask(index, NoModel(), "What is the lenght of string 7?", answering=OVERLAP)
     assert found.details["notices"] == ['"lenght", which no passage has, was read as "length"']
     assert found.details["quotes"][0]["text"].startswith("The length of string 7")
+    read = "(Read as “What is the length of string 7?”.) The length of string 7"
+    assert found.completion.text.startswith(read)
 
 
 @pytest.mark.parametrize(
