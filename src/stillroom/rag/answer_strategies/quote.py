@@ -38,8 +38,8 @@ from stillroom.rag.answer_selection.reader import (
 )
 from stillroom.rag.generation.question import add_subject
 from stillroom.rag.generation.refusals import detect_refusal_language, get_refusal_wording
-from stillroom.rag.generation.session import count_citations, digest_sentence
-from stillroom.rag.generation.verbatim import find_verbatim_parts
+from stillroom.rag.generation.session import digest_sentence
+from stillroom.rag.generation.verbatim import count_citations, find_verbatim_parts
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
 from stillroom.records import Completion, Hit
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from stillroom.rag.answer_selection.encoding import Span
     from stillroom.rag.answer_selection.overlap import ScoredSentence
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
-    from stillroom.rag.index.searcher import Index
     from stillroom.records import Document, Passage
     from stillroom.records.document import Heading
 
@@ -148,9 +147,9 @@ class Quote(AnswerStrategy):
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         unread = find_unread_names(question, [f"{part[0]} {part[1]}" for part in passages])
         if unread:
-            add_warning(f"no passage that was read has {', '.join(unread)}")
+            inquiry.remark(f"no passage that was read has {', '.join(unread)}")
         if not reading.sentences or reading.probability < threshold or (unread and threshold):
-            _warn_of_language(question, hits, inquiry.index)
+            _warn_of_language(inquiry, hits)
             inquiry.abstain("no-answer", hits)
             return
         yield from inquiry.quote(
@@ -234,12 +233,12 @@ def _warn_of_rest(
 ) -> None:
     """Warn of the items that are not quoted of a list whose quote ends at ``end``."""
     if shown < total:
-        add_warning(f"a list of {total} items is quoted in part: the first {shown}")
+        inquiry.remark(f"a list of {total} items is quoted in part: the first {shown}")
     elif end == len(passage.text):
         below = inquiry.index.document(passage.document_id).text[passage.end :]
         if is_item(below.lstrip("\r\n")):
             count = count_noun(shown, "item")
-            add_warning(f"a list goes on after its passage, of which {count} are quoted")
+            inquiry.remark(f"a list goes on after its passage, of which {count} are quoted")
 
 
 def _add_terms(
@@ -364,20 +363,21 @@ def _read_candidates(
     return part.title, part.text, candidates
 
 
-def _warn_of_language(question: str, hits: Sequence[Hit], index: Index) -> None:
+def _warn_of_language(inquiry: AnswerSession, hits: Sequence[Hit]) -> None:
     """Warn if no passage is in the language of the question: a reader of one translates nothing.
 
     A question is short: it is only distinguished from English, where a refusal has its language; a
     passage of no language, such as code, has that of its document.
     """
+    question, open_document = inquiry.query.text, inquiry.index.document
     asked = detect_refusal_language(question) or detect_language(question)
     written = {
-        detect_language(hit.passage.text) or index.document(hit.passage.document_id).language
+        detect_language(hit.passage.text) or open_document(hit.passage.document_id).language
         for hit in hits
     } - {""}
     if asked and written and asked not in written:
         notice = get_refusal_wording(question).language_notice
-        add_warning(notice.format(asked, ", ".join(sorted(written))))
+        inquiry.remark(notice.format(asked, ", ".join(sorted(written))))
 
 
 def _leave_out_rows(

@@ -395,7 +395,8 @@ class _AnswerDraft:
         cited = self._list_cited()
         numbers = tuple(sorted(cited.index(place) + 1 for place in self._nearest))
         nearest = self._translator.wording.describe_nearest(numbers)
-        more = filter(None, (nearest, self._session.describe_reading()))
+        session = self._session
+        more = filter(None, (nearest, session.describe_remarks(), session.describe_reading()))
         return " ".join([opening, *more])  # an empty opening has been given already
 
     @property

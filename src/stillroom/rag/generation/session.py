@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 from stillroom.errors import StillroomError
@@ -25,7 +25,7 @@ from stillroom.rag.generation.question import (
     select_asking,
 )
 from stillroom.rag.generation.refusals import get_refusal_wording
-from stillroom.rag.generation.verbatim import ITEM_MARK, describe_quote, find_verbatim_parts
+from stillroom.rag.generation.verbatim import describe_quote, find_verbatim_parts, lay_out_quotes
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerSession",
     "JudgedAnswer",
-    "count_citations",
     "digest_sentence",
 ]
 
@@ -172,6 +171,8 @@ class AnswerSession:
 
         Empty if the follow-up is read as a question of its own.
         """
+        self.remarks: list[str] = []
+        """Notices that stand after the answer or refusal: what it lacks, or why there is none."""
         self.followed: JudgedAnswer | None = None
         """What of it the answer follows."""
         self.is_cancelled = is_cancelled or (lambda: False)
@@ -182,6 +183,15 @@ class AnswerSession:
     def note(self, step: str, **fields: Any) -> None:
         """Add a step to the trace; plain JSON values, without text of the documents."""
         self.trace.append({"step": step, **fields})
+
+    def remark(self, text: str) -> None:
+        """Give a notice that the text of the answer has, too."""
+        add_warning(text)
+        self.remarks.append(text)
+
+    def describe_remarks(self) -> str:
+        """Return what was remarked as sentences in parentheses; empty if nothing was."""
+        return " ".join(f"({text[:1].upper()}{text[1:]}.)" for text in self.remarks)
 
     def find_exceeded_limit(self, calls: int = 0) -> str:
         """Return the limit that stops the strategy; empty if none does.
@@ -360,6 +370,9 @@ class AnswerSession:
                 if short is not None and start <= short[0] and short[1] <= end:
                     quote |= {"short": passage.text[slice(*short)], "short_start": short[0]}
                 parts.append(quote)
+            for part, below in pairwise(parts):  # code is one with what announces it
+                if "```" in passage.text[part["end"] : below["start"]]:
+                    part["continues"] = True
             # A row keeps the values that it shares with others: without them it says less.
             words = {" ".join(quote["text"].split()) for quote in parts}
             told = normalize_text(" ".join(quote["text"] for quote in parts)).split()
@@ -394,7 +407,7 @@ class AnswerSession:
         self.shown = RenderedPrompt(Prompt(()), tuple(hits[i] for i in order), 0, 0, "")
         opening = f"{self.describe_reading()} ".lstrip()
         pieces, length = list[str](), len(opening)
-        for quote, mark, is_cited in _lay_out(hits, found):
+        for quote, mark, is_cited in lay_out_quotes([hit.passage.text for hit in hits], found):
             quote["number"] = order.index(quote["number"] - 1) + 1
             quote["answer_start"] = length + len(mark)
             citation = f" [{quote['number']}]" if is_cited else ""
@@ -409,7 +422,8 @@ class AnswerSession:
         chance = {} if probability is None else {"probability": round(probability, 4)}
         self.note("quote", quotes=len(pieces), **chance)
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
-        yield from filter(None, (opening, *pieces))
+        closing = f"\n{self.describe_remarks()}".rstrip()
+        yield from filter(None, (opening, *pieces, closing))
 
     def describe_reading(self) -> str:
         """Return the line that names the question that was read, if it is not what was asked.
@@ -506,86 +520,8 @@ _NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""
 
 
-def _lay_out(
-    hits: Sequence[Hit], found: Sequence[Sequence[dict[str, Any]]]
-) -> Iterator[tuple[dict[str, Any], str, bool]]:
-    """Yield each quote, what stands before it, and whether its citation stands after it.
-
-    Cells of a row are parted by semicolons, the items of a list by the line and mark of the
-    document; others stand on lines of their own, but for the parts of a line. Those that follow
-    each other in a passage have one citation, after the last: the others ``continues``.
-    """
-    quotes = [quote for parts in found for quote in parts]
-    cited = [is_cited for parts in found for is_cited in _find_citations(parts)]
-    opened = [
-        mark for parts in found if parts for mark in ("", *_find_separators(hits, parts)[:-1])
-    ]
-    groups = [number for number, parts in enumerate(found) for _ in parts]
-    for place in range(1, len(quotes)):
-        before, quote = quotes[place - 1 : place + 1]
-        if not cited[place - 1]:
-            continue
-        opened[place] = "\n"
-        if before["number"] != quote["number"] or before["end"] > quote["start"]:
-            continue
-        before["continues"], cited[place - 1] = True, False
-        text = hits[quote["number"] - 1].passage.text
-        if groups[place - 1] == groups[place] and "\n" not in text[before["end"] : quote["start"]]:
-            opened[place] = " "
-        items = [_find_item_mark(text, one["start"]) for one in (before, quote)]
-        for one, mark in zip((place - 1, place), items, strict=True):
-            if all(items) and not opened[one].endswith(mark):
-                opened[one] += mark
-    yield from zip(quotes, opened, cited, strict=True)
-
-
-def _find_item_mark(text: str, start: int) -> str:
-    """Return the mark of the list item that begins before a place in its line; empty if none."""
-    mark = text[text.rfind("\n", 0, start) + 1 : start]
-    return mark.lstrip() if ITEM_MARK.fullmatch(mark) else ""
-
-
-def _find_separators(hits: Sequence[Hit], quotes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what follows each quote if no citation does: in a list the mark of the next item.
-
-    That is the passage's own, with the number or the level of the item.
-    """
-    separators, level = list[str](), 0
-    for quote, following in pairwise(quotes):
-        text = hits[quote["number"] - 1].passage.text[quote["end"] : following["start"]]
-        mark = text.rpartition("\n")[2]
-        indent = len(mark) - len(mark.lstrip())
-        if not separators or not separators[-1].startswith("\n"):
-            level = indent
-        mark = mark[min(level, indent) :] if ITEM_MARK.fullmatch(mark) else ""
-        is_below = quote.get("continues") and "\n" in text
-        separators.append(f"\n{mark}" if is_below else "; ")
-    return [*separators, ""]
-
-
 def _warn_of_marks(quotes: Sequence[Mapping[str, Any]]) -> None:
     """Warn of marks in quotes, as of footnotes, that read as citations of the answer."""
     text, marks = "".join(quote["text"] for quote in quotes), {f"[{q['number']}]" for q in quotes}
     if listed := ", ".join(sorted(mark for mark in marks if mark in text)):
         add_warning(f"{listed} within a quote stands so in its document and is no citation")
-
-
-def _find_citations(quotes: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Return whether a citation follows each quote of a span: not between those of one place.
-
-    Nor is one between the items of a list.
-    """
-    return [
-        not quote.get("continues")
-        and (
-            following is None
-            or bool(quote["is_exact"])
-            or any(quote[end] != following[end] for end in ("byte_start", "byte_end"))
-        )
-        for quote, following in zip_longest(quotes, quotes[1:])
-    ]
-
-
-def count_citations(quotes: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of places that the quotes of a span cite."""
-    return sum(_find_citations(quotes))
