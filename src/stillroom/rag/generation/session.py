@@ -430,7 +430,8 @@ class AnswerSession:
 
         Of a follow-up read behind others that is the first of them. Models read what was asked.
         """
-        if self._limits.needs_model:
+        is_as_asked = not self.antecedents and self.query.text == self._asked
+        if is_as_asked or self._limits.needs_model:
             return ""
         wording, first = get_refusal_wording(self._asked), self.antecedents[:1]
         if self.query.text == self._asked:
@@ -501,7 +502,7 @@ class AnswerSession:
 
 
 def _repeats(words: Sequence[str], said: Iterable[Sequence[str]]) -> bool:
-    """Return whether words stand in this order in one text that was said before."""
+    """Return whether words stand in this order in one of the texts before."""
     rests = map(iter, said)
     return any(all(word in rest for word in words) for rest in rests)
 
