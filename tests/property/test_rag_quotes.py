@@ -1,5 +1,6 @@
 """Whatever documents hold, a quote is what stands in them, and an answer is quotes alone."""
 
+import re
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
@@ -59,6 +60,7 @@ QUESTIONS = st.one_of(
     PARTS,
     st.text(max_size=20),
 )
+ITEM = r"(?:(?:[-*•]|\d{1,3}[.)])[ \t]+)?"  # mark of a list item
 OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
 CHUNKERS = ["recursive", "fixed", "heading", "sentence"]
 SETTINGS = st.fixed_dictionaries(
@@ -90,12 +92,14 @@ def check(question, answer, pieces, sources, index):
         return
     ends = [quote["answer_start"] + len(quote["text"]) for quote in quotes]
     starts = [quote["answer_start"] for quote in quotes]
-    assert starts[0] == 0
-    assert text[ends[-1] :] == f" [{quotes[-1]['number']}]"
+    assert re.fullmatch(ITEM, text[: starts[0]])
+    assert re.fullmatch(rf" \[{quotes[-1]['number']}\](\n\(.*\))?", text[ends[-1] :])
     for first, second, end, start in zip(quotes, quotes[1:], ends, starts[1:], strict=False):
-        # Parts that a parser rendered from the same bytes have one citation, after the last.
-        is_joined = text[end:start] == "; " and first["number"] == second["number"]
-        assert is_joined or text[end:start] == f" [{first['number']}] "
+        # What follows in the same passage has one citation, after the last.
+        is_joined = first["number"] == second["number"]
+        mark = rf"; | |\n[ \t]*{ITEM}" if is_joined else rf" \[{first['number']}\]\n"
+        mark += rf"| \[{first['number']}\]\n" * (first["start"] > second["start"])
+        assert re.fullmatch(mark, text[end:start])
     assert len({" ".join(quote["text"].split()) for quote in quotes}) == len(quotes)
     passages = {number: hit.passage for number, hit in enumerate(answer.hits, 1)}
     for quote in quotes:

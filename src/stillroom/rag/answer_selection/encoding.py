@@ -25,6 +25,7 @@ __all__ = [
     "PairTokenizer",
     "encode_passages",
     "extend_to_sentences",
+    "find_code",
     "find_contents",
     "find_lists",
     "find_rows",
@@ -299,6 +300,12 @@ def _find_headings(text: str, known: set[str], starts: Collection[int]) -> list[
 def _letters(text: str) -> str:
     """Return the letters and digits of a text, to compare headings."""
     return "".join(filter(str.isalnum, text)).casefold()
+
+
+def find_code(text: str, place: int) -> int | None:
+    """Return where the fence begins that opens the code at a place of a text; None if none does."""
+    fences = _find_fences(text)
+    return fences[bisect_right(fences, place) - 1] if _is_fenced(fences, place) else None
 
 
 def _find_fences(text: str) -> list[int]:

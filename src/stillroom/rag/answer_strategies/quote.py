@@ -29,6 +29,7 @@ from stillroom.rag.answer_selection.definitions import (
 )
 from stillroom.rag.answer_selection.encoding import find_contents, find_lists, find_rows, is_item
 from stillroom.rag.answer_selection.examples import read_passage
+from stillroom.rag.answer_selection.joining import Quoted, is_head, join_runs
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
@@ -37,9 +38,10 @@ from stillroom.rag.answer_selection.reader import (
     choose_reader,
     open_available_reader,
 )
+from stillroom.rag.generation.question import add_subject
 from stillroom.rag.generation.refusals import detect_refusal_language, get_refusal_wording
-from stillroom.rag.generation.session import count_citations, digest_sentence
-from stillroom.rag.generation.verbatim import find_verbatim_parts
+from stillroom.rag.generation.session import digest_sentence
+from stillroom.rag.generation.verbatim import count_citations, find_verbatim_parts
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
 from stillroom.records import Completion, Hit
@@ -50,26 +52,12 @@ if TYPE_CHECKING:
     from stillroom.rag.answer_selection.encoding import Span
     from stillroom.rag.answer_selection.overlap import ScoredSentence
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
-    from stillroom.rag.index.searcher import Index
     from stillroom.records import Document, Passage
     from stillroom.records.document import Heading
 
 __all__ = ["Quote"]
 
-Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
 _Candidates = tuple[str, str, list[tuple[int, int]]]
-# English words whose meaning stands in the sentence before.
-_ANAPHOR = re.compile(
-    r"(?!(?-i:[A-Z]{2,}\b(?! [A-Z]{2})))"  # not IT, nor the OR of SQL, but in a text in capitals
-    r"(?:it|its|they|their|them|he|his|she|her|both|the (?:latter|former)"
-    r"|(?:(?:after|as|at|because of|before|by|due to|during|for|from|if|in|of|on|since|to|under"
-    r"|when|with|without) )?(?:this|that|these|those|such)"
-    r"|accordingly|and|but|consequently|conversely|hence|however|if (?:so|not)|instead"
-    r"|nevertheless|nonetheless|nor|or|otherwise|so|therefore|thus|yet)\b(?!-)",
-    re.IGNORECASE,
-)
-# Without it, the sentence that follows it may say the opposite.
-_YES_OR_NO = re.compile(r"(?:yes|no|ja|nein|oui|non|sí|si)\W*", re.IGNORECASE)
 _QUESTION_MARKS = ("?", "？", "؟")
 _CLOSING = "\"'”’»“‘)]*_ 」』"
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
@@ -151,7 +139,8 @@ class Quote(AnswerStrategy):
                 add_warning(warning)
             # Another one than the index suggests may read what was found, and fewer passages.
             hits = hits[: max(self.passages or reader.passages, inquiry.asking.k)]
-            question, passages = inquiry.query.text, [candidates(hit) for hit in hits]
+            question = add_subject(inquiry.query.text, inquiry.antecedents)
+            passages = [candidates(hit) for hit in hits]
             if judged and judged.wrong:
                 passages = _leave_out_wrong(inquiry, judged, hits, passages)
             inquiry.input_digest = digest_json([question, passages])
@@ -162,7 +151,7 @@ class Quote(AnswerStrategy):
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         unread = find_unread_names(question, [f"{part[0]} {part[1]}" for part in passages])
         if unread:
-            add_warning(f"no passage that was read has {', '.join(unread)}")
+            inquiry.remark(f"no passage that was read has {', '.join(unread)}")
         places = SentencePlaces(hits, [open_document(hit.passage.document_id) for hit in hits])
         questions = [question, *reversed(inquiry.antecedents)]
         named, is_stated = keep_named(questions, reading.sentences, places)
@@ -170,7 +159,7 @@ class Quote(AnswerStrategy):
         is_certain = is_stated and self.min_probability is None
         is_probable = reading.probability >= threshold or is_certain
         if not named or not is_probable or (unread and threshold):
-            _warn_of_language(question, hits, inquiry.index)
+            _warn_of_language(inquiry, hits)
             inquiry.abstain("no-answer", hits)
             return
         probability = None if is_stated else reading.probability
@@ -199,7 +188,7 @@ class Quote(AnswerStrategy):
         chosen = explain_terms(self._choose(named, texts), named, places)
         followed, lists = _follow_announced(chosen, sentences, texts)
         while True:
-            runs = _join_runs(followed, sentences, texts)
+            runs = join_runs(followed, sentences, texts)
             found = inquiry.find_quotes(hits, runs)
             listed = [
                 (run, quotes)
@@ -229,7 +218,7 @@ class Quote(AnswerStrategy):
         """
         chosen: dict[str, ScoredSentence] = {}
         for sentence in _leave_out_rows(sentences, texts):
-            best = next((s for s in chosen.values() if not _is_head(texts[s.passage], s)), sentence)
+            best = next((s for s in chosen.values() if not is_head(texts[s.passage], s)), sentence)
             if best.score - sentence.score > self.margin or len(chosen) == self.max_quotes:
                 break
             passage = texts[sentence.passage]
@@ -245,12 +234,12 @@ def _warn_of_rest(
 ) -> None:
     """Warn of the items that are not quoted of a list whose quote ends at ``end``."""
     if shown < total:
-        add_warning(f"a list of {total} items is quoted in part: the first {shown}")
+        inquiry.remark(f"a list of {total} items is quoted in part: the first {shown}")
     elif end == len(passage.text):
         below = inquiry.index.document(passage.document_id).text[passage.end :]
         if is_item(below.lstrip("\r\n")):
             count = count_noun(shown, "item")
-            add_warning(f"a list goes on after its passage, of which {count} are quoted")
+            inquiry.remark(f"a list goes on after its passage, of which {count} are quoted")
 
 
 def _add_terms(
@@ -375,20 +364,21 @@ def _read_candidates(
     return part.title, part.text, candidates
 
 
-def _warn_of_language(question: str, hits: Sequence[Hit], index: Index) -> None:
+def _warn_of_language(inquiry: AnswerSession, hits: Sequence[Hit]) -> None:
     """Warn if no passage is in the language of the question: a reader of one translates nothing.
 
     A question is short: it is only distinguished from English, where a refusal has its language; a
     passage of no language, such as code, has that of its document.
     """
+    question, open_document = inquiry.query.text, inquiry.index.document
     asked = detect_refusal_language(question) or detect_language(question)
     written = {
-        detect_language(hit.passage.text) or index.document(hit.passage.document_id).language
+        detect_language(hit.passage.text) or open_document(hit.passage.document_id).language
         for hit in hits
     } - {""}
     if asked and written and asked not in written:
         notice = get_refusal_wording(question).language_notice
-        add_warning(notice.format(asked, ", ".join(sorted(written))))
+        inquiry.remark(notice.format(asked, ", ".join(sorted(written))))
 
 
 def _leave_out_rows(
@@ -416,15 +406,6 @@ def _is_label(text: str) -> bool:
     """Return whether a text is a label such as "Notes:" or "(continued)", which tells nothing."""
     is_marked = text.rstrip("*_").endswith(_COLONS) or _BRACKETED.fullmatch(text)
     return len(text.split()) <= _MAX_LABEL_WORDS and bool(is_marked)
-
-
-def _is_head(text: str, sentence: ScoredSentence) -> bool:
-    """Return whether a sentence is the head of a table: it names columns, and has no answer."""
-    starts = [start for start, _ in find_rows(text)]
-    below = min((start for start in starts if start >= sentence.end), default=sentence.end)
-    gap = text[sentence.end : below]
-    is_above = "\n" in gap and not any(map(str.isalnum, gap)) and not _PARAGRAPH.search(gap)
-    return is_above and sentence.start not in starts
 
 
 def _is_title(text: str, sentence: ScoredSentence) -> bool:
@@ -536,65 +517,3 @@ def _find_asked_list(
     share = shares[sum(start <= best.start for start, _ in items) - 1]
     is_distinct = share == max(shares) and shares.count(share) == 1
     return None if is_distinct or share >= opening.overlap else whole
-
-
-def _find_beginning(sentence: ScoredSentence, every: Sequence[ScoredSentence], text: str) -> int:
-    """Return where a sentence's quote begins: before it, if its first word points there.
-
-    Also after "Yes." or "No.".
-    """
-    is_anaphor = _ANAPHOR.match(text, sentence.start)
-    gaps = {
-        other.start: text[other.end : sentence.start]
-        for other in every
-        if other.passage == sentence.passage
-        and other.end <= sentence.start
-        and (is_anaphor or _YES_OR_NO.fullmatch(text, other.start, other.end))
-    }
-    before = (start for start, gap in gaps.items() if not (gap.strip() or _PARAGRAPH.search(gap)))
-    return max(before, default=sentence.start)
-
-
-def _join_runs(
-    chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
-) -> list[Quoted]:
-    """Return the spans to quote, neighboring sentences as one: the best sentence's passage first.
-
-    Those of one passage are in reading order. The short answer of several is that of the best. Rows
-    of a table stay apart. A sentence that begins with a word such as "It" is quoted with the one
-    right before it, if that one may be quoted, and so is one after "Yes." or "No.".
-    """
-    spans = []
-    for sentence in chosen:
-        text = texts[sentence.passage]
-        short = None if _is_head(text, sentence) else sentence.short
-        start = _find_beginning(sentence, every, text)
-        spans.append((sentence.passage, (start, sentence.end), short))
-    runs: list[Quoted] = []
-    best = list[int]()  # of each run, the rank of the sentence that its short answer is of
-    places = {passage: rank for rank, (passage, *_) in reversed([*enumerate(spans)])}
-    ranked = sorted(enumerate(spans), key=lambda item: (places[item[1][0]], *item[1][:2]))
-    edges = {(n, edge) for n, text in enumerate(texts) for row in find_rows(text) for edge in row}
-    edges |= {(s.passage, edge) for s in chosen if s not in every for edge in (s.start, s.end)}
-    for rank, (passage, (start, end), short) in ranked:
-        text = texts[passage]
-        if runs and runs[-1][0] == passage:
-            _, (first, last), known = runs[-1]
-            is_row = not edges.isdisjoint({(passage, last), (passage, start)})
-            if start < last or not (is_row or text[last:start].strip()):
-                if short and (known is None or rank < best[-1]):
-                    known, best[-1] = short, rank
-                runs[-1] = (passage, (first, max(last, end)), known)
-                continue
-        runs.append((passage, (start, end), short))
-        best.append(rank)
-    quoted = [" ".join(texts[passage][start:end].split()) for passage, (start, end), _ in runs]
-    return [
-        run
-        for number, run in enumerate(runs)
-        if not any(
-            quoted[number] in other and (quoted[number] != other or place < number)
-            for place, other in enumerate(quoted)
-            if place != number
-        )
-    ]

@@ -96,7 +96,7 @@ def ask(
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
             ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer,
-            ``soft_breaks``, ``continues`` where the next item of a list follows), ``judged`` (the
+            ``soft_breaks``, ``continues`` where the next has its citation), ``judged`` (the
             person's judgment that the answer follows, if any), ``answered_by`` (fingerprint of
             its reader, or the name of the model that wrote), ``input_digest`` (of the prompt, or
             of the candidates that its reader read),
@@ -395,7 +395,8 @@ class _AnswerDraft:
         cited = self._list_cited()
         numbers = tuple(sorted(cited.index(place) + 1 for place in self._nearest))
         nearest = self._translator.wording.describe_nearest(numbers)
-        more = filter(None, (nearest, self._session.describe_follow_up()))
+        session = self._session
+        more = filter(None, (nearest, session.describe_remarks(), session.describe_reading()))
         return " ".join([opening, *more])  # an empty opening has been given already
 
     @property

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
     from stillroom.records import Message
 
-__all__ = ["correct_spelling", "has_content", "is_follow_up", "list_antecedents", "select_asking"]
+__all__ = [
+    "add_subject",
+    "correct_spelling",
+    "has_content",
+    "is_follow_up",
+    "list_antecedents",
+    "read_in_turn",
+    "select_asking",
+]
 
 _ADDRESS = re.compile(r"\b[a-z][a-z\d+.-]{0,20}://\S+|\bwww\.\S+", re.IGNORECASE)
 _NAME = re.compile(r"\b[A-Z]{2,}\b|`[^`]*\w")  # in capitals, or written as code
@@ -48,13 +56,13 @@ _CONJUNCTION = re.compile(
 )
 # Its last word lacks what it is of ("the default?", "Which port?"); "What is a port?" does not.
 _ELLIPSIS = re.compile(
-    r"\b(?:the|other|which|whose|what|how|why|when|where|who|many|much|about|as|at|by|for|from|in|of|on"
-    r"|with|without) \w+\W*$",
+    r"\b(?:the|any|other|which|whose|what|how|why|when|where|who|many|much|about|as|at|by|for|from|in"
+    r"|of|on|since|with|without) \w+\W*$",
     re.IGNORECASE,
 )
 # A thing or a case that was named before.
 _ANAPHOR = re.compile(
-    r"\b(?:it|its|they|them|their|these|those|this|that|another one"
+    r"\b(?:it|its|they|them|their|these|those|this|that|another one|which ones?|one(?=\W*$)"
     r"|the (?:other|same|first|second) ones?|the (?:others|same|opposite|latter|former)"
     r"|(?:afterwards|as well|instead|otherwise|then|too)(?=\W*$))\b",
     re.IGNORECASE,
@@ -73,8 +81,25 @@ _EMPTY = STOP_WORDS["english"] | QUESTION_WORDS
 _FUNCTION_WORD = re.compile(
     r"also|am|any|been|being|can|could|did|didn|do|does|doesn|don|even|"
     r"ever|from|get|had|has|have|i|isn|its|just|may|me|might|must|my|one|"
-    r"our|really|should|so|still|t|them|those|us|we|were|would|you|your"
+    r"our|really|should|since|so|still|t|them|those|under|us|we|were|would|you|your"
 )
+_KIND = r"(?:command|directive|option|parameter|setting)"
+# "And of Y?", "What about the option Y?", "And Y?"
+_OTHER = re.compile(
+    r"\W*(?:(?:and|or|but|also|und|oder|et|ou|y|o) +)?(?:(?:what|how) about +)?"
+    r"(?:(?P<preposition>at|by|for|from|in|of|on|to|under|with|without|auf|bei|für|unter|von|avec|de"
+    r"|pour|sous|sur|con|en|para) +)?"
+    rf"(?:(?:the +)?{_KIND} +)?(?P<thing>[^\s?!,;]+(?: +[^\s?!,;]+){{0,3}}?)(?: +{_KIND})?[\s?!.]*",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(r"[^\s?!,;:()\"'“”]*[^\s?!,;:.()\"'“”]")
+# Names of settings, options, files and versions, in whatever way their words are joined.
+_JOINED = re.compile(r"-{1,2}\w[\w-]*|`[^`\s]+`|\w*(?:\w[._/-]\w|[a-z][A-Z]|\d)[\w./-]*|[A-Z]{2,}")
+_SIGNS = re.compile(r"^-+|[._/`-]|(?<=[a-z])[A-Z]")
+_ABOUT = re.compile(
+    r"(\W*what (?:are|do|does|is) )(?!the )(.+?)((?: +(?:do|mean))?\W*)", re.IGNORECASE
+)
+_OF = frozenset(("de", "for", "für", "of", "von"))
 _MAX_FOLLOW_UP, _MAX_ELLIPSIS = 16, 4  # words
 _MAX_EARLIER, _MAX_CHARACTERS = 3, 1000
 _MAX_LOOKED_AT, _MAX_MESSAGE = 10, 10_000  # messages, and characters of one
@@ -150,17 +175,76 @@ def _count_content(text: str) -> int:
 def list_antecedents(text: str, history: Sequence[Message], index: Index) -> list[str]:
     """Return the earlier questions that a follow-up goes on from, oldest first; else none.
 
-    Those are the nearest one with content, and, while that is a follow-up too, the one before.
+    Those are the nearest one with content, and, while that is a follow-up too, the one before; of
+    many the first and the nearest.
     """
     found = list[str]()
     asked = [message.content for message in history if message.role == "user"][-_MAX_LOOKED_AT:]
-    while asked and len(found) < _MAX_EARLIER and is_follow_up(found[0] if found else text):
+    while asked and is_follow_up(found[0] if found else text):
         earlier, whole = asked.pop()[-_MAX_MESSAGE:], ""
         while earlier != whole:  # until it selects itself: evidence has it in the message's place
             earlier, whole = select_asking(earlier)[:_MAX_CHARACTERS], earlier
         if has_content(_COURTESY.sub(" ", earlier), index):
             found.insert(0, earlier)
-    return found
+    return found[:1] + found[1:][1 - _MAX_EARLIER :]
+
+
+def read_in_turn(questions: Sequence[str]) -> list[str]:
+    """Return questions of a conversation as they are read, each after those before it.
+
+    One that only names another thing ("And of Y?", "What about Y?", "And Y?") is the one before
+    with that in place of what it is about: a name in place of a name, what follows a preposition
+    in place of what follows it there at the end, or what "What is X?" asks about.
+    """
+    read = list[str]()
+    for question in questions:
+        other = _OTHER.fullmatch(question) if read and _CONJUNCTION.match(question) else None
+        places = reversed(range(len(read))) if other else ()
+        changed = ((place, _exchange(read[place], other)) for place in places if other)
+        place, text = next(filter(lambda change: change[1], changed), (len(read), question))
+        read[place : place + 1] = [text]
+    return read
+
+
+def add_subject(text: str, antecedents: Sequence[str]) -> str:
+    """Return a follow-up after the names in the first question that it goes on from.
+
+    If that has none, they are what "What is X?" asks about. The whole question is not put before
+    it: what answers that would answer all that goes on from it.
+    """
+    for question in antecedents[:1]:
+        names = [name for name in _TOKEN.findall(question) if _JOINED.fullmatch(name)]
+        match = _ABOUT.fullmatch(question)
+        if subject := " ".join(names) or (match[2] if match else ""):
+            return f"{subject}: {text}"
+    return text
+
+
+def _exchange(question: str, other: re.Match[str]) -> str:
+    """Return a question about another thing than the one that it names; empty if it names none."""
+    thing, preposition = other["thing"], (other["preposition"] or "").lower()
+    first, _, rest = thing.partition(" ")
+    if _JOINED.fullmatch(rest) and first.lower() == "the":
+        thing = rest
+    has_article = bool(_ARTICLE.match(thing))
+    is_name = bool(_JOINED.fullmatch(thing))
+    if not (is_name or _count_content(rest if has_article else first)) or _ANAPHOR.search(thing):
+        return ""
+    names = [match for match in _TOKEN.finditer(question) if _JOINED.fullmatch(match[0])]
+    is_proper = thing[0].isupper() and any(name[0][0].isupper() for name in names)
+    is_of = preposition in _OF
+    if names and " " not in thing and (is_of or (not preposition and (is_name or is_proper))):
+        signs = {*_SIGNS.findall(thing.lower())}
+        name = next((n for n in names if {*_SIGNS.findall(n[0].lower())} == signs), names[0])
+        return "" if name[0] == thing else question[: name.start()] + thing + question[name.end() :]
+    if preposition:
+        pattern = rf"(.*\b{preposition} +)\S+?(?: +\S+?){{0,2}}?(\W*)"
+        match = re.fullmatch(pattern, question, re.IGNORECASE)
+    else:
+        match = _ABOUT.fullmatch(question)
+        asked = match[2] if match and not names else ""
+        match = match if asked and bool(_ARTICLE.match(asked)) == has_article else None
+    return f"{match[1]}{thing}{match[match.re.groups]}" if match else ""
 
 
 def correct_spelling(text: str, index: Index) -> tuple[str, dict[str, str]]:

@@ -35,7 +35,8 @@ class RefusalWording:
 
     ``nearest`` is of one passage, ``nearest_two`` of two; ``reasons`` are by code, that of ``""``
     for all other codes; ``language_notice`` names the languages of the question and the passages;
-    ``follow_up`` names the question that a follow-up was read with, before its answer or refusal.
+    ``read_as`` names what a question was read as, and ``follow_up`` the question that a follow-up
+    was read with, before its answer or refusal.
     """
 
     abstention: str
@@ -45,6 +46,7 @@ class RefusalWording:
     nearest_two: str
     language_notice: str
     follow_up: str
+    read_as: str
     reasons: Mapping[str, str]
 
     def open_refusal(self, code: str) -> str:
@@ -72,6 +74,7 @@ _ENGLISH = RefusalWording(
     language_notice="the question is in another language ({}) than the passages found ({}): "
     "ask in theirs",
     follow_up="(Read as a follow-up to “{}”. If it is none, ask a whole question.)",
+    read_as="(Read as “{}”.)",
     reasons={
         "model": "the model found no answer in the passages",
         "no-question": "no word of the question says what it is about: ask a whole question",
@@ -95,6 +98,7 @@ _WORDINGS = {
         language_notice="die Frage ist in einer anderen Sprache ({}) als die gefundenen "
         "Textstellen ({}): bitte in deren Sprache fragen",
         follow_up="(Gelesen als Folgefrage zu „{}“. Ist es keine, bitte eine ganze Frage stellen.)",
+        read_as="(Gelesen als „{}“.)",
         reasons={
             "model": "das Modell hat in den Textstellen keine Antwort gefunden",
             "no-question": "kein Wort der Frage sagt, worum es geht: bitte eine ganze Frage "
@@ -118,6 +122,7 @@ _WORDINGS = {
         language_notice="la question est dans une autre langue ({}) que les passages trouvés "
         "({}) : posez-la dans la leur",
         follow_up="(Lu comme la suite de « {} ». Sinon, posez une question entière.)",
+        read_as="(Lu comme « {} ».)",
         reasons={
             "model": "le modèle n'a pas trouvé de réponse dans les passages",
             "no-question": "aucun mot de la question ne dit de quoi il s'agit : posez une question "
@@ -141,6 +146,7 @@ _WORDINGS = {
         language_notice="la pregunta está en otro idioma ({}) que los pasajes encontrados ({}): "
         "pregunte en el de ellos",
         follow_up="(Leído como continuación de «{}». Si no lo es, haga una pregunta completa.)",
+        read_as="(Leído como «{}».)",
         reasons={
             "model": "el modelo no encontró una respuesta en los pasajes",
             "no-question": "ninguna palabra de la pregunta dice de qué se trata: haga una pregunta "

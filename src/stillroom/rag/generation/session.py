@@ -8,9 +8,9 @@ questions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 from stillroom.errors import StillroomError
@@ -21,10 +21,11 @@ from stillroom.rag.generation.question import (
     correct_spelling,
     has_content,
     list_antecedents,
+    read_in_turn,
     select_asking,
 )
 from stillroom.rag.generation.refusals import get_refusal_wording
-from stillroom.rag.generation.verbatim import ITEM_MARK, describe_quote, find_verbatim_parts
+from stillroom.rag.generation.verbatim import describe_quote, find_verbatim_parts, lay_out_quotes
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
@@ -43,6 +44,7 @@ from stillroom.rag.retrieval.pipeline import (
 )
 from stillroom.rag.types import get_readable_text
 from stillroom.records import Completion, Hit, Prompt, Sampling
+from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerSession",
     "JudgedAnswer",
-    "count_citations",
     "digest_sentence",
 ]
 
@@ -72,6 +73,7 @@ _FOLLOW_UP = (
 _SPARE_HITS = 3
 _MAX_STOPS = 4
 _MAX_SHOWN_QUESTION = 160  # characters
+_MIN_REPEATED = 3  # words of a quote that says nothing new
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ class AnswerSession:
     ) -> None:
         """Start the session; ``max_seconds`` counts from here."""
         self.index, self.query, self.asking, self.sampling = index, query, asking, sampling
+        self._asked = query.text
         self.model = CallCounter(model)
         self.trace: list[dict[str, Any]] = []
         """All steps in order, with their inputs and outcomes."""
@@ -164,7 +167,12 @@ class AnswerSession:
         self.judged = judged
         """What people judged of the question before, if anything."""
         self.antecedents: list[str] = []
-        """Earlier questions that the passages of a follow-up are searched with."""
+        """Earlier questions that the passages of a follow-up are searched with, as they are read.
+
+        Empty if the follow-up is read as a question of its own.
+        """
+        self.remarks: list[str] = []
+        """Notices that stand after the answer or refusal: what it lacks, or why there is none."""
         self.followed: JudgedAnswer | None = None
         """What of it the answer follows."""
         self.is_cancelled = is_cancelled or (lambda: False)
@@ -175,6 +183,15 @@ class AnswerSession:
     def note(self, step: str, **fields: Any) -> None:
         """Add a step to the trace; plain JSON values, without text of the documents."""
         self.trace.append({"step": step, **fields})
+
+    def remark(self, text: str) -> None:
+        """Give a notice that the text of the answer has, too."""
+        add_warning(text)
+        self.remarks.append(text)
+
+    def describe_remarks(self) -> str:
+        """Return what was remarked as sentences in parentheses; empty if nothing was."""
+        return " ".join(f"({text[:1].upper()}{text[1:]}.)" for text in self.remarks)
 
     def find_exceeded_limit(self, calls: int = 0) -> str:
         """Return the limit that stops the strategy; empty if none does.
@@ -206,12 +223,19 @@ class AnswerSession:
         transform = self.asking.transform
         method = None if transform is None else QUERY_TRANSFORMS.build(transform)
         if method is None or method.method_name() != "last_turn":
+            earlier = list[str]()
             if not self._limits.needs_model:
-                self.antecedents = list_antecedents(self.query.text, history, self.index)
-            if self.antecedents:
+                earlier = list_antecedents(self.query.text, history, self.index)
+            if earlier:
                 self.judged = None  # the same words may mean something else after other turns
-                self.note("follow_up", antecedents=self.antecedents)
-                add_warning(_FOLLOW_UP.format(" ".join(self.antecedents)))
+                self.note("follow_up", antecedents=earlier)
+                *self.antecedents, text = read_in_turn([*earlier, self.query.text])
+                if self.antecedents:
+                    add_warning(_FOLLOW_UP.format(" ".join(self.antecedents)))
+                if text != self.query.text:
+                    self.note("reword", query=text)
+                    add_warning(f"the question was read as a follow-up: {text}")
+                    self.query = replace(self.query, text=text)
             elif unread := sum(message.role != "system" for message in history):
                 add_warning(_UNREAD_TURNS.format(unread) + _REWRITING * self._limits.needs_model)
             return
@@ -334,6 +358,7 @@ class AnswerSession:
         span of its passage's text, and the span of a short answer within, if known.
         """
         found, known = list[list[dict[str, Any]]](), set[str]()
+        said = list[list[str]]()
         ids = {hits[number].passage.document_id for number, _, _ in spans}
         documents = {name: self.index.document(name) for name in ids}
         for number, span, short in spans:
@@ -345,10 +370,16 @@ class AnswerSession:
                 if short is not None and start <= short[0] and short[1] <= end:
                     quote |= {"short": passage.text[slice(*short)], "short_start": short[0]}
                 parts.append(quote)
+            for part, below in pairwise(parts):  # code is one with what announces it
+                if "```" in passage.text[part["end"] : below["start"]]:
+                    part["continues"] = True
             # A row keeps the values that it shares with others: without them it says less.
             words = {" ".join(quote["text"].split()) for quote in parts}
-            fresh = [] if words <= known else parts
+            told = normalize_text(" ".join(quote["text"] for quote in parts)).split()
+            is_told = len(parts) == 1 and len(told) >= _MIN_REPEATED and _repeats(told, said)
+            fresh = [] if words <= known or is_told else parts
             known |= words
+            said.append(told)
             found.append(fresh)
         return found
 
@@ -363,9 +394,10 @@ class AnswerSession:
         """Yield what ``find_quotes`` found, with citations; no prompt is made.
 
         ``quotes`` says where each stands in the text and in its source. Parts that a parser
-        rendered from the same bytes, as the cells of a row, and the items of a list (all but the
-        last with ``continues``) have one citation, after the last. Passages are numbered from 1 as
-        they are quoted; those that are not quoted follow in the order of ``hits``.
+        rendered from the same bytes, as the cells of a row, and those that follow each other in
+        a passage (all but the last with ``continues``) have one citation, after the last. Passages
+        are numbered from 1 as they are quoted; those that are not quoted follow in the order of
+        ``hits``.
 
         ``probability`` is that the best quote answers, or None if no reader chose it;
         ``fingerprint`` is the reader's, empty without one.
@@ -373,19 +405,15 @@ class AnswerSession:
         quoted = (quote["number"] - 1 for quotes in found for quote in quotes)
         order = list(dict.fromkeys([*quoted, *range(len(hits))]))
         self.shown = RenderedPrompt(Prompt(()), tuple(hits[i] for i in order), 0, 0, "")
-        opening = f"{self.describe_follow_up()} ".lstrip()
+        opening = f"{self.describe_reading()} ".lstrip()
         pieces, length = list[str](), len(opening)
-        for quotes in found:
-            separator = " " * bool(pieces)
-            ends = zip(_find_citations(quotes), _find_separators(hits, quotes), strict=True)
-            for quote, (is_cited, mark_of_item) in zip(quotes, ends, strict=True):
-                quote["number"] = order.index(quote["number"] - 1) + 1
-                quote["answer_start"] = length + len(separator)
-                mark = f" [{quote['number']}]" if is_cited else ""
-                pieces.append(f"{separator}{quote['text']}{mark}")
-                separator = " " if is_cited else mark_of_item
-                length += len(pieces[-1])
-            self.quotes += quotes
+        for quote, mark, is_cited in lay_out_quotes([hit.passage.text for hit in hits], found):
+            quote["number"] = order.index(quote["number"] - 1) + 1
+            quote["answer_start"] = length + len(mark)
+            citation = f" [{quote['number']}]" if is_cited else ""
+            pieces.append(f"{mark}{quote['text']}{citation}")
+            length += len(pieces[-1])
+            self.quotes.append(quote)
         _warn_of_marks(self.quotes)
         if not pieces:  # what was chosen are marks of a parser
             self.shown = None
@@ -394,16 +422,21 @@ class AnswerSession:
         chance = {} if probability is None else {"probability": round(probability, 4)}
         self.note("quote", quotes=len(pieces), **chance)
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
-        yield from filter(None, (opening, *pieces))
+        closing = f"\n{self.describe_remarks()}".rstrip()
+        yield from filter(None, (opening, *pieces, closing))
 
-    def describe_follow_up(self) -> str:
-        """Return the sentence that names what a follow-up goes on from; empty if none."""
-        if not self.antecedents:
+    def describe_reading(self) -> str:
+        """Return the line that names the question that was read, if it is not what was asked.
+
+        Of a follow-up read behind others that is the first of them. Models read what was asked.
+        """
+        is_as_asked = not self.antecedents and self.query.text == self._asked
+        if is_as_asked or self._limits.needs_model:
             return ""
-        earlier = " ".join(" ".join(self.antecedents).split())
-        if len(earlier) > _MAX_SHOWN_QUESTION:
-            earlier = f"{earlier[: _MAX_SHOWN_QUESTION - 1].rstrip()}…"
-        return get_refusal_wording(self.query.text).follow_up.format(earlier)
+        wording, first = get_refusal_wording(self._asked), self.antecedents[:1]
+        if self.query.text == self._asked:
+            return " ".join(wording.follow_up.format(_shorten(text)) for text in first)
+        return wording.read_as.format(_shorten(" ".join([*first, self.query.text])))
 
     def read(self, hits: Sequence[Hit]) -> Iterator[str]:
         """Yield the model's answer from the hits, in pieces if streamed."""
@@ -468,6 +501,18 @@ class AnswerSession:
         self.note("abstain", why=why)
 
 
+def _repeats(words: Sequence[str], said: Iterable[Sequence[str]]) -> bool:
+    """Return whether words stand in this order in one of the texts before."""
+    rests = map(iter, said)
+    return any(all(word in rest for word in words) for rest in rests)
+
+
+def _shorten(text: str) -> str:
+    line = " ".join(text.split())
+    is_long = len(line) > _MAX_SHOWN_QUESTION
+    return f"{line[: _MAX_SHOWN_QUESTION - 1].rstrip()}…" if is_long else line
+
+
 def _get_method_name(retriever: str | Retriever) -> str:
     return retriever if isinstance(retriever, str) else retriever.method_name()
 
@@ -476,47 +521,8 @@ _NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""
 
 
-def _find_separators(hits: Sequence[Hit], quotes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what follows each quote if no citation does: in a list the mark of the next item.
-
-    That is the passage's own, with the number or the level of the item.
-    """
-    separators, level = list[str](), 0
-    for quote, following in pairwise(quotes):
-        text = hits[quote["number"] - 1].passage.text[quote["end"] : following["start"]]
-        mark = text.rpartition("\n")[2]
-        indent = len(mark) - len(mark.lstrip())
-        if not separators or not separators[-1].startswith("\n"):
-            level = indent
-        mark = mark[min(level, indent) :] if ITEM_MARK.fullmatch(mark) else ""
-        is_below = quote.get("continues") and "\n" in text
-        separators.append(f"\n{mark}" if is_below else "; ")
-    return [*separators, ""]
-
-
 def _warn_of_marks(quotes: Sequence[Mapping[str, Any]]) -> None:
     """Warn of marks in quotes, as of footnotes, that read as citations of the answer."""
     text, marks = "".join(quote["text"] for quote in quotes), {f"[{q['number']}]" for q in quotes}
     if listed := ", ".join(sorted(mark for mark in marks if mark in text)):
         add_warning(f"{listed} within a quote stands so in its document and is no citation")
-
-
-def _find_citations(quotes: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """Return whether a citation follows each quote of a span: not between those of one place.
-
-    Nor is one between the items of a list.
-    """
-    return [
-        not quote.get("continues")
-        and (
-            following is None
-            or bool(quote["is_exact"])
-            or any(quote[end] != following[end] for end in ("byte_start", "byte_end"))
-        )
-        for quote, following in zip_longest(quotes, quotes[1:])
-    ]
-
-
-def count_citations(quotes: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of places that the quotes of a span cite."""
-    return sum(_find_citations(quotes))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, pairwise, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from stillroom.text.line_wrapping import find_soft_breaks
@@ -17,10 +17,10 @@ from stillroom.text.line_wrapping import find_soft_breaks
 if TYPE_CHECKING:
     from stillroom.records import Document, Passage
 
-__all__ = ["ITEM_MARK", "describe_quote", "find_verbatim_parts"]
+__all__ = ["count_citations", "describe_quote", "find_verbatim_parts", "lay_out_quotes"]
 
-ITEM_MARK = re.compile(r"[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+")
-"""The mark of a list item, as parsers write it."""
+# As parsers write it.
+_ITEM_MARK = re.compile(r"[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+")
 _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
 _FENCED = re.compile(r"^[ \t]*(`{3,})$.*?^[ \t]*\1$", re.DOTALL | re.MULTILINE)
@@ -88,7 +88,7 @@ def _find_rendered(text: str, start: int, end: int, *, items: bool) -> Iterator[
         line = text[first:last]
         if _FENCE.fullmatch(line):
             yield first, last
-        if items and (item := ITEM_MARK.match(line)):
+        if items and (item := _ITEM_MARK.match(line)):
             yield first, first + item.end()
         if line.lstrip().startswith("|") or line.rstrip().endswith("|"):
             if _TABLE_RULE.fullmatch(line):
@@ -143,3 +143,82 @@ def _find_markup_breaks(document: Document, start: int, text: str) -> Iterator[i
         is_own = anchor is not None and anchor.is_exact and place < anchor.end
         if is_own and not any(first <= place < last for first, last in fenced):
             yield match.start()
+
+
+def lay_out_quotes(
+    texts: Sequence[str], found: Sequence[Sequence[dict[str, Any]]]
+) -> Iterator[tuple[dict[str, Any], str, bool]]:
+    """Yield each quote, what stands before it, and whether its citation stands after it.
+
+    Cells of a row are parted by semicolons, the items of a list by the line and mark of the
+    document; others stand on lines of their own, but for the parts of a line. Those that follow
+    each other in a passage have one citation, after the last: the others ``continues``. The
+    ``number`` of a quote is that of its text, from 1.
+    """
+    quotes = [quote for parts in found for quote in parts]
+    cited = [is_cited for parts in found for is_cited in _find_citations(parts)]
+    opened = [
+        mark for parts in found if parts for mark in ("", *_find_separators(texts, parts)[:-1])
+    ]
+    groups = [number for number, parts in enumerate(found) for _ in parts]
+    for place in range(1, len(quotes)):
+        before, quote = quotes[place - 1 : place + 1]
+        if not cited[place - 1]:
+            continue
+        opened[place] = "\n"
+        if before["number"] != quote["number"] or before["end"] > quote["start"]:
+            continue
+        before["continues"], cited[place - 1] = True, False
+        text = texts[quote["number"] - 1]
+        if groups[place - 1] == groups[place] and "\n" not in text[before["end"] : quote["start"]]:
+            opened[place] = " "
+        items = [_find_item_mark(text, one["start"]) for one in (before, quote)]
+        for one, mark in zip((place - 1, place), items, strict=True):
+            if all(items) and not opened[one].endswith(mark):
+                opened[one] += mark
+    yield from zip(quotes, opened, cited, strict=True)
+
+
+def _find_item_mark(text: str, start: int) -> str:
+    """Return the mark of the list item that begins before a place in its line; empty if none."""
+    mark = text[text.rfind("\n", 0, start) + 1 : start]
+    return mark.lstrip() if _ITEM_MARK.fullmatch(mark) else ""
+
+
+def _find_separators(texts: Sequence[str], quotes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what follows each quote if no citation does: in a list the mark of the next item.
+
+    That is the passage's own, with the number or the level of the item.
+    """
+    separators, level = list[str](), 0
+    for quote, following in pairwise(quotes):
+        text = texts[quote["number"] - 1][quote["end"] : following["start"]]
+        mark = text.rpartition("\n")[2]
+        indent = len(mark) - len(mark.lstrip())
+        if not separators or not separators[-1].startswith("\n"):
+            level = indent
+        mark = mark[min(level, indent) :] if _ITEM_MARK.fullmatch(mark) else ""
+        is_below = quote.get("continues") and "\n" in text
+        separators.append(f"\n{mark}" if is_below else "; ")
+    return [*separators, ""]
+
+
+def _find_citations(quotes: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Return whether a citation follows each quote of a span: not between those of one place.
+
+    Nor is one between the items of a list.
+    """
+    return [
+        not quote.get("continues")
+        and (
+            following is None
+            or bool(quote["is_exact"])
+            or any(quote[end] != following[end] for end in ("byte_start", "byte_end"))
+        )
+        for quote, following in zip_longest(quotes, quotes[1:])
+    ]
+
+
+def count_citations(quotes: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of places that the quotes of a span cite."""
+    return sum(_find_citations(quotes))

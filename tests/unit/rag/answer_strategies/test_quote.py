@@ -14,9 +14,10 @@ from stillroom.evaluate.qa.judgments import JudgmentStore
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
+from stillroom.rag.answer_selection.joining import join_runs
 from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import _open_cached, find_reader, open_reader
-from stillroom.rag.answer_strategies.quote import Quote, _join_runs
+from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation.judging import describe_asked, record_judgment
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.evidence import make_evidence, restore_question
@@ -179,6 +180,26 @@ def test_a_follow_up_is_searched_behind_the_question_before_and_says_so(opening_
     assert stated["history"] == [history[0].to_json()]
     again = ask(opening_hours, Untouched(), restore_question(stated).query, **settings)
     assert again.completion.text == text
+
+
+def test_a_follow_up_about_another_thing_is_answered_as_the_question_before_is(opening_hours):
+    history = tuple(Message("user", text) for text in ["What is the garden of Monday?", "Of what?"])
+    query = Query("And of Sunday?", history=history)
+    settings = {"answering": {**OVERLAP, "max_quotes": 1}, "k": 1}
+    found = ask(opening_hours, Untouched(), query, **settings)
+    text = found.completion.text
+    assert text.startswith("(Read as “What is the garden of Sunday?”.) ")
+    assert "garden" in found.details["quotes"][0]["text"]
+    stated = make_evidence(found, opening_hours, scripted_model(""), query, **settings)
+    again = ask(opening_hours, Untouched(), restore_question(stated).query, **settings)
+    assert again.completion.text == text
+
+
+def test_of_a_chain_of_follow_ups_the_first_question_is_named(opening_hours):
+    asked = ["Where does the garden stand?", "And on Monday?"]
+    query = Query("Why?", history=tuple(Message("user", text) for text in asked))
+    text = ask(opening_hours, Untouched(), query, answering=OVERLAP).completion.text
+    assert text.startswith("(Read as a follow-up to “Where does the garden stand?”. If it is none")
 
 
 def test_a_long_question_without_spaces_is_named_by_its_beginning(opening_hours):
@@ -562,7 +583,7 @@ def test_rows_are_quoted_one_by_one_with_all_their_values(tmp_path):
         found = ask(
             opened, Untouched(), "oak or ash oars sold", answering={**OVERLAP, "margin": 99}
         )
-    shown = "oak oars; 40; 40 [1] ash oars; 40 [1] Oars are sold in May. [1]"
+    shown = "oak oars; 40; 40\nash oars; 40\nOars are sold in May. [1]"
     assert found.completion.text == shown
 
 
@@ -591,7 +612,7 @@ def test_the_head_of_a_table_has_no_short_answer():
     text = "| Group | Fee |\n| --- | --- |\n| Family | 340 |"
     head = ScoredSentence(0, 0, 15, 2.0, 2.0, 4.0, short=(2, 7))
     row = ScoredSentence(0, 30, len(text), 1.0, 1.0, 2.0, short=(41, 44))
-    runs = _join_runs([head, row], [head, row], [text])
+    runs = join_runs([head, row], [head, row], [text])
     assert runs == [(0, (0, 15), None), (0, (30, len(text)), (41, 44))]
 
 
@@ -605,7 +626,7 @@ def test_the_head_of_a_table_is_not_quoted_alone():
 def test_rows_of_csv_are_quoted_one_by_one():
     text = "name;boat\nAda;ketch\nCy;ketch"
     rows = [ScoredSentence(0, a, b, 1.0, 1.0, 2.0, short=None) for a, b in ((10, 19), (20, 28))]
-    assert _join_runs(rows, rows, [text]) == [(0, (10, 19), None), (0, (20, 28), None)]
+    assert join_runs(rows, rows, [text]) == [(0, (10, 19), None), (0, (20, 28), None)]
 
 
 def test_the_passage_of_the_best_sentence_is_quoted_first_and_each_in_reading_order():
@@ -615,7 +636,7 @@ def test_the_passage_of_the_best_sentence_is_quoted_first_and_each_in_reading_or
         ScoredSentence(0, 0, 11, 2.0, 1.0, 2.0, short=None),
         ScoredSentence(1, 0, 10, 1.0, 1.0, 1.0, short=None),
     ]
-    runs = _join_runs([best, *others], [best, *others], texts)
+    runs = join_runs([best, *others], [best, *others], texts)
     assert [(passage, span) for passage, span, _ in runs] == [
         (1, (0, 10)),
         (1, (26, 35)),
@@ -627,7 +648,7 @@ def test_the_short_answer_of_joined_sentences_is_that_of_the_best():
     text = "The club sits in Ploen. Its year begins on 1 April."
     best = ScoredSentence(0, 24, 51, 2.0, 2.0, 4.0, short=(43, 50))
     other = ScoredSentence(0, 0, 23, 1.0, 1.0, 2.0, short=(17, 22))
-    assert _join_runs([best, other], [best, other], [text]) == [(0, (0, 51), (43, 50))]
+    assert join_runs([best, other], [best, other], [text]) == [(0, (0, 51), (43, 50))]
 
 
 @pytest.mark.parametrize(
@@ -663,6 +684,40 @@ def ask_about(place, name, text, question, **settings):
         build_index(place)
     with Index.open(place / "index") as opened:
         return ask(opened, Untouched(), question, answering={**OVERLAP, **settings})
+
+
+LAID_OUT = (
+    "<html><body><h1>Pump</h1><p>The pump has a switch. It is red. The pump is old.</p>"
+    "<p>Note</p><ul><li>start: wakes the pump</li><li>idle: rests the motor</li>"
+    "<li>stop: ends the pump</li></ul>"
+    "<p>This drains the pump at once:</p><pre>pumpctl drain --now</pre></body></html>"
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [
+        ("pump switch old", "The pump has a switch.\nThe pump is old. [1]"),
+        ("wakes ends", "- start: wakes the pump\n- stop: ends the pump [1]"),
+        ("pumpctl drain", "This drains the pump at once:\npumpctl drain --now [1]"),
+    ],
+)
+def test_an_answer_is_laid_out_as_its_document_is(tmp_path, question, text):
+    settings = {"max_quotes": 2, "margin": 0.5}
+    found = ask_about(tmp_path / "x", "pump.html", LAID_OUT, question, **settings)
+    assert found.completion.text == text
+    assert len(locate_citations(text, found.citations, found.details)) == 1
+    for quote in found.details["quotes"]:
+        assert text[quote["answer_start"] :].startswith(quote["text"])
+        source = LAID_OUT.encode()[quote["byte_start"] : quote["byte_end"]].decode()
+        assert source == quote["text"]
+
+
+def test_what_repeats_a_quote_is_not_quoted_after_it(tmp_path):
+    text = "The weir, by default, is open in May.\n\n" + "The dam is old.\n\n" * 9
+    text += "The weir is open.\n"
+    found = ask_about(tmp_path / "x", "weir.txt", text, "weir open", max_quotes=2, margin=99)
+    assert found.completion.text.count("weir") == 1
 
 
 @pytest.mark.parametrize("most", [1, 3])
@@ -775,6 +830,8 @@ def test_of_a_long_list_the_first_items_are_quoted_and_a_notice_says_so(tmp_path
     (quote, *_) = found.details["quotes"]
     assert quote["text"].count("\n- ") == shown
     assert found.details["notices"] == [f"a list of 20 items is quoted in part: the first {shown}"]
+    closing = f" [1]\n(A list of 20 items is quoted in part: the first {shown}.)"
+    assert found.completion.text.endswith(closing)
 
 
 def test_a_list_that_goes_on_in_another_passage_is_said_to(tmp_path):
@@ -972,14 +1029,14 @@ def test_a_sentence_that_explains_a_term_is_quoted_after_it(tmp_path):
         ("max-burst default packets?", ""),
         (
             "Which packets count for max-burst?",
-            " idle\nHow long it waits; see max-burst as well, whose default counts. [1]",
+            "\nidle\nHow long it waits; see max-burst as well, whose default counts. [1]",
         ),
     ],
 )
 def test_other_terms_than_the_one_that_a_question_names_are_left_out(tmp_path, question, below):
     found = ask_about(tmp_path / "x", "server.html", SERVER, question, max_quotes=5, margin=99)
-    entry = "max-burst\nHow many are sent at the start. [1] Its default is 8 packets. [1]"
-    assert found.completion.text == entry + below
+    entry = "max-burst\nHow many are sent at the start.\nIts default is 8 packets."
+    assert found.completion.text == entry + (below or " [1]")
 
 
 def test_the_values_that_a_setting_can_take_are_quoted_as_a_list(tmp_path):

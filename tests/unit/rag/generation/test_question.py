@@ -12,10 +12,12 @@ from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.generation.question import (
+    add_subject,
     correct_spelling,
     has_content,
     is_follow_up,
     list_antecedents,
+    read_in_turn,
     select_asking,
 )
 from stillroom.rag.generation.refusals import is_declined
@@ -116,7 +118,7 @@ def test_of_a_long_text_the_sentences_that_ask_are_read(index):
     reworded = [step for step in found.details["trace"] if step["step"] == "reword"]
     assert [step["query"] for step in reworded] == [question]
     plain = ask(index, NoModel(), question, answering=OVERLAP)
-    assert found.completion.text == plain.completion.text
+    assert found.completion.text == f"(Read as “{question}”.) {plain.completion.text}"
 
 
 def test_a_question_with_a_pronoun_is_read_with_the_sentence_before(index):
@@ -190,6 +192,8 @@ def test_what_was_read_is_said(index):
     found = ask(index, NoModel(), "What is the lenght of string 7?", answering=OVERLAP)
     assert found.details["notices"] == ['"lenght", which no passage has, was read as "length"']
     assert found.details["quotes"][0]["text"].startswith("The length of string 7")
+    read = "(Read as “What is the length of string 7?”.) The length of string 7"
+    assert found.completion.text.startswith(read)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +214,11 @@ def test_what_was_read_is_said(index):
         "Should I switch to the other one?",
         "can it be more than one",
         "Can I still prune then?",
+        "Which one is the default?",
+        "Do I need one?",
+        "Under which conditions?",
+        "Since when?",
+        "Any limits?",
     ],
 )
 def test_a_follow_up_is_told_by_what_it_leaves_out(text):
@@ -236,6 +245,8 @@ def test_a_follow_up_is_told_by_what_it_leaves_out(text):
         "How do I upgrade?",
         "How to uninstall?",
         "What does snooze do?",
+        "Does each rule need at least one ruleset?",
+        "Which of the sensors is waterproof?",
         "So-called smart hosts: how are they set?",
         "And-inverter graphs in a netlist",
         "max_output default",
@@ -259,6 +270,10 @@ def test_a_question_that_stands_alone_is_no_follow_up(text):
         (["What is string 7?", "And a caution?"], ["What is string 7?", "And a caution?"]),
         (["Who holds a journal?", "What is string 7?"], ["What is string 7?"]),
         (["And a folder?"] * 5, ["And a folder?"] * 3),
+        (
+            ["What is string 7?", "And 8?", "And 9?", "And its caution?", "Why?"],
+            ["What is string 7?", "And 9?", "And its caution?"],
+        ),
         (["the"], []),
         ([], []),
     ],
@@ -269,6 +284,73 @@ def test_a_follow_up_goes_on_from_the_last_whole_question(index, asked, antecede
         history += [Message("user", text), Message("assistant", "No.")]
     assert list_antecedents("And its length?", history, index) == antecedents
     assert not list_antecedents("What is the length of string 3?", history, index)
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [
+        (["What is the default of max_size?", "And of hard_limit?"], ["hard_limit"]),
+        (["What is the default of max_size?", "What about hard_limit?"], ["hard_limit"]),
+        (["What is the default of max_size?", "And hard_limit?"], ["hard_limit"]),
+        (["What is the default of max_size?", "And for the hard_limit option?"], ["hard_limit"]),
+        (["What is the default of max_size?", "and `hard_limit`"], ["`hard_limit`"]),
+        (["What is the default of max_size?", "And of a_b?", "And of c_d?"], ["c_d"]),
+    ],
+)
+def test_a_follow_up_that_names_another_thing_is_the_question_before_about_that(asked, read):
+    assert read_in_turn(asked) == [f"What is the default of {name}?" for name in read]
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [
+        (
+            ["What does --max do in log-time-format?", "And --min?"],
+            ["What does --min do in log-time-format?"],
+        ),
+        (["Where is MaxSize set?", "And Umask?"], ["Where is Umask set?"]),
+        (["How do I mend it on Linux?", "And on Windows?"], ["How do I mend it on Windows?"]),
+        (
+            ["What is the fee of a boat for members?", "And for guests?"],
+            ["What is the fee of a boat for guests?"],
+        ),
+        (
+            ["Was kostet das Boot für Gäste?", "Und für Kinder?"],
+            ["Was kostet das Boot für Kinder?"],
+        ),
+        (["What is a weir?", "And a sluice?"], ["What is a sluice?"]),
+        (["What does curl do?", "What about tar?"], ["What does tar do?"]),
+        (
+            ["What does max_size do?", "And its default?", "And of hard_limit?"],
+            ["What does hard_limit do?", "And its default?"],
+        ),
+        (["What does max_size do?", "And the default?"], None),
+        (["What does max_size do?", "And its range?"], None),
+        (["What does max_size do?", "And on Windows?"], None),
+        (["How is max_size set?", "What about Windows?"], None),
+        (["Where is the weir?", "And on Monday?"], None),
+        (["What is the fee for members?", "And for those?"], None),
+        (["What is the fee of A?", "And is the fee of B paid?"], None),
+        (["Which port?", "And max_size?"], None),
+        (["What is the size of max_size?", "And max_size?"], None),
+    ],
+)
+def test_what_a_follow_up_does_not_replace_is_read_with_the_question_before(asked, read):
+    assert read_in_turn(asked) == (read or asked)
+
+
+@pytest.mark.parametrize(
+    ("antecedents", "read"),
+    [
+        (["What does maxSize do?"], "maxSize: In which units?"),
+        (["Where is --max of a queue set?", "Why?"], "--max: In which units?"),
+        (["What is a weir?"], "a weir: In which units?"),
+        (["How do I weigh the boat?"], "In which units?"),
+        ([], "In which units?"),
+    ],
+)
+def test_a_follow_up_is_read_about_what_the_first_question_names(antecedents, read):
+    assert add_subject("In which units?", antecedents) == read
 
 
 @pytest.mark.parametrize("told", [0, 200])
