@@ -634,7 +634,7 @@ def test_a_kept_reader_is_written_with_its_shift_and_its_training_is_replayed(
     monkeypatch.setattr(
         training_run,
         "_read_held_out",
-        lambda reader, _, held_out, __: (
+        lambda reader, _, held_out, *__: (
             [before if reader.fingerprint == first else better] * len(held_out)
         ),
     )
