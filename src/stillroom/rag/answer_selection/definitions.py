@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+from stillroom.rag.answer_selection.encoding import find_lists
 from stillroom.rag.answer_selection.entries import (
     begins_with_cells,
     find_asked_label,
@@ -59,7 +60,10 @@ _SETTING = re.compile(
     r"|(?:(?<=\bdefault of )|(?<=\bvalues of )|(?<=\boption )|(?<=\bsetting )|(?<=\bdirective )"
     r"|(?<=\bparameter )|(?<=\bcommand )|(?<=\bdoes ))[a-z]{2,}-[a-z]{2,}\b(?!-)"
 )
-_BEFORE = rf"(?:\b(?:defaults?(?: values?)?|values)(?: of| for)?|\b{_KIND}|\bdoes)(?: the)? "
+_BEFORE = (
+    r"(?:\bdefaults?(?: values?)?|\b(?:defaults?|values)(?: \w+){0,3}? (?:of|for)"
+    rf"|\b{_KIND}|\bdoes)(?: the)? "
+)
 _AFTER = rf" (?:{_KIND}|do|defaults?|be used|takes?|means?)\b"
 _CAPITAL_SETTING = re.compile(
     rf"(?i:{_BEFORE})(?P<named>{_CAPITAL})\b|\b(?P<told>{_CAPITAL})(?i:{_AFTER})"
@@ -67,6 +71,16 @@ _CAPITAL_SETTING = re.compile(
 # What asks for what the entry of a setting says of it.
 _ASKS_FOR_ENTRY = re.compile(
     r"\b(?:defaults?|minimum|maximum|range|units?|values?)\b|\bwhat (?:does|is)\b", re.IGNORECASE
+)
+# "- `max-size`: text", "* **max-size** (number) — text", and "max-size", below it ": text".
+_ITEM_TERM = re.compile(
+    r"[ \t]*\S{1,4}[ \t]{1,4}(?P<term>`[^`\n]+`|\*\*[^*\n]+\*\*|__[^_\n]+__)"
+    r"(?: ?(?:,|or)? ?`[^`\n]+`){0,3}(?: ?\([^()\n]*\))? ?(?:[:—–-](?=\s))"
+)
+_TERM_LINE = re.compile(
+    r"^(?P<term>[^\s#>|:][^\n]{0,80})\n"
+    r"(?:\n?:[ \t][^\n]*(?:\n+[ \t]+[^\n]*|\n(?![:\n])\S[^\n]*)*)+",
+    re.MULTILINE,
 )
 _HEADING_LINE = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
 _MAX_ENTRIES = 2
@@ -88,6 +102,7 @@ class SentencePlaces:
         self.documents = documents
         self._cells = cache(self._find_cells)
         self._find_names = cache(self._find_names_of)
+        self._items = cache(lambda number: _find_items(self.texts[number]))
 
     def find_entry(self, sentence: ScoredSentence) -> Span | None:
         """Return the span in its passage of what explains a sentence that is a term."""
@@ -97,7 +112,9 @@ class SentencePlaces:
 
     def find_names(self, sentence: ScoredSentence) -> list[frozenset[str]]:
         """Return the names of settings in each title and term that a sentence lies under."""
-        return [self._find_names(sentence.passage, part) for part in self._find_path(sentence)]
+        names = [self._find_names(sentence.passage, part) for part in self._find_path(sentence)]
+        items = self._items(sentence.passage)
+        return [*names, *(own for own, _, a, b in items if a <= sentence.start < b)]
 
     def find_labels(self, sentence: ScoredSentence, named: set[str]) -> list[str]:
         """Return what says which statement on a named setting a sentence is, such as "Default".
@@ -105,7 +122,7 @@ class SentencePlaces:
         That are titles and terms below its name, and the label of its line or row.
         """
         labels = list[str]()
-        for part, names in zip(self._find_path(sentence), self.find_names(sentence), strict=True):
+        for part, names in zip(self._find_path(sentence), self.find_names(sentence), strict=False):
             labels = (
                 [] if not named.isdisjoint(names) else [*labels, self._get_title(sentence, part)]
             )
@@ -127,7 +144,7 @@ class SentencePlaces:
         The number of its passage and the start; None also where a title or term is between.
         """
         path, shift = self._find_path(sentence), self._passages[sentence.passage].start
-        names = self.find_names(sentence)
+        names = self.find_names(sentence)[: len(path)]
         if not path or named.isdisjoint(names[-1]) or path[-1].start < shift:
             return None
         return sentence.passage, path[-1].start
@@ -267,12 +284,32 @@ def find_term(document: Document, passage: Passage, span: Span) -> Span | None:
     place = passage.start + span[0]
     entries: tuple[Definition, ...] = document.find_definitions(place)
     if not entries:
-        return _find_heading(document, passage, span)
+        items = _find_items(passage.text)
+        terms = [term for _, term, a, b in items if a <= span[0] < b and term[1] <= span[0]]
+        return terms[-1] if terms else _find_heading(document, passage, span)
     if entries[-1].start < passage.start:
         return None
     start, end = entries[-1].start - passage.start, entries[-1].end - passage.start
     is_question = passage.text[start:end].rstrip().endswith("?")
     return None if is_question or end - start > _MAX_TERM else (start, end)
+
+
+def _find_items(text: str) -> list[tuple[frozenset[str], Span, int, int]]:
+    """Return names, term, start and end of the entries that a text writes as items of a list.
+
+    Three items or more, and most of their list, begin with a term in Markdown's marks.
+    """
+    found = [(m, m.start(), m.end()) for m in _TERM_LINE.finditer(text)]
+    for items in find_lists(text):
+        terms = [(m, a, b) for a, b in items if (m := _ITEM_TERM.match(text, a, b))]
+        found += terms if len(items) < 2 * len(terms) and len(terms) >= _MIN_SIBLINGS else []
+    entries = []
+    for match, start, end in found:
+        names = frozenset(_find_names(match["term"].strip("`*_ "), _ENTRY_NAME))
+        names |= frozenset(_find_names(match["term"].strip("`* "), _NAME))
+        if names:
+            entries.append((names, match.span("term"), start, end))
+    return entries
 
 
 def _find_heading(document: Document, passage: Passage, span: Span) -> Span | None:

@@ -26,9 +26,10 @@ _CELL = re.compile(
     re.MULTILINE,
 )
 _MIN_CELLS = 3
+_MAX_NOTHING = 60  # characters of a cell that states nothing
 _NOTHING = re.compile(r"[\W_]*[^:|\n]*[:|][\W_]*(?:none|not set|n/a|unset)?[\W_]*", re.IGNORECASE)
 _LABELED_ROW = re.compile(r"[ \t]*\|[^|\n]{1,40}:[*_`]*[ \t]*\|")
-_ROW_LABEL = re.compile(r"\|[ \t]*[*_`]*([^|\n]{1,40}?)[*_`]*:?[*_`]*[ \t]*\|")
+_ROW_LABEL = re.compile(r"\|[ \t]{0,4}[*_`]{0,3}([^|\n]{1,40}?)[*_`]{0,3}:?[*_`]{0,3}[ \t]*\|")
 # What asks for a cell, and what its label then has; the first that a question has counts. Chosen
 # on manuals of ProFTPD, and from what those of Apache, nginx, PHP and OpenSSH are known to write.
 _KINDS = tuple(
@@ -91,7 +92,7 @@ def begins_with_cells(text: str) -> bool:
 
 def states_nothing(cell: str) -> bool:
     """Return whether a cell has a label and no value, or "None": prose may say more."""
-    return bool(_NOTHING.fullmatch(cell))
+    return len(cell) <= _MAX_NOTHING and bool(_NOTHING.fullmatch(cell))
 
 
 def get_row_label(row: str) -> str:

@@ -1210,3 +1210,23 @@ def test_the_probability_is_that_of_what_is_quoted(tmp_path, question, is_stated
         assert chances["quote"] is None
     else:
         assert chances["quote"] < chances["select"]
+
+
+@pytest.mark.parametrize("name", ["max-burst", "MaxBurst", "burst"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "- `{}`: {} is sent at the start. Its default in packets is {}.\n",
+        "* **{}** (number) — {} is sent. The\n  default in packets is {}.\n",
+        "{}\n: {} is sent at the start. Its default in packets is {}.\n\n",
+    ],
+)
+def test_items_with_a_term_are_entries(tmp_path, name, line):
+    entries = ((name, "What", 8), ("idle", f"With {name} the rest", 64), ("unit", "All", 2))
+    text = "# Server\n\nThese are set:\n\n" + "".join(line.format(*entry) for entry in entries)
+    question = f"What is the default in packets of {name}?"
+    found = ask_about(tmp_path / "x", "server.md", text, question, max_quotes=5, margin=99)
+    told = " ".join(found.completion.text.split())
+    assert name in told
+    assert "packets is 8." in told
+    assert not {"64", "2."} & set(told.split())
