@@ -364,7 +364,7 @@ def _is_named(name: str, text: str) -> bool:
     """Return whether a text has a name by itself: "max_size" is not in "hard_max_size".
 
     Its words may be joined otherwise ("max size"), but for two with a hyphen ("set-up"). A word as
-    any other ("Port") has to begin with a capital within a sentence, or to be told to be a name.
+    any other ("Port") has to begin with a capital within a sentence, or to be called a setting.
     """
     words = _WORD.findall(name)
     if words == [name] and name[1:].islower():
