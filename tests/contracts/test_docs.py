@@ -12,7 +12,7 @@ import pytest
 from stillroom.cli.app import stillroom
 from stillroom.evaluate.qa.questions import read_question_set
 from stillroom.recipes import load_recipe, parse_recipe
-from stillroom.registry.catalog import list_kind_names
+from stillroom.registry.catalog import list_kinds
 from tests.contracts.sources import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -20,7 +20,6 @@ _FENCE = re.compile(
     r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-KINDS = set(list_kind_names())
 LANGUAGES = {"python", "bash", "yaml", "text", "toml", "json", "math", "csv"}
 
 
@@ -70,7 +69,7 @@ def test_commands_exist_with_these_options_and_settings(body):
         if "--help" not in rest and "--version" not in rest:
             rest = rest[: rest.index(">")] if ">" in rest else rest
             given = command.make_context(command.name, rest, parent=context.parent).params
-            if str(given.get("recipe")) in KINDS:
+            if str(given.get("recipe")) in list_kinds():
                 load_recipe(given["recipe"], given["overrides"])
 
 

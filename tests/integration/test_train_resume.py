@@ -30,7 +30,7 @@ declared = find_job_kind(kind)
 recipe = declared.recipe.model_validate({
     "teacher": str(folder / "teacher"), "records": str(folder / "records.jsonl"),
     "student": {"max_parameters": 0.85},
-    "train": {"steps": 30, "batch_size": 4, "threads": 1, "save_every_s": 0.05},
+    "train": {"steps": 60, "batch_size": 4, "threads": 1, "save_every_s": 0.05},
     **changes,
 })
 declared.run(recipe, Job.start(out, "kind: test\\n", resume=resume))

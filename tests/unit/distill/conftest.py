@@ -9,7 +9,6 @@ from stillroom.distill.logit_cache.capture import capture_teacher
 from stillroom.distill.logit_cache.storage import CacheHeader
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
-from stillroom.models.local import benchmark
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
@@ -31,15 +30,6 @@ def make_records(count=12):
         )
         for n in range(count)
     ]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _brief_timings():
-    """Time each model briefly: how long it is timed is a test's of the benchmark itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "_REPEATS", 2)
-        patch.setattr(benchmark, "_NEW_TOKENS", 2)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def test_a_vocabulary_of_50000_is_drawn_as_it_is(temperature):
     rng = torch.Generator().manual_seed(int(temperature * 10))
     logits = torch.randn(VOCAB, generator=rng, dtype=torch.float64) * 3
     rows = logits.expand(250, -1)
-    tokens = torch.cat([sample_tokens(rows, temperature=temperature, rng=rng) for _ in range(2)])
+    tokens = torch.cat([sample_tokens(rows, temperature=temperature, rng=rng) for _ in range(4)])
     assert p_value(logits / temperature, tokens, 20) > 1e-3
 
 

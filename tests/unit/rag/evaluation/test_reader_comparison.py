@@ -56,12 +56,6 @@ def answer(question, text, probability=0.5, quotes=1):
     return GradedAnswer(question, trace, dict.fromkeys(MEASURES), "")
 
 
-@pytest.fixture(autouse=True)
-def _unmeasured_bytes(monkeypatch):
-    """Leave out the row of sizes, for which the encoder of a packaged reader is unpacked."""
-    monkeypatch.setattr(reader_comparison, "_measure_bytes", lambda *_: "0")
-
-
 def ask(rights, *, probabilities=None, silent=()):
     """Return the answers of an arm: right where told, silent where told."""
     rows = []
@@ -437,6 +431,7 @@ def test_a_start_that_was_kept_is_compared_as_the_packaged_reader_that_reads_in_
     recipe = reader_comparison.suit_readers(recipe, SimpleNamespace(languages=["en"]))
     assert set(recipe.compare.readers.values()) == {"builtin:reader-large"}
     assert reader_comparison.find_twins(recipe) == ["shipped"]
+    monkeypatch.setattr(reader_comparison, "_measure_bytes", lambda *_: "0")
     arms = {arm: ask([True] * 30) for arm in readers}
     report = Report("Answers")
     decision = add_comparison(report, recipe, arms, {}, is_synthetic=False, trained=str(kept))
@@ -648,6 +643,7 @@ def tell_judgments(monkeypatch, twins=(), **arms):
         "stillroom.rag.evaluation.judged_report.find_twins", lambda recipe: list(twins)
     )
     monkeypatch.setattr(reader_comparison, "find_twins", lambda recipe: list(twins))
+    monkeypatch.setattr(reader_comparison, "_measure_bytes", lambda *_: "0")
     return report_judgments(told, arms, {})
 
 
