@@ -51,7 +51,7 @@ _GENRE_ENDING = re.compile(
 )
 _ARTICLES = word_set("the a an das die der le la les el los las l' ein eine")
 _JOINING = word_set("and & to for of with zu zum zur für von und de du et pour y para in")
-_PARTS = re.compile(r" [–—-] |: | / | \(| \| |(?<!\()(?<!\(\w)\)")
+_PARTS = re.compile(r" [–—-] |: | / | \(| \| |\)")
 _SITE = re.compile(r" [–—|-] ")
 """Between the title of a page and what it is a page of."""
 

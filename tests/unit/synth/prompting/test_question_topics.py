@@ -198,9 +198,3 @@ def test_a_heading_before_a_question_is_stripped_in_any_language():
 def test_the_site_behind_a_page_title_is_not_the_page_topic():
     assert find_topic(place("Winter Feeding - HiveBook Manual")) is None
     assert find_topic(place("HiveBook Manual - Bees")) == ("product", "HiveBook")
-
-
-@pytest.mark.parametrize("title", ["Links and chroot()", "The chroot(2) call"])
-def test_a_heading_keeps_the_brackets_of_a_call(title):
-    headed = head_question("What can the hives be used for?", place(title))
-    assert headed == f"{title}: What can the hives be used for?"
