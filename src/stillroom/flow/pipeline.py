@@ -407,7 +407,10 @@ def write_run_report(
     parts: list[Path | Report] = []
     for name, folder in done.items():
         if artifacts[name].kind == "report" or "export" in artifacts[name].details:
-            parts.append(folder / "output")
+            part = Report.read(folder / "output")
+            if decision and "decision" in artifacts[name].details:
+                part.summary = ""  # the decision says it
+            parts.append(part)
             if (folder / "timings.json").is_file():
                 parts.append(folder / "timings.json")
     steps = _describe_steps(done, artifacts, seconds, reused)
@@ -427,7 +430,7 @@ def write_run_report(
         steps.sections.insert(0, Section(title, text, table=table))
     parts.append(steps)
     merged = merge_reports(f"Run {out.name}", parts)
-    merged.summary = decision or merged.summary
+    merged.summary = f"{decision} {merged.summary}".strip()
     merged.write(out)
     return ["report.json", "report.html"]
 

@@ -199,7 +199,7 @@ def keep_named(
     asked = _find_asked(question, own, places, named)
     is_of_entry = bool(asked or _ASKS_FOR_ENTRY.search(question))
     if asked:
-        is_cell = bool(find_asked_label(question))
+        is_cell = find_asked_label(question) and all(map(places.find_cell_labels, asked))
         if is_cell and not any(states_nothing(places.get_text(one)) for one in asked):
             return asked, True
         own = [one for one in own if not places.find_cell_labels(one)]
@@ -215,7 +215,7 @@ def _find_asked(
     That are the cells with its label; of what a setting does, the first sentence on it.
     """
     if label := find_asked_label(question):
-        return [s for s in own if any(map(label.search, places.find_labels(s, named)))]
+        return [s for s in own if _is_labeled(label, s, places, named)]
     if not is_description_asked(question):
         return []
     first: dict[tuple[int, int], ScoredSentence] = {}
@@ -224,6 +224,16 @@ def _find_asked(
         if place and not places.find_labels(sentence, named):
             first[place] = min(first.get(place, sentence), sentence, key=lambda one: one.start)
     return [one for one in own if one in first.values()]
+
+
+def _is_labeled(
+    label: re.Pattern[str], sentence: ScoredSentence, places: SentencePlaces, named: set[str]
+) -> bool:
+    """Return whether a cell has a label, or a title above is it: "Default", not "Default files"."""
+    cells, titles = places.find_cell_labels(sentence), places.find_labels(sentence, named)
+    return any(map(label.search, cells)) or any(
+        map(label.fullmatch, titles[: len(titles) - len(cells)])
+    )
 
 
 def _mentions(places: SentencePlaces, sentence: ScoredSentence, names: Iterable[str]) -> bool:
@@ -364,13 +374,13 @@ def _is_named(name: str, text: str) -> bool:
     """Return whether a text has a name by itself: "max_size" is not in "hard_max_size".
 
     Its words may be joined otherwise ("max size"), but for two with a hyphen ("set-up"). A word as
-    any other ("Port") has to begin with a capital within a sentence, or to be called a setting.
+    any other ("Port", "Germany") has to be called a setting.
     """
     words = _WORD.findall(name)
     if words == [name] and name[1:].islower():
-        told = rf"(?:{_BEFORE}{name}(?![\w-])|(?<![\w-]){name} (?:{_KIND}|defaults?|mean)\b)"
-        capital = name[0].isupper() and re.search(rf"(?<=[^.!?\s]\s){name}(?![\w-])", text)
-        return bool(capital or re.search(told, text, re.IGNORECASE))
+        before = _BEFORE.replace(r"|\bdoes", "")
+        called = rf"(?:{before}{name}(?![\w-])|(?<![\w-]){name} (?:{_KIND}|defaults?)\b)"
+        return bool(re.search(called, text, re.IGNORECASE))
     pattern = "-{0,2}" + r"[\W_]+".join(map(re.escape, words))
     if len(words) <= 2 and "-" in name:
         pattern = re.escape(name).replace(r"\-", "[-_]")

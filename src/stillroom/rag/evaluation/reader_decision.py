@@ -379,7 +379,8 @@ def _write_line(
     text, advice = _VERDICTS[verdict]
     told = _TRAINING[training.outcome]
     if training.is_undone and verdict in _UNOPPOSED:
-        text, told = "", f"{told.removesuffix('.')}{training.figure}."
+        figure = "" if training.outcome == "few" else training.figure
+        text, told = "", f"{told.removesuffix('.')}{figure}."
         advice = _ASK if training.outcome in {"few", "unmeasured"} else _KEEP
     other, first = labels.get(arm, ""), comparison.first
     count = len(comparison.arms[first].holds)

@@ -234,17 +234,25 @@ def _exchange(question: str, other: re.Match[str]) -> str:
     is_proper = thing[0].isupper() and any(name[0][0].isupper() for name in names)
     is_of = preposition in _OF
     if names and " " not in thing and (is_of or (not preposition and (is_name or is_proper))):
-        signs = {*_SIGNS.findall(thing.lower())}
-        name = next((n for n in names if {*_SIGNS.findall(n[0].lower())} == signs), names[0])
-        return "" if name[0] == thing else question[: name.start()] + thing + question[name.end() :]
+        names = [name for name in names if name[0][0].isdigit() == thing[0].isdigit()]
+        alike = [name for name in names if _find_signs(name[0]) == _find_signs(thing)] or names
+        if len(alike) != 1 or alike[0][0] == thing:
+            return ""
+        return question[: alike[0].start()] + thing + question[alike[0].end() :]
     if preposition:
-        pattern = rf"(.*\b{preposition} +)\S+?(?: +\S+?){{0,2}}?(\W*)"
+        more = thing.count(" ")  # as many words as are put there
+        pattern = rf"(.*\b{preposition} +)\S+?(?: +\S+?){{0,{more}}}?(\W*)"
         match = re.fullmatch(pattern, question, re.IGNORECASE)
     else:
         match = _ABOUT.fullmatch(question)
         asked = match[2] if match and not names else ""
         match = match if asked and bool(_ARTICLE.match(asked)) == has_article else None
     return f"{match[1]}{thing}{match[match.re.groups]}" if match else ""
+
+
+def _find_signs(name: str) -> set[str]:
+    """Return the signs that join the parts of a name, "A" for a capital within."""
+    return {"A" if sign.isalpha() else sign for sign in _SIGNS.findall(name)}
 
 
 def correct_spelling(text: str, index: Index) -> tuple[str, dict[str, str]]:

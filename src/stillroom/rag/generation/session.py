@@ -502,9 +502,9 @@ class AnswerSession:
 
 
 def _repeats(words: Sequence[str], said: Iterable[Sequence[str]]) -> bool:
-    """Return whether words stand in this order in one of the texts before."""
-    rests = map(iter, said)
-    return any(all(word in rest for word in words) for rest in rests)
+    """Return whether words stand one after the other in one of the texts before."""
+    line = f" {' '.join(words)} "
+    return any(line in f" {' '.join(text)} " for text in said)
 
 
 def _shorten(text: str) -> str:

@@ -714,7 +714,7 @@ def test_an_answer_is_laid_out_as_its_document_is(tmp_path, question, text):
 
 
 def test_what_repeats_a_quote_is_not_quoted_after_it(tmp_path):
-    text = "The weir, by default, is open in May.\n\n" + "The dam is old.\n\n" * 9
+    text = "The weir is open in May and in June.\n\n" + "The dam is old.\n\n" * 9
     text += "The weir is open.\n"
     found = ask_about(tmp_path / "x", "weir.txt", text, "weir open", max_quotes=2, margin=99)
     assert found.completion.text.count("weir") == 1
@@ -1134,7 +1134,7 @@ def write_entries(names, line="<b>{}:</b> {}<br>", table=("", "")):
         ("What is the default value of the Rate directive?", "Rate Default: 40"),
         ("Where may MaxRate be used?", "MaxRate Context: server, host2"),
         ("Which values can MaxRate take?", "Syntax: MaxRate number|none"),
-        ("Which module has Rate?", "Rate Module: mod_4"),
+        ("Which module has the Rate directive?", "Rate Module: mod_4"),
         ("What does MaxRateBurst do?", "Sets the limit 3 of packets."),
     ],
 )
