@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from stillroom.rag.answer_selection.encoding import find_lists
@@ -353,7 +354,8 @@ def _find_names_of(document: Document, part: Heading | Definition) -> Iterator[s
         yield from _find_names(title, _ENTRY_NAME)
     elif any(_find_names(title, _CAPITAL_NAME)):
         level = (one.title for one in document.headings if one.level == part.level)
-        if sum(any(_find_names(one, _CAPITAL_NAME)) for one in level) >= _MIN_SIBLINGS:
+        named = (True for one in level if any(_find_names(one, _CAPITAL_NAME)))
+        if any(islice(named, _MIN_SIBLINGS - 1, None)):
             yield from _find_names(title, _CAPITAL_NAME)
 
 

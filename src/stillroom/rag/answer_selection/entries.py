@@ -96,8 +96,8 @@ def states_nothing(cell: str) -> bool:
 
 
 def get_row_label(row: str) -> str:
-    """Return the first cell of a row of a table, without a colon; empty if it is none."""
-    match = _ROW_LABEL.match(row)
+    """Return the first cell of a row, without its colon; empty if that is no label."""
+    match = _LABELED_ROW.match(row) and _ROW_LABEL.match(row)
     return match[1] if match else ""
 
 

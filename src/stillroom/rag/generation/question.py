@@ -62,7 +62,8 @@ _ELLIPSIS = re.compile(
 )
 # A thing or a case that was named before.
 _ANAPHOR = re.compile(
-    r"\b(?:it|its|they|them|their|these|those|this|that|another one|which ones?|one(?=\W*$)"
+    r"\b(?:it|its|they|them|their|these|those|this|that|another one|one(?=\W*$)"
+    r"|which ones?(?! of\b)"
     r"|the (?:other|same|first|second) ones?|the (?:others|same|opposite|latter|former)"
     r"|(?:afterwards|as well|instead|otherwise|then|too)(?=\W*$))\b",
     re.IGNORECASE,
@@ -214,6 +215,7 @@ def add_subject(text: str, antecedents: Sequence[str]) -> str:
     """
     for question in antecedents[:1]:
         names = [name for name in _TOKEN.findall(question) if _JOINED.fullmatch(name)]
+        names = [name for name in names if not name.isdigit()]  # no year
         match = _ABOUT.fullmatch(question)
         if subject := " ".join(names) or (match[2] if match else ""):
             return f"{subject}: {text}"

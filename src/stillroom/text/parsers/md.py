@@ -26,7 +26,9 @@ __all__ = ["Md"]
 
 _LINE = re.compile(r"\r\n|\r|\n")
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()]*\)")
-_MARKS = re.compile(r"[*_`]+(?=\S)|(?<=\S)[*_`]+|<[^<>]{1,200}>|\{#[^{}]*\}$")
+_MARKS = re.compile(  # "max_size" has none
+    r"[*`]+(?=\S)|(?<=\S)[*`]+|(?<!\w)_+(?=\S)|(?<=\S)_+(?!\w)|<[^<>]{1,200}>|\{#[^{}]*\}$"
+)
 
 
 class Md(Parser):

@@ -368,3 +368,25 @@ def test_many_messages_without_content_cost_little(index):
     start = time.process_time()
     assert not list_antecedents("And its length?", history, index)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("before", "question", "read"),
+    [
+        ("What was the revenue in 2019 of ACME?", "And in 2020?", None),
+        (
+            "In 2019, what was the revenue of ACME?",
+            "And of Initech?",
+            "In 2019, what was the revenue of Initech?",
+        ),
+        (
+            "Which SSL version does PostgreSQL support?",
+            "And MySQL?",
+            "Which SSL version does MySQL support?",
+        ),
+        ("When does the bus to Berlin leave?", "And to Hamburg?", None),
+        ("When does the shop on Main Street open?", "And on Sundays?", None),
+    ],
+)
+def test_another_thing_is_exchanged_only_for_the_one_like_it(before, question, read):
+    assert read_in_turn([before, question])[-1] == (read or question)

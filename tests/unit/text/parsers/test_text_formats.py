@@ -407,3 +407,11 @@ def test_rules_and_heads_of_tables_in_plain_text_are_no_headings(parse):
     document = parse("txt", text, "doc/letter.txt")
     assert document.headings == ()
     assert document.title == "letter"
+
+
+@pytest.mark.parametrize(
+    ("line", "title"), [("max_size", "max_size"), ("_note_", "note"), ("__a_b__ c", "a_b c")]
+)
+def test_an_underscore_within_a_word_of_a_heading_is_no_emphasis(line, title, parse):
+    document = parse("md", f"## {line}\n\nText.\n".encode())
+    assert [heading.title for heading in document.headings] == [title]
