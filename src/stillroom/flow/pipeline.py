@@ -51,6 +51,7 @@ from stillroom.recipes import dump_recipe
 
 __all__ = [
     "FlowRun",
+    "collect_decision",
     "list_steps",
     "write_run_report",
 ]
@@ -255,7 +256,7 @@ class FlowRun:
         earlier = before.details.get("steps", {}) if before else {}
         reused = [name for name, folder in steps.items() if earlier.get(name) == folder]
         answer = self._describe_answer(artifacts)
-        decision = _collect_decision(artifacts, answer)
+        decision = collect_decision(artifacts, answer)
         line = decision.get("decision", "")
         timed = write_run_report(self.out, done, seconds, skipped, reused, line)
         ends = self.recipe.answer
@@ -340,7 +341,7 @@ def list_steps(
     }
 
 
-def _collect_decision(
+def collect_decision(
     artifacts: Mapping[str, Artifact], answer: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return the line of the step that decided whether the result is worth using, and its notes.

@@ -30,7 +30,7 @@ from stillroom.flow.draw import (
     find_single_chance,
 )
 from stillroom.flow.job import find_job_kind, run_job
-from stillroom.flow.pipeline import write_run_report
+from stillroom.flow.pipeline import collect_decision, write_run_report
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.flow.step_comparison import compare_steps
 from stillroom.jobs import QuietReporter, Reporter
@@ -533,9 +533,12 @@ def _replay_flow(job: JobReplay, scratch: Path) -> Iterator[SegmentOutcome]:
     out.mkdir()
     details = job.artifact.details
     skipped, reused = details.get("skipped", {}), details.get("reused") or ()
-    written = write_run_report(
-        out, done, details["seconds"], skipped, reused, details.get("decision", "")
-    )
+    answer = details.get("answer")
+    decision = collect_decision(
+        {name: read_artifact(folder) for name, folder in done.items()},
+        answer if isinstance(answer, Mapping) else {},
+    ).get("decision", "")
+    written = write_run_report(out, done, details["seconds"], skipped, reused, decision)
     for name in written:
         stored = job.folder / name
         digests = digest_file(stored) if stored.is_file() else "", digest_file(out / name)

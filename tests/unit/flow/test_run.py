@@ -6,7 +6,7 @@ from stillroom.cli.results import print_run
 from stillroom.errors import DataError
 from stillroom.flow.make import read_make_recipe, run_make
 from stillroom.flow.opening import find_checkpoint, find_reader, open_run, set_reader
-from stillroom.flow.pipeline import FlowRun, _collect_decision
+from stillroom.flow.pipeline import FlowRun, collect_decision
 from stillroom.flow.run import run_recipe
 from stillroom.provenance import Artifact, read_artifact
 from stillroom.provenance.verify import verify_artifact
@@ -207,7 +207,7 @@ def test_a_reader_that_won_is_named_beside_the_step_that_trained(tmp_path, monke
     recipe = read_make_recipe(tmp_path)
     described = FlowRun(recipe, tmp_path / "run", None)._describe_answer(artifacts)
     assert (described["reader"], described["trained_reader"]) == ("builtin:overlap", "reader")
-    told = _collect_decision(artifacts, described)
+    told = collect_decision(artifacts, described)
     assert told["decision"] == "`ask` uses word overlap. It is more often right."
     assert told["notes"] == ["Generated."]
 
