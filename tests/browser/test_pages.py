@@ -224,14 +224,15 @@ def test_a_quote_is_shown_whole_beside_the_answer_and_marked_in_its_source(open_
     page.get_by_role("button", name="Right").wait_for()
     quotes = page.locator("article q").all_text_contents()
     page.locator(".passage .text.quoted mark").first.wait_for()
-    assert (
-        page.locator(".under")
-        .first.text_content()
-        .startswith(f"{len(quotes)} citation{'s' * (len(quotes) > 1)}")
-    )
+    cited = page.locator("a.cite").count()
+    assert 1 <= cited <= len(quotes)
+    said = page.locator(".under").first.text_content()
+    assert said.startswith(f"{cited} citation{'s' * (cited > 1)}")
     page.locator("a.cite").first.click()
-    page.locator("#source-inside mark").wait_for()
-    assert page.locator("#source-inside mark").text_content() == quotes[0]
+    page.locator("#source-inside mark").first.wait_for()
+    marked = page.locator("#source-inside mark").all_text_contents()
+    assert marked == quotes[: len(marked)]
+    assert cited > 1 or len(marked) == len(quotes)
 
 
 def test_wrapped_lines_of_a_quote_are_shown_joined(open_page, console):

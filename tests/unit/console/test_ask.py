@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 
 import pytest
 from starlette.testclient import TestClient
@@ -117,7 +118,20 @@ def test_a_quote_opens_its_document_with_the_quote_alone_marked(client, folder):
     assert marked == "It ends in the sea."
     assert f"{first}–{first + end - start}" in page
     assert "The quote is marked" in page
-    for wrong in (f"{start}-{end}-0-9", f"{start}-9999-0-9", "x", "5-2-0-9", "9" * 5000 + "-1-1-1"):
+    place = f"{start}-{end}-{first}-{first + end - start}"
+    page = open_source(f"0-9-{first - start}-{first - start + 9},{place}")[0]
+    shown = page.split('<div class="source">')[1]
+    marked = re.findall(r"<mark[^>]*>(.*?)</mark>", shown, re.DOTALL)
+    assert marked == [passage.text[:9], "It ends in the sea."]
+    assert f"{passage.text[9:start]}<mark>" in shown
+    for wrong in (
+        f"{place},0-9-0-8",
+        f"{start}-{end}-0-9",
+        f"{start}-9999-0-9",
+        "x",
+        "5-2-0-9",
+        "9" * 5000 + "-1-1-1",
+    ):
         assert open_source(wrong)[1] == passage.text
 
 

@@ -8,10 +8,10 @@
   const SENT_BEFORE = 6; // earlier questions, for a follow-up
   const AROUND = 80; // characters of a passage shown beside a quote
 
-  // Opens a document at a quote, if one is given, or at a passage.
-  const sourceLink = (at, passage, quote) => {
-    const place = quote && [quote.start, quote.end, quote.byte_start, quote.byte_end].join("-");
-    const marked = place ? `&quote=${encodeURIComponent(place)}` : "";
+  // Opens a document at quotes, if any are given, or at a passage.
+  const sourceLink = (at, passage, quotes) => {
+    const places = quotes.map((one) => [one.start, one.end, one.byte_start, one.byte_end].join("-"));
+    const marked = places.length ? `&quote=${encodeURIComponent(places.join(","))}` : "";
     return `/source?at=${encodeURIComponent(at)}&passage=${encodeURIComponent(passage)}${marked}#span`;
   };
 
@@ -50,6 +50,13 @@
       if (one.short) cuts.add(one.shortFrom).add(one.shortTo);
     }
     const endsAt = (mark) => quotes.find((one) => one.to + 1 === mark.index);
+    // A mark cites all quotes since the one before it.
+    const citedBy = (mark) => {
+      const last = quotes.indexOf(endsAt(mark));
+      let first = last;
+      while (first > 0 && !marks.some((one) => one.index === quotes[first - 1].to + 1)) first -= 1;
+      return last < 0 ? [] : quotes.slice(first, last + 1);
+    };
     // What looks like a mark within a quote is the document's own.
     const marks = [...state.text.matchAll(/\[(\d{1,3})\]/g)].filter(
       (m) => cited.has(Number(m[1])) && (!quotes.length || endsAt(m)),
@@ -67,11 +74,12 @@
       const mark = marks.find((m) => m.index === at[i] && m[0] === text);
       if (mark) {
         const one = cited.get(Number(mark[1]));
-        const bytes = endsAt(mark) || one;
+        const run = citedBy(mark);
+        const bytes = run.length ? { ...run[run.length - 1], byte_start: run[0].byte_start } : one;
         answer.append(
           make("a", {
             class: "cite to-source",
-            href: sourceLink(state.at, one.passage_id, endsAt(mark)),
+            href: sourceLink(state.at, one.passage_id, run),
             title: [`${one.path}: ${where(bytes)}`, ...(bytes.headings || [])].join(" › "),
             "aria-label": `source ${one.number}, ${one.path}`,
             text: mark[1],
@@ -281,7 +289,7 @@
       item.append(
         make(
           "a",
-          { class: "to-source place", href: sourceLink(state.at, one.passage_id, quotes[0]) },
+          { class: "to-source place", href: sourceLink(state.at, one.passage_id, quotes) },
           `[${one.number}] ${one.path}${pages}`,
         ),
       );

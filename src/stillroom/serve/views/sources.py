@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ __all__ = ["SourceView", "Sources", "has_tenants"]
 
 _QUOTE_PLACE = re.compile("-".join([r"(\d{1,12})"] * 4))
 _MAX_IDS = 50
+_MAX_QUOTES = 100
 _MAX_OPEN_INDEXES = 4
 _OPEN_TIMEOUT_S = 10.0
 _CONTEXT_CHARS = 60_000
@@ -41,10 +43,10 @@ _MAX_DOCUMENT_CHARS = 400_000
 
 @dataclass(frozen=True, slots=True)
 class SourceView:
-    """Document with one passage, or one quote of it, marked.
+    """Document with one passage, or quotes of it, marked.
 
-    ``before + marked + after`` is the document's text, or a part; ``is_quote`` is whether a quote
-    is marked.
+    ``parts`` are the document's text, or a part of it: every second one is marked; ``is_quote`` is
+    whether quotes are.
 
     ``cut_before`` and ``cut_after`` count the omitted characters; ``notes`` are remarks on the
     current state of the file.
@@ -54,9 +56,7 @@ class SourceView:
     path: str
     title: str
     headings: tuple[str, ...]
-    before: str
-    marked: str
-    after: str
+    parts: tuple[str, ...]
     cut_before: int
     cut_after: int
     first_line: int
@@ -109,10 +109,11 @@ class Sources:
             return [_describe_passage(index, id) for id in ids[:_MAX_IDS]]
 
     def source(self, name: str, passage_id: str, quote: str = "") -> SourceView:
-        """Return the document of a passage with the passage marked, or a quote of it.
+        """Return the document of a passage with the passage marked, or quotes of it.
 
-        ``quote`` is ``START-END-BYTE_START-BYTE_END`` of a quote in an answer; where these do not
-        agree, as of a quote from a passage shown with its neighbours, the passage is marked.
+        ``quote`` is ``START-END-BYTE_START-BYTE_END`` of a quote in an answer, or those of several
+        with commas; where these do not agree, as of a quote from a passage shown with its
+        neighbours, the passage is marked.
 
         Raises:
             DataError: If the index has no such passage that is visible to the client.
@@ -121,8 +122,9 @@ class Sources:
         with self.seen(name) as index:
             passage = index.passage(passage_id)
             document = index.document(passage.document_id)
-        span = _find_quote(document, passage, quote)
-        return _mark_passage(document, passage, folder, to_name(self.root, folder), span)
+        found = [_find_quote(document, passage, place) for place in quote.split(",")[:_MAX_QUOTES]]
+        spans = [] if None in found else sorted(filter(None, found))
+        return _mark_passage(document, passage, folder, to_name(self.root, folder), spans)
 
     def close(self) -> None:
         """Close all open indexes."""
@@ -166,14 +168,18 @@ def _find_quote(document: Document, passage: Passage, quote: str) -> tuple[int, 
 
 
 def _mark_passage(
-    document: Document, passage: Passage, folder: Path, name: str, quote: tuple[int, int] | None
+    document: Document, passage: Passage, folder: Path, name: str, quotes: list[tuple[int, int]]
 ) -> SourceView:
-    text, (start, end) = document.text, quote or (passage.start, passage.end)
+    text, spans = document.text, quotes or [(passage.start, passage.end)]
+    start, end = spans[0][0], max(stop for _, stop in spans)
     first, last = 0, len(text)
     if len(text) > _MAX_DOCUMENT_CHARS:
         first = text.rfind("\n", 0, max(0, start - _CONTEXT_CHARS)) + 1
         last = min(len(text), end + _CONTEXT_CHARS)
-    location = document.locate(*quote) if quote else passage.location
+    location = document.locate(start, end) if quotes else passage.location
+    edges = [first]
+    for span in spans:
+        edges += [max(edge, edges[-1]) for edge in span]
     notes = []
     try:
         file, status = locate_document(folder, location.path, location.digest)
@@ -188,9 +194,7 @@ def _mark_passage(
         path=document.path,
         title=document.title or document.path,
         headings=passage.headings,
-        before=text[first:start],
-        marked=text[start:end],
-        after=text[end:last],
+        parts=tuple(text[one:other] for one, other in pairwise([*edges, last])),
         cut_before=first,
         cut_after=len(text) - last,
         first_line=text.count("\n", 0, start) + 1,
@@ -207,5 +211,5 @@ def _mark_passage(
         document_id=passage.document_id,
         context=passage.context,
         notes=tuple(notes),
-        is_quote=quote is not None,
+        is_quote=bool(quotes),
     )
