@@ -67,7 +67,7 @@ _BEFORE = (
 )
 _AFTER = rf" (?:{_KIND}|do|defaults?|be used|takes?|means?)\b"
 _CAPITAL_SETTING = re.compile(
-    rf"(?i:{_BEFORE})(?P<named>{_CAPITAL})\b|\b(?P<told>{_CAPITAL})(?i:{_AFTER})"
+    rf"(?i:{_BEFORE})(?P<named>{_CAPITAL})\b|\b(?P<stated>{_CAPITAL})(?i:{_AFTER})"
 )
 # What asks for what the entry of a setting says of it.
 _ASKS_FOR_ENTRY = re.compile(
@@ -263,7 +263,7 @@ def find_unread_names(question: str, texts: Iterable[str]) -> list[str]:
     """Return the names of settings in a question that no text has, however its words are joined."""
     read = _simplify(" ".join(texts))
     found = [match[0] for match in _SETTING.finditer(question)]
-    found += [match["named"] or match["told"] for match in _CAPITAL_SETTING.finditer(question)]
+    found += [match["named"] or match["stated"] for match in _CAPITAL_SETTING.finditer(question)]
     names = dict.fromkeys(found)
     return [name for name in names if _simplify(name) not in read]
 

@@ -377,10 +377,10 @@ def _write_line(
     """
     used, arm, figure = found
     text, advice = _VERDICTS[verdict]
-    told = _TRAINING[training.outcome]
+    sentence = _TRAINING[training.outcome]
     if training.is_undone and verdict in _UNOPPOSED:
         figure = "" if training.outcome == "few" else training.figure
-        text, told = "", f"{told.removesuffix('.')}{figure}."
+        text, sentence = "", f"{sentence.removesuffix('.')}{figure}."
         advice = _ASK if training.outcome in {"few", "unmeasured"} else _KEEP
     other, first = labels.get(arm, ""), comparison.first
     count = len(comparison.arms[first].holds)
@@ -394,7 +394,7 @@ def _write_line(
         differing=f"{apart} of {count_noun(count, 'question')}",
         least=MIN_UNITS,
     )
-    return " ".join(part for part in (f"{READER_HEAD}{used}.", text, told, advice) if part)
+    return " ".join(part for part in (f"{READER_HEAD}{used}.", text, sentence, advice) if part)
 
 
 def _read_training(reference: str) -> _Training:

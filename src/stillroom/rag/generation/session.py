@@ -358,7 +358,7 @@ class AnswerSession:
         span of its passage's text, and the span of a short answer within, if known.
         """
         found, known = list[list[dict[str, Any]]](), set[str]()
-        said = list[list[str]]()
+        earlier = list[list[str]]()
         ids = {hits[number].passage.document_id for number, _, _ in spans}
         documents = {name: self.index.document(name) for name in ids}
         for number, span, short in spans:
@@ -375,11 +375,11 @@ class AnswerSession:
                     part["continues"] = True
             # A row keeps the values that it shares with others: without them it says less.
             words = {" ".join(quote["text"].split()) for quote in parts}
-            told = normalize_text(" ".join(quote["text"] for quote in parts)).split()
-            is_told = len(parts) == 1 and len(told) >= _MIN_REPEATED and _repeats(told, said)
-            fresh = [] if words <= known or is_told else parts
+            text = normalize_text(" ".join(quote["text"] for quote in parts)).split()
+            is_repeated = len(parts) == 1 and len(text) >= _MIN_REPEATED and _repeats(text, earlier)
+            fresh = [] if words <= known or is_repeated else parts
             known |= words
-            said.append(told)
+            earlier.append(text)
             found.append(fresh)
         return found
 
@@ -501,10 +501,10 @@ class AnswerSession:
         self.note("abstain", why=why)
 
 
-def _repeats(words: Sequence[str], said: Iterable[Sequence[str]]) -> bool:
+def _repeats(words: Sequence[str], earlier: Iterable[Sequence[str]]) -> bool:
     """Return whether words stand one after the other in one of the texts before."""
     line = f" {' '.join(words)} "
-    return any(line in f" {' '.join(text)} " for text in said)
+    return any(line in f" {' '.join(text)} " for text in earlier)
 
 
 def _shorten(text: str) -> str:
