@@ -282,9 +282,10 @@ def _print_sources(answer: Answer) -> None:
         section = f", section {' › '.join(headings)}" if headings else ""
         place = f"{citation.location}{section}{origin}{checked}"
         print_text(escape_line(f"[{citation.number}] {place}"))
-        if short := quote.get("short"):
+        is_answer = not answer.details.get("abstained")
+        if is_answer and (short := quote.get("short")):
             print_text(f"    short answer: {' '.join(short.split())}")
-        if answer.details.get("abstained"):
+        if not (is_answer or quote):
             excerpt = " ".join(citation.text.split())[:_MAX_EXCERPT]
             print_text(f"    {excerpt}")
         if source.get("flags"):

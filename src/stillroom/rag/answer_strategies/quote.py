@@ -50,7 +50,8 @@ from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
     from stillroom.rag.answer_selection.encoding import Span
-    from stillroom.rag.answer_selection.overlap import ScoredSentence
+    from stillroom.rag.answer_selection.overlap import OverlapReader, ScoredSentence
+    from stillroom.rag.answer_selection.reader import SentenceReader
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
     from stillroom.records import Document, Passage
     from stillroom.records.document import Heading
@@ -67,6 +68,8 @@ _MAX_LABEL_WORDS = 4
 _MAX_TITLE_WORDS = 8
 _SHARE_OF_ROW = 0.5  # of the words that the best row shares with the question
 _MAX_ENTRY = 100  # characters of a line of a table of contents
+_MAX_NEAREST = 2  # quotes of a refusal
+_NEAR_SHARE = 0.2  # of the threshold: what is less probable is seldom about the subject
 _MAX_ITEMS, _MAX_LIST = 12, 800  # items of a list that are quoted, and their characters
 
 
@@ -131,12 +134,10 @@ class Quote(AnswerStrategy):
             inquiry.abstain("nothing-found")
             return
         with stage("select"):
-            reader, warning = open_available_reader(
+            reader = _open_reader(
                 suited if suited == MULTILINGUAL_READER else self.reader,
-                [inquiry.index.document(hit.passage.document_id).language for hit in hits],
+                [open_document(hit.passage.document_id).language for hit in hits],
             )
-            if warning:
-                add_warning(warning)
             # Another one than the index suggests may read what was found, and fewer passages.
             hits = hits[: max(self.passages or reader.passages, inquiry.asking.k)]
             question = add_subject(inquiry.query.text, inquiry.antecedents)
@@ -159,19 +160,24 @@ class Quote(AnswerStrategy):
         named, is_stated = keep_named(questions, reading.sentences, places)
         # What an entry states under the label that is asked for needs no reader to be found.
         is_certain = is_stated and self.min_probability is None
-        is_probable = reading.probability >= threshold or is_certain
-        if not named or not is_probable or (unread and threshold):
+        is_known = bool(named) and not (unread and threshold)
+        is_answered = is_known and (reading.probability >= threshold or is_certain)
+        if not is_answered:
             _warn_of_language(inquiry, hits)
+        if not is_known or not (is_answered or reading.probability >= _NEAR_SHARE * threshold):
             inquiry.abstain("no-answer", hits)
             return
         probability = None if is_stated else reading.probability
         if probability is not None and named[0] != reading.sentences[0]:
             probability = reader.rate(question, passages, named, reading.no_answer, overlap)
+        most = self.max_quotes if is_answered else min(self.max_quotes, _MAX_NEAREST)
+        method = self.model_copy(update={"max_quotes": most})
         yield from inquiry.quote(
             hits,
-            self._find_quotes(inquiry, hits, reading.sentences, named, places),
+            method._find_quotes(inquiry, hits, reading.sentences, named, places),
             probability=probability,
             fingerprint=reader.fingerprint,
+            refusal="" if is_answered else "no-answer",
         )
 
     def _find_quotes(
@@ -229,6 +235,13 @@ class Quote(AnswerStrategy):
             if not _is_label(text) or (sentence.overlap > 0 and is_item(below)):
                 chosen.setdefault(" ".join(text.split()), sentence)
         return list(chosen.values())
+
+
+def _open_reader(reference: str, languages: Sequence[str]) -> SentenceReader | OverlapReader:
+    reader, warning = open_available_reader(reference, languages)
+    if warning:
+        add_warning(warning)
+    return reader
 
 
 def _warn_of_rest(

@@ -185,6 +185,7 @@ def run_question(
     )
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     details = answer.details
+    quotes = () if details["abstained"] else details.get("quotes", ())
     return AnswerTrace(
         answer.completion.text,
         bool(details["abstained"]),
@@ -200,7 +201,7 @@ def run_question(
         int(details["removed_citations"]),
         tuple(dict.fromkeys([*result.notices, *details["notices"]])),
         cpu_seconds,
-        sum(len(list(split_sentences(quote["text"]))) for quote in details.get("quotes", ())),
+        sum(len(list(split_sentences(quote["text"]))) for quote in quotes),
         find_probability(details),
     )
 

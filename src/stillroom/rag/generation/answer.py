@@ -295,6 +295,8 @@ class _AnswerDraft:
         """Return the remaining text, with the refusal if there is one."""
         session = self._session
         if session.quotes:
+            if session.refusal:
+                self._nearest = tuple(self._list_cited())
             return ""
         if session.shown is None:
             opening = self._translator.wording.open_refusal(session.refusal)
@@ -335,7 +337,8 @@ class _AnswerDraft:
         session, shown, composer = self._session, self._session.shown, self._stream
         abstained = bool(session.refusal) or (not session.quotes and is_declined(self._text))
         note = self._translator.wording.describe_reason(session.refusal) if abstained else ""
-        quoted = [_state_quote(quote, self._text) for quote in session.quotes]
+        stated = () if abstained else session.quotes  # the nearest sentences state nothing
+        quoted = [_state_quote(quote, self._text) for quote in stated]
         statements = composer.statements if composer else quoted
         return {
             "index": session.index.digest,

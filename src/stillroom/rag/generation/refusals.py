@@ -33,7 +33,8 @@ REFUSAL = "No passage found answers this."
 class RefusalWording:
     """Sentences of refusals in one language.
 
-    ``nearest`` is of one passage, ``nearest_two`` of two; ``reasons`` are by code, that of ``""``
+    ``nearest`` is of one passage, ``nearest_two`` of two, and ``nearest_quotes`` stands above
+    sentences that may answer; ``reasons`` are by code, that of ``""``
     for all other codes; ``language_notice`` names the languages of the question and the passages;
     ``read_as`` names what a question was read as, and ``follow_up`` the question that a follow-up
     was read with, before its answer or refusal.
@@ -44,6 +45,7 @@ class RefusalWording:
     nothing_asked: str
     nearest: str
     nearest_two: str
+    nearest_quotes: str
     language_notice: str
     follow_up: str
     read_as: str
@@ -71,6 +73,7 @@ _ENGLISH = RefusalWording(
     nothing_asked="This asks nothing that can be looked up.",
     nearest="The nearest passage, {}, does not support an answer.",
     nearest_two="The nearest passages, {} and {}, do not support an answer.",
+    nearest_quotes="The nearest sentences, perhaps about something else:",
     language_notice="the question is in another language ({}) than the passages found ({}): "
     "ask in theirs",
     follow_up="(Read as a follow-up to “{}”. If it is none, ask a whole question.)",
@@ -95,6 +98,7 @@ _WORDINGS = {
         nothing_asked="Das fragt nach nichts, was sich nachschlagen lässt.",
         nearest="Die nächstliegende Textstelle, {}, stützt keine Antwort.",
         nearest_two="Die nächstliegenden Textstellen, {} und {}, stützen keine Antwort.",
+        nearest_quotes="Die nächstliegenden Sätze, vielleicht zu etwas anderem:",
         language_notice="die Frage ist in einer anderen Sprache ({}) als die gefundenen "
         "Textstellen ({}): bitte in deren Sprache fragen",
         follow_up="(Gelesen als Folgefrage zu „{}“. Ist es keine, bitte eine ganze Frage stellen.)",
@@ -119,6 +123,7 @@ _WORDINGS = {
         nothing_asked="Cela ne demande rien que l'on puisse chercher.",
         nearest="Le passage le plus proche, {}, ne permet pas de répondre.",
         nearest_two="Les passages les plus proches, {} et {}, ne permettent pas de répondre.",
+        nearest_quotes="Les phrases les plus proches, peut-être sur un autre sujet :",
         language_notice="la question est dans une autre langue ({}) que les passages trouvés "
         "({}) : posez-la dans la leur",
         follow_up="(Lu comme la suite de « {} ». Sinon, posez une question entière.)",
@@ -143,6 +148,7 @@ _WORDINGS = {
         nothing_asked="Esto no pregunta nada que se pueda buscar.",
         nearest="El pasaje más cercano, {}, no permite responder.",
         nearest_two="Los pasajes más cercanos, {} y {}, no permiten responder.",
+        nearest_quotes="Las frases más cercanas, quizá sobre otra cosa:",
         language_notice="la pregunta está en otro idioma ({}) que los pasajes encontrados ({}): "
         "pregunte en el de ellos",
         follow_up="(Leído como continuación de «{}». Si no lo es, haga una pregunta completa.)",

@@ -390,6 +390,7 @@ class AnswerSession:
         *,
         probability: float | None,
         fingerprint: str,
+        refusal: str = "",
     ) -> Iterator[str]:
         """Yield what ``find_quotes`` found, with citations; no prompt is made.
 
@@ -400,12 +401,18 @@ class AnswerSession:
         ``hits``.
 
         ``probability`` is that the best quote answers, or None if no reader chose it;
-        ``fingerprint`` is the reader's, empty without one.
+        ``fingerprint`` is the reader's, empty without one. With the code of a ``refusal`` the text
+        says first that nothing answers, and the quotes are the nearest sentences.
         """
         quoted = (quote["number"] - 1 for quotes in found for quote in quotes)
         order = list(dict.fromkeys([*quoted, *range(len(hits))]))
         self.shown = RenderedPrompt(Prompt(()), tuple(hits[i] for i in order), 0, 0, "")
-        opening = f"{self.describe_reading()} ".lstrip()
+        reading, remarks = self.describe_reading(), self.describe_remarks()
+        opening, closing = f"{reading} ".lstrip(), remarks
+        if refusal:
+            wording = get_refusal_wording(self._asked)
+            opening = f"{wording.open_refusal(refusal)} {wording.nearest_quotes}\n\n"
+            closing = " ".join(filter(None, (remarks, reading)))
         pieces, length = list[str](), len(opening)
         for quote, mark, is_cited in lay_out_quotes([hit.passage.text for hit in hits], found):
             quote["number"] = order.index(quote["number"] - 1) + 1
@@ -419,11 +426,12 @@ class AnswerSession:
             self.shown = None
             self.abstain("no-answer", hits)
             return
+        if refusal:
+            self.abstain(refusal)
         chance = {} if probability is None else {"probability": round(probability, 4)}
         self.note("quote", quotes=len(pieces), **chance)
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
-        closing = f"\n{self.describe_remarks()}".rstrip()
-        yield from filter(None, (opening, *pieces, closing))
+        yield from filter(None, (opening, *pieces, f"\n{closing}".rstrip()))
 
     def describe_reading(self) -> str:
         """Return the line that names the question that was read, if it is not what was asked.

@@ -167,7 +167,7 @@ def test_a_follow_up_is_searched_behind_the_question_before_and_says_so(opening_
     assert opening in text
     assert "garden" in found.hits[0].passage.text
     if least:
-        assert text.startswith("No passage found answers this. The nearest passage, [1], ")
+        assert text.startswith("No passage found answers this. The nearest sentences, ")
     else:
         (quote,) = found.details["quotes"]
         assert text.startswith(f"{opening}question.) On Monday this garden is closed all day. [1]")
