@@ -8,7 +8,8 @@ within their passage (``stillroom.rag.answer_selection.reader``; ExtractiveReade
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
@@ -27,7 +28,13 @@ from stillroom.rag.answer_selection.definitions import (
     keep_named,
     prefer_entries,
 )
-from stillroom.rag.answer_selection.encoding import find_contents, find_lists, find_rows, is_item
+from stillroom.rag.answer_selection.encoding import (
+    find_contents,
+    find_lists,
+    find_rows,
+    is_item,
+    simplify_headings,
+)
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.joining import Quoted, is_head, join_runs
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
@@ -53,7 +60,6 @@ if TYPE_CHECKING:
     from stillroom.rag.answer_selection.overlap import ScoredSentence
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
     from stillroom.records import Document, Passage
-    from stillroom.records.document import Heading
 
 __all__ = ["Quote"]
 
@@ -118,7 +124,8 @@ class Quote(AnswerStrategy):
         depth = self.passages or open_available_reader(suited)[0].passages
         depth = max(depth, inquiry.asking.k)
         open_document = cache(inquiry.index.document)  # documents are long
-        candidates = partial(_read_candidates, inquiry.query.text, open_document)
+        list_known = cache(lambda name: simplify_headings(open_document(name).headings))
+        candidates = partial(_read_candidates, inquiry.query.text, open_document, list_known)
         words = " ".join([*inquiry.antecedents, inquiry.query.text])
         hits = inquiry.expand(_keep_readable(words, inquiry.retrieve(k=depth), candidates, depth))
         judged = inquiry.judged
@@ -133,7 +140,7 @@ class Quote(AnswerStrategy):
         with stage("select"):
             reader, warning = open_available_reader(
                 suited if suited == MULTILINGUAL_READER else self.reader,
-                [inquiry.index.document(hit.passage.document_id).language for hit in hits],
+                [open_document(hit.passage.document_id).language for hit in hits],
             )
             if warning:
                 add_warning(warning)
@@ -336,19 +343,27 @@ def _keep_readable(
 
 
 def _read_candidates(
-    question: str, open_document: Callable[[str], Document], hit: Hit
+    question: str,
+    open_document: Callable[[str], Document],
+    list_known: Callable[[str], Collection[str]],
+    hit: Hit,
 ) -> _Candidates:
     """Return title, text and candidate sentences of a passage.
+
+    ``list_known`` returns the headings of a document as ``find_contents`` compares them.
 
     No candidates are headings, questions, as the headings of lists of questions with answers, what
     repeats the question, and the lines of a table of contents.
     """
-    headings: Sequence[Heading] = ()
-    part = read_passage(hit)
+    part, name = read_passage(hit), hit.passage.document_id
     # Documents are long: only what may be a heading is compared with those of its own.
     if any(end - start <= _MAX_ENTRY for start, end in part.sentences):
-        headings = open_document(hit.passage.document_id).headings
-        part = read_passage(hit, {heading.start - hit.passage.start for heading in headings})
+        headings = open_document(name).headings
+        start, stop = (
+            bisect_left(headings, place, key=lambda heading: heading.start)
+            for place in (hit.passage.start, hit.passage.end)
+        )
+        part = read_passage(hit, {one.start - hit.passage.start for one in headings[start:stop]})
     asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
     candidates = [
         (start, end)
@@ -357,7 +372,7 @@ def _read_candidates(
         and normalize_text(text) != asked
     ]
     if sum(end - start <= _MAX_ENTRY for start, end in candidates) > 1:
-        contents = find_contents(part.text, (heading.title for heading in headings))
+        contents = find_contents(part.text, list_known(name))
         candidates = [
             span
             for span in candidates
