@@ -1229,3 +1229,112 @@ def test_items_with_a_term_are_entries(tmp_path, name, line):
     assert name in told
     assert "packets is 8." in told
     assert not {"64", "2."} & set(told.split())
+
+
+def write_sections(*entries):
+    """Return a document of sections, each with lines with labels and a text below them."""
+    sections = (f"## {name}\n\n{cells}\n\n{text}\n\n" for name, cells, text in entries)
+    return f"# Handbook\n\n{''.join(sections)}"
+
+
+WORDS = write_sections(
+    ("user", "Syntax: user name\nDefault: nobody\nContext: main", "Owns the worker processes."),
+    (
+        "timeout client",
+        "Syntax: timeout client value\nDefault: 50s\nContext: front",
+        "Ends an idle client. The value is in milliseconds.",
+    ),
+    (
+        "timeout server",
+        "Syntax: timeout server value\nDefault: 60s\nContext: back",
+        "Ends an idle server. Its user is told. The number is in minutes.",
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "told", "untold"),
+    [
+        ("What does user do?", "Owns the worker processes.", "idle"),
+        ("What does User do?", "Owns the worker processes.", "idle"),
+        ("What is user for?", "Owns the worker processes.", "idle"),
+        ("What is timeout server for?", "Ends an idle server.", "client"),
+        ("What does timeout client do?", "Ends an idle client.", "server"),
+        ("What unit is timeout client in?", "The value is in milliseconds.", "minutes"),
+        ("When should I use timeout client?", "timeout client", "server"),
+        ("What is the default of timeout client?", "timeout client\nDefault: 50s [1]", "nobody"),
+        ("Which user of the server is told?", "Its user is told.", "Owns"),  # no setting
+        ("What does the user of the idle server do?", "Its user is told.", "Owns"),
+    ],
+)
+def test_a_setting_is_known_though_its_name_is_words_as_any_others(
+    tmp_path, question, told, untold
+):
+    found = ask_about(tmp_path / "x", "proxy.md", WORDS, question, max_quotes=5, margin=3)
+    assert told in found.completion.text
+    assert untold not in found.completion.text
+
+
+@pytest.mark.parametrize(
+    ("entries", "question", "told"),
+    [
+        (
+            (
+                ("Menu", "Price: 4\nSize: large\nPlace: wall", "The menu is old."),
+                ("Terrace", "Price: 9\nSize: small\nPlace: garden", "On the Menu are cakes in May."),
+            ),
+            "Which cakes are on the Menu in May?",
+            "On the Menu are cakes in May.",
+        ),
+        (
+            (
+                ("Druck", "Einheit: bar\nBereich: 1 bis 9\nStandard: 4", "Der Druck steigt."),
+                ("Menge", "Einheit: Liter\nBereich: 2\nStandard: 5", "Sie hängt vom Druck im Ventil ab."),
+            ),
+            "Was hängt vom Druck im Ventil ab?",
+            "Sie hängt vom Druck im Ventil ab.",
+        ),
+        (
+            (
+                ("max-rate", "Kept.\n\n### Default settings", "Settings are read from packets."),
+                ("min-rate", "Known.\n\n### Values", "The default in packets of max-rate is 5."),
+            ),
+            "What are the settings read from by max-rate?",
+            "Settings are read from packets.",
+        ),
+        (
+            (
+                ("getPrice", "Tells it.", "| Type | Name |\n|---|---|\n| String | town |\n| Float | tax |\n| Bool | sale |"),
+                ("setPrice", "Sets it.", "A String of getPrice is the name of a shop."),
+            ),
+            "Which String is the name of a shop?",
+            "A String of getPrice is the name of a shop.",
+        ),
+    ],
+    ids=["capital", "noun", "section", "type"],
+)  # fmt: skip
+def test_words_that_only_look_like_settings_or_labels_leave_nothing_out(
+    tmp_path, entries, question, told
+):
+    page = write_sections(*entries)
+    found = ask_about(tmp_path / "x", "page.md", page, question, max_quotes=1)
+    assert told in found.completion.text
+
+
+@pytest.mark.parametrize("name", ["max-size", "retry"])
+@pytest.mark.parametrize("ending", ["md", "html"])
+def test_a_row_of_a_table_with_a_head_is_quoted_with_its_name(tmp_path, name, ending):
+    rows = (("Name", "Default", "Use"), ("max-size", "40", "how many jobs wait"))
+    rows += (("min-size", "7", "how few jobs wait"), ("retry", "3", "how often a job is tried"))
+    if ending == "md":
+        lines = [f"| {' | '.join(row)} |\n" for row in rows]
+        table = "".join([lines[0], "|---|---|---|\n", *lines[1:]])
+    else:
+        cells = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+        table = f"<table><tr>{'</tr><tr>'.join(cells)}</tr></table>"
+    question = f"What is the default of {name}?"
+    found = ask_about(tmp_path / "x", f"page.{ending}", table, question)
+    told = re.findall(r"[\w-]+", found.completion.text)
+    value = dict(row[:2] for row in rows)[name]
+    assert {name, value, "Default"} <= {*told}
+    assert not {"40", "7", "3"} - {value} & {*told}
