@@ -177,7 +177,7 @@ class SentencePlaces:
 
 def keep_named(
     questions: Sequence[str], sentences: Sequence[ScoredSentence], places: SentencePlaces
-) -> tuple[list[ScoredSentence], bool]:
+) -> tuple[list[ScoredSentence], bool, bool]:
     """Return the sentences without those on other names than the one that the question names.
 
     Where a section or an entry of a list of definitions has a name such as "max-size" or
@@ -191,14 +191,15 @@ def keep_named(
         places: Where they stand.
 
     Returns:
-        The sentences, and whether they are what the entry states under the label asked for.
+        The sentences; whether the first is what the entry states of what is asked; and whether all
+        are, under the label asked for.
     """
     paths = [frozenset[str]().union(*places.find_names(sentence)) for sentence in sentences]
     names = frozenset[str]().union(*paths)
     found = ({name for name in names if _is_named(name, question)} for question in questions)
     named = next(filter(None, found), set[str]())
     if not named:
-        return list(sentences), False
+        return list(sentences), False, False
     own = [one for one, path in zip(sentences, paths, strict=True) if not named.isdisjoint(path)]
     question = questions[0]
     if _ELLIPSIS.match(question) and any(_is_named(name, question) for name in named):
@@ -208,10 +209,11 @@ def keep_named(
     if asked:
         is_cell = find_asked_label(question) and all(map(places.find_cell_labels, asked))
         if is_cell and not any(states_nothing(places.get_text(one)) for one in asked):
-            return asked, True
+            return asked, True, True
         own = [one for one in own if not places.find_cell_labels(one)]
     kept = {*own, *([] if is_of_entry else (s for s in sentences if _mentions(places, s, named)))}
-    return [*asked, *(s for s in sentences if s in kept and s not in asked)], False
+    others = (s for s in sentences if s in kept and s not in asked)
+    return [*asked, *others], bool(asked), False
 
 
 def _find_asked(

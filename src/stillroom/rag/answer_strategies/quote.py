@@ -163,17 +163,18 @@ class Quote(AnswerStrategy):
             inquiry.remark(f"no passage that was read has {', '.join(unread)}")
         places = SentencePlaces(hits, [open_document(hit.passage.document_id) for hit in hits])
         questions = [question, *reversed(inquiry.antecedents)]
-        named, is_stated = keep_named(questions, reading.sentences, places)
-        # What an entry states under the label that is asked for needs no reader to be found.
+        named, is_found, is_stated = keep_named(questions, reading.sentences, places)
+        probability = None if is_stated else reading.probability
+        if probability is not None and named and named[0] != reading.sentences[0]:
+            probability = reader.rate(question, passages, named, reading.no_answer, overlap)
+        # What an entry states under the label that is asked for needs no reader to be found. Other
+        # sentences than the best have to be probable by themselves, unless the entry begins so.
         is_certain = is_stated and self.min_probability is None
-        is_probable = reading.probability >= threshold or is_certain
-        if not named or not is_probable or (unread and threshold):
+        least = reading.probability if is_found else min(reading.probability, probability or 0)
+        if not named or not (is_certain or least >= threshold) or (unread and threshold):
             _warn_of_language(inquiry, hits)
             inquiry.abstain("no-answer", hits)
             return
-        probability = None if is_stated else reading.probability
-        if probability is not None and named[0] != reading.sentences[0]:
-            probability = reader.rate(question, passages, named, reading.no_answer, overlap)
         yield from inquiry.quote(
             hits,
             self._find_quotes(inquiry, hits, reading.sentences, named, places),

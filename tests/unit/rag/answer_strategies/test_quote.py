@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -16,7 +17,12 @@ from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.joining import join_runs
 from stillroom.rag.answer_selection.overlap import ScoredSentence
-from stillroom.rag.answer_selection.reader import _open_cached, find_reader, open_reader
+from stillroom.rag.answer_selection.reader import (
+    OverlapReader,
+    _open_cached,
+    find_reader,
+    open_reader,
+)
 from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation.judging import describe_asked, record_judgment
 from stillroom.rag.generation.answer import ask_stream
@@ -1281,7 +1287,7 @@ def test_a_setting_is_known_though_its_name_is_words_as_any_others(
         (
             (
                 ("Menu", "Price: 4\nSize: large\nPlace: wall", "The menu is old."),
-                ("Terrace", "Price: 9\nSize: small\nPlace: garden", "On the Menu are cakes in May."),
+                ("Terrace", "Price: 9\nSize: 2\nPlace: garden", "On the Menu are cakes in May."),
             ),
             "Which cakes are on the Menu in May?",
             "On the Menu are cakes in May.",
@@ -1289,7 +1295,7 @@ def test_a_setting_is_known_though_its_name_is_words_as_any_others(
         (
             (
                 ("Druck", "Einheit: bar\nBereich: 1 bis 9\nStandard: 4", "Der Druck steigt."),
-                ("Menge", "Einheit: Liter\nBereich: 2\nStandard: 5", "Sie hängt vom Druck im Ventil ab."),
+                ("Menge", "Einheit: l\nBereich: 2\nStandard: 5", "Sie hängt vom Druck im Ventil ab."),
             ),
             "Was hängt vom Druck im Ventil ab?",
             "Sie hängt vom Druck im Ventil ab.",
@@ -1304,7 +1310,7 @@ def test_a_setting_is_known_though_its_name_is_words_as_any_others(
         ),
         (
             (
-                ("getPrice", "Tells it.", "| Type | Name |\n|---|---|\n| String | town |\n| Float | tax |\n| Bool | sale |"),
+                ("getPrice", "Tells it.", "| Type | Name |\n|---|---|\n| String | a |\n| Bool | b |"),
                 ("setPrice", "Sets it.", "A String of getPrice is the name of a shop."),
             ),
             "Which String is the name of a shop?",
@@ -1338,3 +1344,41 @@ def test_a_row_of_a_table_with_a_head_is_quoted_with_its_name(tmp_path, name, en
     value = dict(row[:2] for row in rows)[name]
     assert {name, value, "Default"} <= {*told}
     assert not {"40", "7", "3"} - {value} & {*told}
+
+
+class Rated(OverlapReader):
+    """A reader that calls an answer in place of the best one improbable."""
+
+    threshold = 0.5
+
+    def read(self, question, passages, overlap):
+        """Return the scores of a reader that is sure."""
+        return replace(super().read(question, passages, overlap), probability=0.9)
+
+    def rate(self, question, passages, sentences, no_answer, overlap):
+        """Return what is below the threshold."""
+        return 0.1
+
+
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ("What is the default of MaxRate that is unknown?", "MaxRate\nDefault: 20"),
+        ("What is the default of MaxRateBurst that is unknown?", "MaxRateBurst\nDefault: none"),
+        ("What does the unknown MaxRate do?", "Sets the limit 2 of packets."),
+        ("What is the range of MaxRate that is unknown?", ""),
+    ],
+)
+def test_what_only_mentions_a_setting_is_not_quoted_below_the_threshold(
+    tmp_path, monkeypatch, question, told
+):
+    page = write_entries(("MaxRate", "MaxRateBurst")).replace("30<br>", "none<br>")
+    page = page.replace(
+        "<h1>Server</h1>", f"<h1>Server</h1><p>{question.rstrip('?')}, says nobody.</p>"
+    )
+    monkeypatch.setattr(
+        "stillroom.rag.answer_strategies.quote.open_available_reader", lambda *_: (Rated(), "")
+    )
+    found = ask_about(tmp_path / "x", "server.html", page, question, min_probability=None)
+    assert found.details["abstained"] == (not told)
+    assert found.completion.text.startswith(told)
