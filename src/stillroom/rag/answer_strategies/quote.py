@@ -271,11 +271,35 @@ def _add_terms(
             elif term and (number, term) not in shown:
                 terms = inquiry.find_quotes(hits, [(number, term, None)])[0]
                 parts += [{**part, "continues": True} for part in terms]
+            elif not term and (earlier := _find_earlier_term(documents, hits, number, span)):
+                if earlier not in shown:
+                    parts += inquiry.find_quotes(hits, [(*earlier, None)])[0]
+                shown.add(earlier)
             if term:
                 shown.add((number, term))
             parts.append(quote)
         quoted.append(parts)
     return quoted
+
+
+def _find_earlier_term(
+    documents: Sequence[Document], hits: Sequence[Hit], number: int, span: Span
+) -> tuple[int, Span] | None:
+    """Return number of the hit and span of the term of an entry that goes on in another hit."""
+    passage = hits[number].passage
+    entries = documents[number].find_definitions(passage.start + span[0])
+    if not entries or entries[-1].start >= passage.start:
+        return None
+    head = entries[-1]
+    places = (
+        (other, (head.start - hit.passage.start, head.end - hit.passage.start))
+        for other, hit in enumerate(hits)
+        if hit.passage.document_id == passage.document_id
+        and hit.passage.start <= head.start
+        and head.end <= hit.passage.end
+    )
+    found = ((n, find_term(documents[n], hits[n].passage, (end, end))) for n, (_, end) in places)
+    return next(((n, term) for n, term in found if term), None)
 
 
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:

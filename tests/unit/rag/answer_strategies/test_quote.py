@@ -1295,10 +1295,10 @@ def test_a_setting_is_known_though_its_name_is_words_as_any_others(
         (
             (
                 ("Druck", "Einheit: bar\nBereich: 1 bis 9\nStandard: 4", "Der Druck steigt."),
-                ("Menge", "Einheit: l\nBereich: 2\nStandard: 5", "Sie hängt vom Druck im Ventil ab."),
+                ("Menge", "Einheit: l\nBereich: 2\nNorm: 5", "Sie hängt vom Druck am Ventil."),
             ),
-            "Was hängt vom Druck im Ventil ab?",
-            "Sie hängt vom Druck im Ventil ab.",
+            "Was hängt vom Druck am Ventil?",
+            "Sie hängt vom Druck am Ventil.",
         ),
         (
             (
@@ -1310,7 +1310,7 @@ def test_a_setting_is_known_though_its_name_is_words_as_any_others(
         ),
         (
             (
-                ("getPrice", "Tells it.", "| Type | Name |\n|---|---|\n| String | a |\n| Bool | b |"),
+                ("getPrice", "Tells it.", "| Type | Name |\n|--|--|\n| String | a |\n| Int | b |"),
                 ("setPrice", "Sets it.", "A String of getPrice is the name of a shop."),
             ),
             "Which String is the name of a shop?",
@@ -1382,3 +1382,13 @@ def test_what_only_mentions_a_setting_is_not_quoted_below_the_threshold(
     found = ask_about(tmp_path / "x", "server.html", page, question, min_probability=None)
     assert found.details["abstained"] == (not told)
     assert found.completion.text.startswith(told)
+
+
+def test_an_entry_that_goes_on_in_the_next_passage_is_quoted_after_its_term(tmp_path):
+    use = " ".join(f"Line {number} tells how the start is counted by it." for number in range(150))
+    page = SERVER.replace("How many are sent at the start.", f"The first. {use}")
+    question = "What is the default in packets of max-burst?"
+    found = ask_about(tmp_path / "x", "server.html", page, question, max_quotes=1, passages=8)
+    assert found.completion.text == "max-burst [1]\nIts default is 8 packets. [2]"
+    for one in found.details["quotes"]:
+        assert page[one["byte_start"] : one["byte_end"]] == one["text"]
