@@ -145,8 +145,9 @@ def ask_command(
 
     RUN is a run or an index.
 
-    If no passage supports an answer, the nearest passages are listed. The --out file carries a
-    content credential (C2PA) that states its generator; --no-mark leaves it out.
+    If no passage supports an answer, the nearest sentences are quoted, or the nearest passages
+    listed. The --out file carries a content credential (C2PA) that states its generator;
+    --no-mark leaves it out.
     """
     from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer

@@ -8,7 +8,7 @@ and ``label`` names the inner part.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePath
@@ -122,6 +122,9 @@ class Document:
     origin: Origin = field(default_factory=Origin)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     definitions: tuple[Definition, ...] = ()
+    _outer: dict[str, list[int]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def id(self) -> str:
@@ -189,8 +192,13 @@ class Document:
 
     def find_definitions(self, position: int) -> tuple[Definition, ...]:
         """Return the entries that explain at a position, the outermost first."""
-        first = bisect.bisect_left(self.definitions, position, key=lambda entry: entry.start)
-        return tuple(e for e in self.definitions[:first] if e.end <= position < e.stop)
+        entries = self.definitions
+        if "definitions" not in self._outer:
+            ends = [entry.stop for entry in entries]
+            self._outer["definitions"] = _find_outer([e.start for e in entries], ends)
+        first = bisect.bisect_left(entries, position, key=lambda entry: entry.start)
+        path = _list_outer(self._outer["definitions"], first - 1)
+        return tuple(entries[n] for n in path if entries[n].end <= position < entries[n].stop)
 
     def find_term_at(self, position: int) -> Definition | None:
         """Return the entry of a list of definitions whose terms hold a position, if any."""
@@ -204,14 +212,11 @@ class Document:
 
     def find_headings(self, position: int) -> tuple[Heading, ...]:
         """Return the headings of the sections that enclose a position, the outermost first."""
-        path: list[Heading] = []
-        for heading in self.headings:
-            if heading.start > position:
-                break
-            while path and path[-1].level >= heading.level:
-                path.pop()
-            path.append(heading)
-        return tuple(path)
+        if "headings" not in self._outer:
+            levels = [-heading.level for heading in self.headings]
+            self._outer["headings"] = _find_outer(levels, levels)
+        first = bisect.bisect_right(self.headings, position, key=lambda heading: heading.start)
+        return tuple(self.headings[n] for n in _list_outer(self._outer["headings"], first - 1))
 
     def heading_path(self, position: int) -> tuple[str, ...]:
         """Return the titles of the sections that enclose a position, outermost first.
@@ -334,6 +339,29 @@ class Passage:
             table_header=data.get("table_header", ""),
             context=data.get("context", ""),
         )
+
+
+def _find_outer(starts: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Return for each part the number of the nearest before it that has not ended; -1 for none.
+
+    A part has ended where another starts at its end or later.
+    """
+    outer, path = list[int](), [-1]
+    for number, start in enumerate(starts):
+        while path[-1] >= 0 and ends[path[-1]] <= start:
+            path.pop()
+        outer.append(path[-1])
+        path.append(number)
+    return outer
+
+
+def _list_outer(outer: Sequence[int], number: int) -> list[int]:
+    """Return the numbers of a part and of those around it, the outermost first."""
+    path = list[int]()
+    while number >= 0:
+        path.append(number)
+        number = outer[number]
+    return path[::-1]
 
 
 def _as_fields(value: Any) -> dict[str, Any]:

@@ -54,6 +54,7 @@ _CAPITAL = r"(?![A-Z]+s\b)(?=\w*[a-z])[A-Z]\w*[A-Z]\w*"
 _ALONE = rf"(?=\W*$|\s*[\[({{<=,]|\s+(?i:{_KIND})\W*$)"
 _CAPITAL_NAME = re.compile(rf"(?:{_CAPITAL}){_ALONE}")
 _ENTRY_NAME = re.compile(rf"[^\W\d_]\w*{_ALONE}")
+_WORDS_NAME = re.compile(rf"[a-z][\w-]*(?: [a-z][\w-]*){{1,2}}{_ALONE}")  # "timeout client"
 # Names of settings, not words: "max_size", "--max", "maxSize", "log-time-format"; of two words with
 # a hyphen, or with a capital, only where the question says that they are one.
 _SETTING = re.compile(
@@ -68,6 +69,11 @@ _BEFORE = (
 _AFTER = rf" (?:{_KIND}|do|defaults?|be used|takes?|means?)\b"
 _CAPITAL_SETTING = re.compile(
     rf"(?i:{_BEFORE})(?P<named>{_CAPITAL})\b|\b(?P<stated>{_CAPITAL})(?i:{_AFTER})"
+)
+# A word as any other without an article: "What does user do?", not "What does the user do?".
+_CALLED = (
+    r"\bwhat (?:does {name} (?:control|configure|do|mean|set|take)|is {name} for)\b"
+    r"|\bwhen (?:\w+ ){{1,2}}use {name}\W*$|\bunits? (?:does|has|is) {name}\b"
 )
 # What asks for what the entry of a setting says of it.
 _ASKS_FOR_ENTRY = re.compile(
@@ -171,7 +177,7 @@ class SentencePlaces:
 
 def keep_named(
     questions: Sequence[str], sentences: Sequence[ScoredSentence], places: SentencePlaces
-) -> tuple[list[ScoredSentence], bool]:
+) -> tuple[list[ScoredSentence], bool, bool]:
     """Return the sentences without those on other names than the one that the question names.
 
     Where a section or an entry of a list of definitions has a name such as "max-size" or
@@ -185,14 +191,15 @@ def keep_named(
         places: Where they stand.
 
     Returns:
-        The sentences, and whether they are what the entry states under the label asked for.
+        The sentences; whether the first is what the entry states of what is asked; and whether all
+        are, under the label asked for.
     """
     paths = [frozenset[str]().union(*places.find_names(sentence)) for sentence in sentences]
     names = frozenset[str]().union(*paths)
     found = ({name for name in names if _is_named(name, question)} for question in questions)
     named = next(filter(None, found), set[str]())
     if not named:
-        return list(sentences), False
+        return list(sentences), False, False
     own = [one for one, path in zip(sentences, paths, strict=True) if not named.isdisjoint(path)]
     question = questions[0]
     if _ELLIPSIS.match(question) and any(_is_named(name, question) for name in named):
@@ -202,10 +209,11 @@ def keep_named(
     if asked:
         is_cell = find_asked_label(question) and all(map(places.find_cell_labels, asked))
         if is_cell and not any(states_nothing(places.get_text(one)) for one in asked):
-            return asked, True
+            return asked, True, True
         own = [one for one in own if not places.find_cell_labels(one)]
     kept = {*own, *([] if is_of_entry else (s for s in sentences if _mentions(places, s, named)))}
-    return [*asked, *(s for s in sentences if s in kept and s not in asked)], False
+    others = (s for s in sentences if s in kept and s not in asked)
+    return [*asked, *others], bool(asked), False
 
 
 def _find_asked(
@@ -281,7 +289,7 @@ def prefer_entries(question: str, hits: Sequence[Hit], depth: int) -> list[Hit]:
 def _has_entry(question: str, passage: Passage) -> bool:
     """Return whether lines with labels in a passage are below a name that the question has."""
     titles = [*passage.headings[-1:], *_HEADING_LINE.findall(passage.text)]
-    names = (name for title in titles for name in _find_names(title, _ENTRY_NAME))
+    names = (name for title in titles for name in _find_entry_names(title))
     is_named = any(_is_named(name, question) for name in names)
     return is_named and bool(find_cells(passage.text))
 
@@ -351,12 +359,18 @@ def _find_names_of(document: Document, part: Heading | Definition) -> Iterator[s
         return
     below = document.text[part.start : part.start + _MAX_HEAD].partition("\n")[2]
     if begins_with_cells(below):
-        yield from _find_names(title, _ENTRY_NAME)
+        yield from _find_entry_names(title)
     elif any(_find_names(title, _CAPITAL_NAME)):
         level = (one.title for one in document.headings if one.level == part.level)
         named = (True for one in level if any(_find_names(one, _CAPITAL_NAME)))
         if any(islice(named, _MIN_SIBLINGS - 1, None)):
             yield from _find_names(title, _CAPITAL_NAME)
+
+
+def _find_entry_names(title: str) -> Iterator[str]:
+    """Yield the names of a setting with which a heading above lines with labels begins."""
+    yield from _find_names(title, _ENTRY_NAME)
+    yield from _find_names(title, _WORDS_NAME)
 
 
 def _find_names(title: str, pattern: re.Pattern[str]) -> Iterator[str]:
@@ -381,8 +395,9 @@ def _is_named(name: str, text: str) -> bool:
     words = _WORD.findall(name)
     if words == [name] and name[1:].islower():
         before = _BEFORE.replace(r"|\bdoes", "")
-        called = rf"(?:{before}{name}(?![\w-])|(?<![\w-]){name} (?:{_KIND}|defaults?)\b)"
-        return bool(re.search(called, text, re.IGNORECASE))
+        called = rf"(?:{before}{name}(?![\w-])|(?<![\w-]){name} (?:{_KIND}|defaults?)\b"
+        plain = _CALLED.format(name=name)
+        return bool(re.search(rf"{called}|{plain})", text, re.IGNORECASE))
     pattern = "-{0,2}" + r"[\W_]+".join(map(re.escape, words))
     if len(words) <= 2 and "-" in name:
         pattern = re.escape(name).replace(r"\-", "[-_]")

@@ -15,10 +15,13 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.rag.answer_selection.entries import find_cells
 from stillroom.text.language import split_sentences
+
+if TYPE_CHECKING:
+    from stillroom.records.document import Heading
 
 __all__ = [
     "EncodedPassage",
@@ -31,6 +34,7 @@ __all__ = [
     "find_rows",
     "find_sentences",
     "is_item",
+    "simplify_headings",
 ]
 
 MAX_TOKENS = 512
@@ -146,21 +150,28 @@ def find_rows(text: str) -> list[Span]:
     return [row for row in rows if row not in rules | heads]
 
 
-def find_contents(text: str, headings: Iterable[str]) -> list[Span]:
+def simplify_headings(headings: Iterable[Heading]) -> frozenset[str]:
+    """Return the letters and digits of the titles of headings, as ``find_contents`` compares."""
+    return frozenset(_letters(heading.title) for heading in headings) - {""}
+
+
+def find_contents(text: str, known: Collection[str]) -> list[Span]:
     """Return the spans of the lines of a table of contents; the whole text if most are such lines.
 
     Args:
         text: Text of a passage.
-        headings: All headings of its document; three lines or more of a table repeat some, perhaps
-            with the number of a page.
+        known: All headings of its document, from ``simplify_headings``; three lines or more of a
+            table repeat some, perhaps with the number of a page.
     """
-    known = {_letters(heading) for heading in headings} - {""}
     lines = [match.span() for match in re.finditer(r"^.*\S.*$", text, re.MULTILINE)]
     repeated = [
         (start, end)
         for start, end in lines
         if not _MARKED_HEADING.match(text, start)
-        and known & {_letters(text[start:end]), _letters(_PAGE_NUMBER.sub("", text[start:end]))}
+        and not {
+            _letters(text[start:end]),
+            _letters(_PAGE_NUMBER.sub("", text[start:end])),
+        }.isdisjoint(known)
     ]
     if len(repeated) < _MIN_CONTENTS:
         return []

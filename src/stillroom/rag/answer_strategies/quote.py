@@ -8,7 +8,8 @@ within their passage (``stillroom.rag.answer_selection.reader``; ExtractiveReade
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
@@ -27,7 +28,13 @@ from stillroom.rag.answer_selection.definitions import (
     keep_named,
     prefer_entries,
 )
-from stillroom.rag.answer_selection.encoding import find_contents, find_lists, find_rows, is_item
+from stillroom.rag.answer_selection.encoding import (
+    find_contents,
+    find_lists,
+    find_rows,
+    is_item,
+    simplify_headings,
+)
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.joining import Quoted, is_head, join_runs
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
@@ -54,7 +61,6 @@ if TYPE_CHECKING:
     from stillroom.rag.answer_selection.reader import SentenceReader
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
     from stillroom.records import Document, Passage
-    from stillroom.records.document import Heading
 
 __all__ = ["Quote"]
 
@@ -121,7 +127,8 @@ class Quote(AnswerStrategy):
         depth = self.passages or open_available_reader(suited)[0].passages
         depth = max(depth, inquiry.asking.k)
         open_document = cache(inquiry.index.document)  # documents are long
-        candidates = partial(_read_candidates, inquiry.query.text, open_document)
+        list_known = cache(lambda name: simplify_headings(open_document(name).headings))
+        candidates = partial(_read_candidates, inquiry.query.text, open_document, list_known)
         words = " ".join([*inquiry.antecedents, inquiry.query.text])
         hits = inquiry.expand(_keep_readable(words, inquiry.retrieve(k=depth), candidates, depth))
         judged = inquiry.judged
@@ -150,28 +157,26 @@ class Quote(AnswerStrategy):
         inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
-        unread = find_unread_names(
-            inquiry.query.text, [f"{part[0]} {part[1]}" for part in passages]
-        )
-        if unread:
-            inquiry.remark(f"no passage that was read has {', '.join(unread)}")
+        unread = _find_unread(inquiry, passages)
         places = SentencePlaces(hits, [open_document(hit.passage.document_id) for hit in hits])
         questions = [question, *reversed(inquiry.antecedents)]
-        named, is_stated = keep_named(questions, reading.sentences, places)
-        # What an entry states under the label that is asked for needs no reader to be found.
+        named, is_found, is_stated = keep_named(questions, reading.sentences, places)
+        probability = None if is_stated else reading.probability
+        if probability is not None and named and named[0] != reading.sentences[0]:
+            probability = reader.rate(question, passages, named, reading.no_answer, overlap)
+        # What an entry states under the label that is asked for needs no reader to be found. Other
+        # sentences than the best have to be probable by themselves, unless the entry begins so.
         is_certain = is_stated and self.min_probability is None
+        least = reading.probability if is_found else min(reading.probability, probability or 0)
         is_known = bool(named) and not (unread and threshold)
-        is_answered = is_known and (reading.probability >= threshold or is_certain)
+        is_answered = is_known and (is_certain or least >= threshold)
+        method = self
         if not is_answered:
             _warn_of_language(inquiry, hits)
-        if not is_known or not (is_answered or reading.probability >= _NEAR_SHARE * threshold):
-            inquiry.abstain("no-answer", hits)
-            return
-        probability = None if is_stated else reading.probability
-        if probability is not None and named[0] != reading.sentences[0]:
-            probability = reader.rate(question, passages, named, reading.no_answer, overlap)
-        most = self.max_quotes if is_answered else min(self.max_quotes, _MAX_NEAREST)
-        method = self.model_copy(update={"max_quotes": most})
+            if not is_known or least < _NEAR_SHARE * threshold:
+                inquiry.abstain("no-answer", hits)
+                return
+            method = self.model_copy(update={"max_quotes": min(self.max_quotes, _MAX_NEAREST)})
         yield from inquiry.quote(
             hits,
             method._find_quotes(inquiry, hits, reading.sentences, named, places),
@@ -244,6 +249,14 @@ def _open_reader(reference: str, languages: Sequence[str]) -> SentenceReader | O
     return reader
 
 
+def _find_unread(inquiry: AnswerSession, passages: Sequence[_Candidates]) -> list[str]:
+    """Return the names of settings in the question that no passage has, and warn of them."""
+    unread = find_unread_names(inquiry.query.text, [f"{part[0]} {part[1]}" for part in passages])
+    if unread:
+        inquiry.remark(f"no passage that was read has {', '.join(unread)}")
+    return unread
+
+
 def _warn_of_rest(
     inquiry: AnswerSession, passage: Passage, end: int, shown: int, total: int
 ) -> None:
@@ -276,11 +289,35 @@ def _add_terms(
             elif term and (number, term) not in shown:
                 terms = inquiry.find_quotes(hits, [(number, term, None)])[0]
                 parts += [{**part, "continues": True} for part in terms]
+            elif not term and (earlier := _find_earlier_term(documents, hits, number, span)):
+                if earlier not in shown:
+                    parts += inquiry.find_quotes(hits, [(*earlier, None)])[0]
+                shown.add(earlier)
             if term:
                 shown.add((number, term))
             parts.append(quote)
         quoted.append(parts)
     return quoted
+
+
+def _find_earlier_term(
+    documents: Sequence[Document], hits: Sequence[Hit], number: int, span: Span
+) -> tuple[int, Span] | None:
+    """Return number of the hit and span of the term of an entry that goes on in another hit."""
+    passage = hits[number].passage
+    entries = documents[number].find_definitions(passage.start + span[0])
+    if not entries or entries[-1].start >= passage.start:
+        return None
+    head = entries[-1]
+    places = (
+        (other, (head.start - hit.passage.start, head.end - hit.passage.start))
+        for other, hit in enumerate(hits)
+        if hit.passage.document_id == passage.document_id
+        and hit.passage.start <= head.start
+        and head.end <= hit.passage.end
+    )
+    found = ((n, find_term(documents[n], hits[n].passage, (end, end))) for n, (_, end) in places)
+    return next(((n, term) for n, term in found if term), None)
 
 
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:
@@ -349,19 +386,27 @@ def _keep_readable(
 
 
 def _read_candidates(
-    question: str, open_document: Callable[[str], Document], hit: Hit
+    question: str,
+    open_document: Callable[[str], Document],
+    list_known: Callable[[str], Collection[str]],
+    hit: Hit,
 ) -> _Candidates:
     """Return title, text and candidate sentences of a passage.
+
+    ``list_known`` returns the headings of a document as ``find_contents`` compares them.
 
     No candidates are headings, questions, as the headings of lists of questions with answers, what
     repeats the question, and the lines of a table of contents.
     """
-    headings: Sequence[Heading] = ()
-    part = read_passage(hit)
+    part, name = read_passage(hit), hit.passage.document_id
     # Documents are long: only what may be a heading is compared with those of its own.
     if any(end - start <= _MAX_ENTRY for start, end in part.sentences):
-        headings = open_document(hit.passage.document_id).headings
-        part = read_passage(hit, {heading.start - hit.passage.start for heading in headings})
+        headings = open_document(name).headings
+        start, stop = (
+            bisect_left(headings, place, key=lambda heading: heading.start)
+            for place in (hit.passage.start, hit.passage.end)
+        )
+        part = read_passage(hit, {one.start - hit.passage.start for one in headings[start:stop]})
     asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
     candidates = [
         (start, end)
@@ -370,7 +415,7 @@ def _read_candidates(
         and normalize_text(text) != asked
     ]
     if sum(end - start <= _MAX_ENTRY for start, end in candidates) > 1:
-        contents = find_contents(part.text, (heading.title for heading in headings))
+        contents = find_contents(part.text, list_known(name))
         candidates = [
             span
             for span in candidates

@@ -25,6 +25,7 @@ _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
 _FENCED = re.compile(r"^[ \t]*(`{3,})$.*?^[ \t]*\1$", re.DOTALL | re.MULTILINE)
 _CELL_BORDER = re.compile(r"(?<!\\)\||\\(?=\|)")
+_COLONS = (":", "：")
 _MARKUP_TYPES = frozenset({"text/html", "application/docbook+xml"})
 Span = tuple[int, int]
 
@@ -150,8 +151,9 @@ def lay_out_quotes(
 ) -> Iterator[tuple[dict[str, Any], str, bool]]:
     """Yield each quote, what stands before it, and whether its citation stands after it.
 
-    Cells of a row are parted by semicolons, the items of a list by the line and mark of the
-    document; others stand on lines of their own, but for the parts of a line. Those that follow
+    Cells of a row are parted by semicolons, or by a blank after a colon, and not at a bar within;
+    the items of a list are parted by the line and mark of the document. Others stand on lines of
+    their own, but for the parts of a line. Those that follow
     each other in a passage have one citation, after the last: the others ``continues``. The
     ``number`` of a quote is that of its text, from 1.
     """
@@ -199,7 +201,10 @@ def _find_separators(texts: Sequence[str], quotes: Sequence[Mapping[str, Any]]) 
             level = indent
         mark = mark[min(level, indent) :] if _ITEM_MARK.fullmatch(mark) else ""
         is_below = quote.get("continues") and "\n" in text
-        separators.append(f"\n{mark}" if is_below else "; ")
+        apart = " " if quote["text"].endswith(_COLONS) else "; "
+        # The backslash before a bar within a cell is the parser's.
+        inner = text[:-1] if text.strip(" \t") == "\\" else apart
+        separators.append(f"\n{mark}" if is_below else inner)
     return [*separators, ""]
 
 

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 from stillroom.records import Passage
 from stillroom.synth.lexical_overlap import (
     FUNCTION_WORDS,
+    are_balanced,
     collapse_whitespace,
     extract_content_stems,
     extract_names_and_numbers,
@@ -51,7 +52,8 @@ _GENRE_ENDING = re.compile(
 )
 _ARTICLES = word_set("the a an das die der le la les el los las l' ein eine")
 _JOINING = word_set("and & to for of with zu zum zur für von und de du et pour y para in")
-_PARTS = re.compile(r" [–—-] |: | / | \(| \| |\)")
+_PARTS = re.compile(r" [–—-] |: | / | \(| \| ")
+_ASIDE = re.compile(r" \(((?:[^()]|\([^()]*\))*)\)")  # the brackets of "chroot(2)" are its own
 _SITE = re.compile(r" [–—|-] ")
 """Between the title of a page and what it is a page of."""
 
@@ -244,8 +246,9 @@ def _clean_heading(text: str) -> str:
     line = collapse_whitespace(text).strip("*`#¶ ").replace("_", " ")
     while (match := _NUMBERED.match(line)) is not None:
         line = line[match.end() :]
-    bare = _PARTS.split(line)[0].strip()
-    if ":" in bare or "?" in bare or not any(map(str.isalpha, bare)):
+    bare = _split_parts(line)[0].strip()
+    is_mark = ":" in bare or "?" in bare or not any(map(str.isalpha, bare))
+    if is_mark or not are_balanced(bare):
         return ""
     is_empty = _FILE_NAME.fullmatch(bare) or all(
         _is_genre(word) or word.casefold() in _STRUCTURAL for word in bare.split()
@@ -334,10 +337,14 @@ def _find_product(title: str) -> str:
         _strip_genre(part.split()) for part in rest if _holds_genre(part)
     ):
         return ""
-    for part in _PARTS.split(title):
+    for part in _split_parts(title):
         if name := _strip_genre(part.split()):
             return name
     return ""
+
+
+def _split_parts(title: str) -> list[str]:
+    return _PARTS.split(_ASIDE.sub(r" | \1 | ", title))
 
 
 def _holds_genre(part: str) -> bool:

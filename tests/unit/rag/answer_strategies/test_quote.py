@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -16,7 +17,12 @@ from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.joining import join_runs
 from stillroom.rag.answer_selection.overlap import ScoredSentence
-from stillroom.rag.answer_selection.reader import _open_cached, find_reader, open_reader
+from stillroom.rag.answer_selection.reader import (
+    OverlapReader,
+    _open_cached,
+    find_reader,
+    open_reader,
+)
 from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation.judging import describe_asked, record_judgment
 from stillroom.rag.generation.answer import ask_stream
@@ -266,6 +272,27 @@ def test_silence_names_the_nearest_passages(index):
     assert "quotes" not in found.details
     assert len(found.citations) == 2
     assert found.completion.text.startswith("No passage found answers this.")
+
+
+def test_a_refusal_quotes_the_nearest_sentences_that_are_not_improbable(index):
+    question = "What does the kiln burn?"
+    asked = {"answering": {**OVERLAP, "min_probability": 0.5, "max_quotes": 3}}
+    found = ask(index, Untouched(), question, **asked)
+    *pieces, _ = ask_stream(index, Untouched(), question, **asked)
+    text, quotes = found.completion.text, found.details["quotes"]
+    assert "".join(pieces) == text
+    assert found.details["abstained"]
+    assert found.details["refusal"] == "no-answer"
+    assert text.startswith("No passage found answers this. The nearest sentences, perhaps about ")
+    assert "\n\nThe kiln burns oak [3]. See [1, 2]" in text
+    assert 1 <= len(quotes) <= 2
+    for quote in quotes:
+        assert text[quote["answer_start"] :].startswith(quote["text"])
+        passage = index.passage(found.citations[quote["number"] - 1].passage_id)
+        assert passage.text[quote["start"] : quote["end"]] == quote["text"]
+    assert found.details["nearest"] == [one.passage_id for one in found.citations]
+    assert not found.details["statements"]
+    assert not locate_citations(text, found.citations, found.details)
 
 
 @pytest.mark.parametrize(
@@ -560,7 +587,7 @@ def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
     is_row = len({(one["byte_start"], one["byte_end"]) for one in told}) == 1  # cited once
     marks = [f" [{one['number']}]" for one in told]
     shown = (
-        "; ".join(quotes) + marks[-1]
+        "; ".join(quotes).replace("; |", " |") + marks[-1]  # a bar that stands in its cell
         if is_row
         else " ".join(text + mark for text, mark in zip(quotes, marks, strict=True))
     )
@@ -1149,8 +1176,7 @@ def write_entries(names, line="<b>{}:</b> {}<br>", table=("", "")):
 def test_what_is_asked_of_a_setting_is_quoted_from_its_own_entry(tmp_path, question, answer, look):
     page = write_entries(("MaxRate", "MaxRateBurst", "Rate"), **look)
     found = ask_about(tmp_path / "x", "server.html", page, question)
-    told = re.sub(r" \[\d\]|;(?= )", "", " ".join(found.completion.text.split()))
-    told = told.replace(" |none", "|none")  # a bar within a cell parts a quote
+    told = re.sub(r" \[\d\]", "", " ".join(found.completion.text.split()))
     assert told.startswith(answer) if "do?" in question else told == answer
 
 
@@ -1230,3 +1256,160 @@ def test_items_with_a_term_are_entries(tmp_path, name, line):
     assert name in told
     assert "packets is 8." in told
     assert not {"64", "2."} & set(told.split())
+
+
+def write_sections(*entries):
+    """Return a document of sections, each with lines with labels and a text below them."""
+    sections = (f"## {name}\n\n{cells}\n\n{text}\n\n" for name, cells, text in entries)
+    return f"# Handbook\n\n{''.join(sections)}"
+
+
+WORDS = write_sections(
+    ("user", "Syntax: user name\nDefault: nobody\nContext: main", "Owns the worker processes."),
+    (
+        "timeout client",
+        "Syntax: timeout client value\nDefault: 50s\nContext: front",
+        "Ends an idle client. The value is in milliseconds.",
+    ),
+    (
+        "timeout server",
+        "Syntax: timeout server value\nDefault: 60s\nContext: back",
+        "Ends an idle server. Its user is told. The number is in minutes.",
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "told", "untold"),
+    [
+        ("What does user do?", "Owns the worker processes.", "idle"),
+        ("What does User do?", "Owns the worker processes.", "idle"),
+        ("What is user for?", "Owns the worker processes.", "idle"),
+        ("What is timeout server for?", "Ends an idle server.", "client"),
+        ("What does timeout client do?", "Ends an idle client.", "server"),
+        ("What unit is timeout client in?", "The value is in milliseconds.", "minutes"),
+        ("When should I use timeout client?", "timeout client", "server"),
+        ("What is the default of timeout client?", "timeout client\nDefault: 50s [1]", "nobody"),
+        ("Which user of the server is told?", "Its user is told.", "Owns"),  # no setting
+        ("What does the user of the idle server do?", "Its user is told.", "Owns"),
+    ],
+)
+def test_a_setting_is_known_though_its_name_is_words_as_any_others(
+    tmp_path, question, told, untold
+):
+    found = ask_about(tmp_path / "x", "proxy.md", WORDS, question, max_quotes=5, margin=3)
+    assert told in found.completion.text
+    assert untold not in found.completion.text
+
+
+@pytest.mark.parametrize(
+    ("entries", "question", "told"),
+    [
+        (
+            (
+                ("Menu", "Price: 4\nSize: large\nPlace: wall", "The menu is old."),
+                ("Terrace", "Price: 9\nSize: 2\nPlace: garden", "On the Menu are cakes in May."),
+            ),
+            "Which cakes are on the Menu in May?",
+            "On the Menu are cakes in May.",
+        ),
+        (
+            (
+                ("Druck", "Einheit: bar\nBereich: 1 bis 9\nStandard: 4", "Der Druck steigt."),
+                ("Menge", "Einheit: l\nBereich: 2\nNorm: 5", "Sie hängt vom Druck am Ventil."),
+            ),
+            "Was hängt vom Druck am Ventil?",
+            "Sie hängt vom Druck am Ventil.",
+        ),
+        (
+            (
+                ("max-rate", "Kept.\n\n### Default settings", "Settings are read from packets."),
+                ("min-rate", "Known.\n\n### Values", "The default in packets of max-rate is 5."),
+            ),
+            "What are the settings read from by max-rate?",
+            "Settings are read from packets.",
+        ),
+        (
+            (
+                ("getPrice", "Tells it.", "| Type | Name |\n|--|--|\n| String | a |\n| Int | b |"),
+                ("setPrice", "Sets it.", "A String of getPrice is the name of a shop."),
+            ),
+            "Which String is the name of a shop?",
+            "A String of getPrice is the name of a shop.",
+        ),
+    ],
+    ids=["capital", "noun", "section", "type"],
+)  # fmt: skip
+def test_words_that_only_look_like_settings_or_labels_leave_nothing_out(
+    tmp_path, entries, question, told
+):
+    page = write_sections(*entries)
+    found = ask_about(tmp_path / "x", "page.md", page, question, max_quotes=1)
+    assert told in found.completion.text
+
+
+@pytest.mark.parametrize("name", ["max-size", "retry"])
+@pytest.mark.parametrize("ending", ["md", "html"])
+def test_a_row_of_a_table_with_a_head_is_quoted_with_its_name(tmp_path, name, ending):
+    rows = (("Name", "Default", "Use"), ("max-size", "40", "how many jobs wait"))
+    rows += (("min-size", "7", "how few jobs wait"), ("retry", "3", "how often a job is tried"))
+    if ending == "md":
+        lines = [f"| {' | '.join(row)} |\n" for row in rows]
+        table = "".join([lines[0], "|---|---|---|\n", *lines[1:]])
+    else:
+        cells = ("".join(f"<td>{cell}</td>" for cell in row) for row in rows)
+        table = f"<table><tr>{'</tr><tr>'.join(cells)}</tr></table>"
+    question = f"What is the default of {name}?"
+    found = ask_about(tmp_path / "x", f"page.{ending}", table, question)
+    told = re.findall(r"[\w-]+", found.completion.text)
+    value = dict(row[:2] for row in rows)[name]
+    assert {name, value, "Default"} <= {*told}
+    assert not {"40", "7", "3"} - {value} & {*told}
+
+
+class Rated(OverlapReader):
+    """A reader that calls an answer in place of the best one improbable."""
+
+    threshold = 0.5
+
+    def read(self, question, passages, overlap):
+        """Return the scores of a reader that is sure."""
+        return replace(super().read(question, passages, overlap), probability=0.9)
+
+    def rate(self, question, passages, sentences, no_answer, overlap):
+        """Return what is below the threshold."""
+        return 0.1
+
+
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ("What is the default of MaxRate that is unknown?", "MaxRate\nDefault: 20"),
+        ("What is the default of MaxRateBurst that is unknown?", "MaxRateBurst\nDefault: none"),
+        ("What does the unknown MaxRate do?", "Sets the limit 2 of packets."),
+        ("What is the range of MaxRate that is unknown?", ""),
+    ],
+)
+def test_what_only_mentions_a_setting_is_not_quoted_below_the_threshold(
+    tmp_path, monkeypatch, question, told
+):
+    page = write_entries(("MaxRate", "MaxRateBurst")).replace("30<br>", "none<br>")
+    page = page.replace(
+        "<h1>Server</h1>", f"<h1>Server</h1><p>{question.rstrip('?')}, says nobody.</p>"
+    )
+    monkeypatch.setattr(
+        "stillroom.rag.answer_strategies.quote.open_available_reader", lambda *_: (Rated(), "")
+    )
+    found = ask_about(tmp_path / "x", "server.html", page, question, min_probability=None)
+    assert found.details["abstained"] == (not told)
+    assert found.completion.text.startswith(told)
+
+
+def test_an_entry_that_goes_on_in_the_next_passage_is_quoted_after_its_term(tmp_path):
+    use = " ".join(f"Line {number} tells how the start is counted by it." for number in range(150))
+    page = SERVER.replace("How many are sent at the start.", f"The first. {use}")
+    question = "What is the default in packets of max-burst?"
+    found = ask_about(tmp_path / "x", "server.html", page, question, max_quotes=1, passages=8)
+    assert found.completion.text == "max-burst [1]\nIts default is 8 packets. [2]"
+    for one in found.details["quotes"]:
+        assert page[one["byte_start"] : one["byte_end"]] == one["text"]

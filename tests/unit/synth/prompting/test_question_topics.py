@@ -198,3 +198,30 @@ def test_a_heading_before_a_question_is_stripped_in_any_language():
 def test_the_site_behind_a_page_title_is_not_the_page_topic():
     assert find_topic(place("Winter Feeding - HiveBook Manual")) is None
     assert find_topic(place("HiveBook Manual - Bees")) == ("product", "HiveBook")
+
+
+@pytest.mark.parametrize(
+    ("title", "subject"),
+    [
+        ("chroot()", "chroot()"),
+        ("Links and chroot(2)", "Links and chroot(2)"),
+        ("The chroot(2) call", "The chroot(2) call"),
+        ("os.path.join(path, *paths)", "os.path.join(path, *paths)"),
+        ("Map(K, V) - Go", "Map(K, V)"),
+        ("fork() (since 2.4)", "fork()"),
+        ("Feeding (optional)", "Feeding"),
+        ("bees(queen - drone)", ""),  # what is left of it would be no bracket's end
+    ],
+)
+def test_only_brackets_behind_a_space_are_left_out_of_the_heading_before_a_question(title, subject):
+    question = "What does the lid cover?"
+    expected = f"{subject}: {question}" if subject else question
+    assert head_question(question, place(title)) == expected
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [("Reference Manual (R)", "R"), ("Hive (bees) Manual", "Hive"), ("hive() Manual", "hive()")],
+)
+def test_a_product_is_named_in_or_before_the_brackets_of_its_manual(title, name):
+    assert find_topic(place(title)).name == name
