@@ -31,7 +31,10 @@ __all__ = ["Eml"]
 
 _HEADERS = ("Subject", "From", "To", "Cc", "Date")
 _MAX_PARTS = 20_000
-_FROM_LINE = re.compile(rb"(?:(?<=\n\n)|(?<=\n\r\n)|\A)From \S[^\n]*\d{4}[^\n]*\n")
+# With a time, a year and a header below it, which prose after "From " has not.
+_FROM_LINE = re.compile(
+    rb"(?:(?<=\n\n)|(?<=\n\r\n))From \S[^\n]*?\d:\d\d[^\n]*\d{4}[^\n]*\n(?=>From |[!-9;-~]{1,99}:)"
+)
 _MAX_HEADER = 16 * 1024
 _MAX_DATES = 1000
 
@@ -50,7 +53,7 @@ class Eml(Parser):
         metadata: dict[str, Any] = {"attachments": []}
         title = ""
         for start, end in spans:
-            message = BytesParser(policy=policy.default).parsebytes(data[start:end])
+            message = _parse(data[start:end], source.path)
             if isinstance(message, EmailMessage) and message.keys():
                 subject = _MailReader(message, data[start:end], start).write(
                     assembly, metadata, spans
@@ -80,8 +83,21 @@ def _messages(data: bytes) -> list[tuple[int, int]]:
     begin = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     if not data.startswith(b"From ", begin):
         return [(begin, len(data))]
-    starts = [match.start() for match in _FROM_LINE.finditer(data)] or [begin]
+    starts = [begin, *(match.start() for match in _FROM_LINE.finditer(data))]
     return list(zip(starts, [*starts[1:], len(data)], strict=True))
+
+
+def _parse(data: bytes, where: str) -> Message:
+    """Take a message apart; letters of its headers in another encoding than UTF-8 are decoded."""
+    message = BytesParser(policy=policy.default).parsebytes(data)
+    head = data[: _body_start(data)]
+    try:
+        head.decode()
+    except UnicodeDecodeError:
+        with contextlib.suppress(DataError):
+            head = decode_text(head, where, declared=_get_charset(message)).text.encode()
+            return BytesParser(policy=policy.default).parsebytes(head + data[_body_start(data) :])
+    return message
 
 
 class _MailReader:
@@ -157,7 +173,8 @@ def _body_start(data: bytes) -> int:
 def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
     """Return the parts to read, the names of attachments, and the number of parts skipped.
 
-    Of alternatives the plain text is read; text attachments are read too.
+    Of alternatives the plain text is read; text attachments are read too, and as it stands what
+    was to have parts and has none.
     """
     bodies: list[EmailMessage] = []
     attachments: list[str] = []
@@ -171,9 +188,10 @@ def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
             instead |= _alternatives(part)
         if part.is_multipart() or not isinstance(part, EmailMessage):
             continue
-        if part.is_attachment() or part.get_content_maintype() != "text":
+        is_text = part.get_content_maintype() in {"text", "multipart"}
+        if part.is_attachment() or not is_text:
             attachments.append(str(part.get_filename() or part.get_content_type()))
-        if part.get_content_maintype() == "text" and id(part) not in instead:
+        if is_text and id(part) not in instead:
             bodies.append(part)
     return bodies, attachments, unseen
 
@@ -207,11 +225,7 @@ def _add_body(
     span = (start, start + len(raw)) if start >= 0 else (cursor, len(data))
     if not isinstance(content, bytes) or not content.strip():
         return span[1] if start >= 0 else cursor
-    try:
-        declared = str(part.get_content_charset() or "")
-    except (LookupError, ValueError):
-        declared = ""
-    decoded = decode_text(content, assembly.source.path, declared=declared)
+    decoded = decode_text(content, assembly.source.path, declared=_get_charset(part))
     assembly.gap()
     if part.is_attachment():
         name = " ".join(str(part.get_filename() or "text").split())[:200]
@@ -231,6 +245,14 @@ def _add_body(
     else:
         assembly.add(decoded.text, (span[0] + offset, span[1] + offset))
     return span[1] if start >= 0 else cursor
+
+
+def _get_charset(part: Message) -> str:
+    """Return the charset that a part declares, or an empty string."""
+    try:
+        return str(part.get_content_charset() or "")
+    except (LookupError, ValueError):
+        return ""
 
 
 def _encoded_body(part: EmailMessage, content: object) -> bytes:
