@@ -1,9 +1,10 @@
 """E-mail messages, mailboxes and MHTML pages: headers, body and attached text.
 
-An unencoded plain body keeps its exact bytes; quoted-printable and base64 bodies have the bytes of
-their encoded part. Of alternatives the plain text is read; attachments without text are only named.
-The messages of a mailbox are sections of one document. The metadata field ``date`` holds the days
-on which messages were sent, one or a list.
+A message within a message is read after it, with its own headers. An unencoded plain body keeps
+its exact bytes; quoted-printable and base64 bodies have the bytes of their encoded part. Of
+alternatives the plain text is read; attachments without text are only named. The messages of a
+mailbox are sections of one document. The metadata field ``date`` holds the days on which messages
+were sent, one or a list.
 """
 
 from __future__ import annotations
@@ -110,23 +111,18 @@ class _MailReader:
         self, assembly: DocumentBuilder, metadata: dict[str, Any], all_of_them: Sequence[object]
     ) -> str:
         """Add headers and bodies to the document; return the subject."""
-        headers = {name: _header(self._message, self._data, name) for name in _HEADERS}
+        headers = {name: _header(self._message, name) for name in _HEADERS}
         assembly.gap()
         if len(all_of_them) > 1:
             assembly.heading(1, headers["Subject"] or "(no subject)")
-        is_first = True
-        for name, value in headers.items():
-            if value:
-                if not is_first:
-                    assembly.gap("\n")
-                is_first = False
-                start, end = _find_header(self._data, name)
-                span = (start + self._offset, end + self._offset)
-                assembly.add(f"{name}: {value}", span)
+        _add_headers(headers, self._data, assembly, self._offset)
         bodies, attachments, unseen = _parts(self._message)
         cursor = _body_start(self._data)
         for part in bodies:
-            cursor = _add_body(part, self._data, cursor, assembly, self._offset)
+            if part is not self._message and _is_message(part):
+                cursor = _add_inner_headers(part, self._data, cursor, assembly, self._offset)
+            if not part.is_multipart():
+                cursor = _add_body(part, self._data, cursor, assembly, self._offset)
         metadata["attachments"] += attachments
         with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
             day = parsedate_to_datetime(headers["Date"]).date().isoformat()
@@ -136,11 +132,41 @@ class _MailReader:
         return headers["Subject"]
 
 
-def _header(message: EmailMessage, data: bytes, name: str) -> str:
-    start, end = _find_header(data, name)
-    if name in message and end - start > _MAX_HEADER:  # taking it apart takes minutes
-        raw = data[start + len(name) + 1 : start + 2000]
-        return " ".join(raw.decode("utf-8", "replace").split())
+def _add_headers(
+    headers: dict[str, str], data: bytes, assembly: DocumentBuilder, offset: int
+) -> None:
+    """Add a line for each header of the message whose bytes start at ``offset``."""
+    lines = [(name, value) for name, value in headers.items() if value]
+    for number, (name, value) in enumerate(lines):
+        if number:
+            assembly.gap("\n")
+        start, end = _find_header(data, name)
+        assembly.add(f"{name}: {value}", (start + offset, end + offset))
+
+
+def _is_message(part: Message) -> bool:
+    """Return whether a part is a message within a message: it has more than headers of content."""
+    return any(name in part for name in _HEADERS)
+
+
+def _add_inner_headers(
+    message: EmailMessage, data: bytes, cursor: int, assembly: DocumentBuilder, offset: int
+) -> int:
+    """Add the headers of a message within a message; return where they start."""
+    found = data.find(f"\n{message.keys()[0]}:".encode("ascii", "replace"), cursor - 1)
+    start = found + 1 if found >= 0 else cursor
+    head = data[start : start + 4 * _MAX_HEADER]
+    assembly.gap()
+    headers = {name: _header(message, name) for name in _HEADERS}
+    _add_headers(headers, head, assembly, start + offset)
+    return start
+
+
+def _header(message: EmailMessage, name: str) -> str:
+    raw = next((str(raw) for key, raw in message.raw_items() if key.lower() == name.lower()), "")
+    if len(raw) > _MAX_HEADER:  # taking it apart takes minutes
+        start = raw[:2000].encode("ascii", "surrogateescape")
+        return " ".join(start.decode("utf-8", "replace").split())
     try:
         return " ".join(str(message.get(name, "")).split())[:2000]
     except (ValueError, TypeError, IndexError, AttributeError):  # headers broken beyond the parser
@@ -187,6 +213,7 @@ def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
         if part.get_content_type() == "multipart/alternative":
             instead |= _alternatives(part)
         if part.is_multipart() or not isinstance(part, EmailMessage):
+            bodies += [part] if number and _is_message(part) else []
             continue
         is_text = part.get_content_maintype() in {"text", "multipart"}
         if part.is_attachment() or not is_text:

@@ -201,6 +201,22 @@ def test_a_mail_of_parts_that_are_not_found_is_read_as_it_stands(kind):
     assert document.metadata["attachments"] == []
 
 
+def test_a_mail_within_a_mail_says_who_wrote_it_when(bytes_of):
+    data = (
+        b"Subject: Outer\nFrom: ann@x.org\nContent-Type: multipart/mixed; boundary=B\n\n--B\n\n"
+        b"See below.\n--B\nContent-Type: message/rfc822\n\nFrom: bob@x.org\n"
+        b"Date: Tue, 15 Apr 2003 20:24:47 +0000\nSubject: Inner\nContent-Type: multipart/mixed;\n"
+        b" boundary=C\n\n--C\nContent-Type: text/plain\n\nThe mill burnt.\n--C--\n--B--\n"
+    )
+    document = parse_bytes(data, "a.eml")
+    assert document.title == "Outer"
+    assert "Subject: Inner\nFrom: bob@x.org\nDate: Tue, 15 Apr 2003" in document.text
+    order = [document.text.index(one) for one in ("Outer", "See", "Inner", "burnt")]
+    assert order == sorted(order)
+    assert bytes_of(document, data, "bob@x.org")[0].strip() == b"From: bob@x.org"
+    assert bytes_of(document, data, "The mill burnt.")[0] == b"The mill burnt."
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
 def test_letters_of_mail_headers_that_are_not_encoded_are_read(encoding, bytes_of):
     data = "Subject: Prüfung der Mühle\nFrom: Jürgen <j@x.org>\n\nText.\n".encode(encoding)
