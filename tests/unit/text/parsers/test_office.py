@@ -89,13 +89,24 @@ def test_a_word_file_of_a_foreign_kind_is_refused_in_the_same_words_each_time():
     assert reasons[0] == reasons[1]
 
 
-def retyped(data: bytes, old: str, new: str) -> bytes:
+@pytest.mark.parametrize("kind", ["docx", "pptx", "xlsx"])
+def test_strict_open_xml_is_named(kind):
+    made = {"docx": docx.Document, "pptx": pptx.Presentation, "xlsx": openpyxl.Workbook}[kind]()
+    transitional = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    strict = "http://purl.oclc.org/ooxml/officeDocument/relationships"
+    data = retyped(saved(made), transitional, strict, "_rels/.rels")
+    with pytest.raises(DataError, match="Strict Open XML") as caught:
+        parse_bytes(data, f"a.{kind}")
+    assert caught.value.code == "document.unreadable"
+
+
+def retyped(data: bytes, old: str, new: str, member: str = "[Content_Types].xml") -> bytes:
     """Return an archive whose main part is declared to be of another kind."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
         for name in source.namelist():
             content = source.read(name)
-            if name == "[Content_Types].xml":
+            if name == member:
                 assert old.encode() in content
                 content = content.replace(old.encode(), new.encode())
             target.writestr(name, content)
