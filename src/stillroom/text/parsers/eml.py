@@ -154,15 +154,19 @@ def _add_inner_headers(
 ) -> int:
     """Add the headers of a message within a message; return where they start."""
     found = data.find(f"\n{message.keys()[0]}:".encode("ascii", "replace"), cursor - 1)
-    start = found + 1 if found >= 0 else cursor
+    if found < 0:
+        return cursor
+    start = found + 1
     head = data[start : start + 4 * _MAX_HEADER]
+    head = head[: _body_start(head)]
+    again = _parse(head, assembly.source.path)
     assembly.gap()
-    headers = {name: _header(message, name) for name in _HEADERS}
+    headers = {name: _header(again, name) for name in _HEADERS}
     _add_headers(headers, head, assembly, start + offset)
     return start
 
 
-def _header(message: EmailMessage, name: str) -> str:
+def _header(message: Message, name: str) -> str:
     raw = next((str(raw) for key, raw in message.raw_items() if key.lower() == name.lower()), "")
     if len(raw) > _MAX_HEADER:  # taking it apart takes minutes
         start = raw[:2000].encode("ascii", "surrogateescape")

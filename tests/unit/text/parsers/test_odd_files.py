@@ -201,6 +201,15 @@ def test_a_mail_of_parts_that_are_not_found_is_read_as_it_stands(kind):
     assert document.metadata["attachments"] == []
 
 
+def test_letters_of_inner_headers_that_are_not_encoded_are_read():
+    mail = (
+        "Subject: Outer\nContent-Type: message/rfc822\n\n"
+        "Subject: Prüfung der Mühle\nFrom: Jürgen <j@x.org>\n\nText.\n"
+    )
+    document = parse_bytes(mail.encode("cp1252"), "a.eml")
+    assert "Subject: Prüfung der Mühle\nFrom: Jürgen <j@x.org>" in document.text
+
+
 def test_a_mail_within_a_mail_says_who_wrote_it_when(bytes_of):
     data = (
         b"Subject: Outer\nFrom: ann@x.org\nContent-Type: multipart/mixed; boundary=B\n\n--B\n\n"
