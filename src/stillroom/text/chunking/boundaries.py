@@ -31,6 +31,7 @@ __all__ = [
     "TextTable",
     "find_defined_terms",
     "find_header",
+    "find_header_row",
     "find_split_points",
     "find_tables",
     "make_passages",
@@ -428,6 +429,10 @@ _DELIMITER = re.compile(
     r"(?:\|[ \t]*+)?(?![^\r\n])"
 )
 
+_VALUES_BY_COMMAS = "text/csv"
+_BEFORE_HEADER = re.compile(r"(?:(?:[ ;,\t]*|sep=[\t;|,])[\r\n]+)*+", re.IGNORECASE)
+_QUOTED_ROW = re.compile(r"""(?:(?<![^;,\t|\r\n])"(?:[^"]|"")*+"|[^"\r\n])*+(?=[\r\n])""")
+_ROW_OF_TEXT = re.compile(r"[^\r\n]*")
 _ROWS = re.compile(r"(?:\r\n|\n|\r)[^\r\n]*\|[^\r\n]*")
 _LETTER = re.compile(r"[^\W\d_]")
 
@@ -447,9 +452,10 @@ def find_tables(document: Document) -> list[TextTable]:
     if document.metadata.get("is_code"):
         return []
     if document.metadata.get("is_table"):
-        first = re.search(r"[\r\n]|\Z", text)
-        end = first.start() if first else len(text)
-        return [TextTable(end, len(text), _repeatable_header(text[:end]))]
+        if document.media_type != _VALUES_BY_COMMAS:  # lines of JSON each name their values
+            return []
+        begin, end = find_header_row(text)
+        return [TextTable(end, len(text), _repeatable_header(text[begin:end]))]
     tables: list[TextTable] = []
     if "|" not in text:
         return tables
@@ -465,6 +471,16 @@ def find_tables(document: Document) -> list[TextTable]:
             end = rows.end()
         tables.append(TextTable(before, end, _repeatable_header(row)))
     return tables
+
+
+def find_header_row(text: str) -> tuple[int, int]:
+    """Return the span of the first row of a CSV file, which quoted line ends do not end."""
+    start = _BEFORE_HEADER.match(text)
+    begin = start.end() if start else 0
+    row = _QUOTED_ROW.match(text, begin, begin + MAX_HEADER_CHARACTERS) or _ROW_OF_TEXT.match(
+        text, begin
+    )
+    return (begin, row.end()) if row else (begin, begin)
 
 
 def find_header(tables: Sequence[TextTable], position: int) -> str:

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 
+_STRICT = b"http://purl.oclc.org/ooxml/officeDocument/relationships/officeDocument"
 _DELETED = frozenset({"del", "moveFrom"})
 _SKIPPED = frozenset({"Fallback", "instrText", "delText", "pict"})
 _COUNTED = {"drawing": "pictures", "ins": "inserted"}
@@ -271,7 +272,7 @@ def _check_name(name: str, where: str) -> None:
 
 
 def _check_xml(content: bytes, where: str, name: str) -> None:
-    """Refuse entity declarations, in any encoding that XML allows."""
+    """Refuse entity declarations, in any encoding that XML allows, and Strict Open XML."""
     flat = content.replace(b"\x00", b"").upper()
     if b"<!ENTITY" in flat:
         raise DataError(
@@ -280,6 +281,14 @@ def _check_xml(content: bytes, where: str, name: str) -> None:
             where=where,
             expected="XML without entity declarations, as office programs write it",
             next="open and save the file in an office program, or leave it out",
+        )
+    if name == "_rels/.rels" and _STRICT in content:
+        raise DataError(
+            "the file is saved as Strict Open XML (ISO/IEC 29500-1), which is not read",
+            code="document.unreadable",
+            where=where,
+            expected="a file with the namespaces that office programs write by default",
+            next="save it in its program without 'Strict' in the name of the format",
         )
 
 

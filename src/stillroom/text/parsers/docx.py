@@ -39,6 +39,11 @@ _NOTES = {"footnotes": "Footnotes", "endnotes": "Endnotes", "comments": "Comment
 _PREFIX = {"footnotes": "", "endnotes": "e"}
 _WRAPPERS = frozenset({"sdt", "sdtContent", "ins", "customXml", "smartTag", "moveTo"})
 _MAX_LEVEL = 8
+_OTHER_KINDS = (
+    "application/vnd.ms-word.document.macroEnabled.main+xml",
+    "application/vnd.ms-word.template.macroEnabledTemplate.main+xml",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.template.main+xml",
+)
 
 
 class Docx(Parser):
@@ -53,10 +58,18 @@ class Docx(Parser):
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
         with MissingExtraError.guard("python-docx", "documents", "reading Word files"):
-            import docx
+            import docx.opc.part
+            import docx.package
+            import docx.parts.document
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         with unreadable_as_error(source.path):
-            document = docx.Document(io.BytesIO(data))
+            # docx.Document refuses templates and files with macros, which are the same inside.
+            kind = docx.parts.document.DocumentPart
+            docx.opc.part.PartFactory.part_type_for.update(dict.fromkeys(_OTHER_KINDS, kind))
+            part = docx.package.Package.open(io.BytesIO(data)).main_document_part
+            if not isinstance(part, kind):
+                raise TypeError(f"its main part is '{part.content_type}', no Word document")
+            document = part.document
             main = str(document.part.partname).lstrip("/")
             assembly = DocumentBuilder(source)
             body = _BodyReader(document, assembly, archive, main)

@@ -1,9 +1,10 @@
 """E-mail messages, mailboxes and MHTML pages: headers, body and attached text.
 
-An unencoded plain body keeps its exact bytes; quoted-printable and base64 bodies have the bytes of
-their encoded part. Of alternatives the plain text is read; attachments without text are only named.
-The messages of a mailbox are sections of one document. The metadata field ``date`` holds the days
-on which messages were sent, one or a list.
+A message within a message is read after it, with its own headers. An unencoded plain body keeps
+its exact bytes; quoted-printable and base64 bodies have the bytes of their encoded part. Of
+alternatives the plain text is read; attachments without text are only named. The messages of a
+mailbox are sections of one document. The metadata field ``date`` holds the days on which messages
+were sent, one or a list.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ __all__ = ["Eml"]
 
 _HEADERS = ("Subject", "From", "To", "Cc", "Date")
 _MAX_PARTS = 20_000
-_FROM_LINE = re.compile(rb"(?:(?<=\n\n)|(?<=\n\r\n)|\A)From \S[^\n]*\d{4}[^\n]*\n")
+# With a time, a year and a header below it, which prose after "From " has not.
+_FROM_LINE = re.compile(
+    rb"(?:(?<=\n\n)|(?<=\n\r\n))From \S[^\n]*?\d:\d\d[^\n]*\d{4}[^\n]*\n(?=>From |[!-9;-~]{1,99}:)"
+)
 _MAX_HEADER = 16 * 1024
 _MAX_DATES = 1000
 
@@ -50,7 +54,7 @@ class Eml(Parser):
         metadata: dict[str, Any] = {"attachments": []}
         title = ""
         for start, end in spans:
-            message = BytesParser(policy=policy.default).parsebytes(data[start:end])
+            message = _parse(data[start:end], source.path)
             if isinstance(message, EmailMessage) and message.keys():
                 subject = _MailReader(message, data[start:end], start).write(
                     assembly, metadata, spans
@@ -80,8 +84,21 @@ def _messages(data: bytes) -> list[tuple[int, int]]:
     begin = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     if not data.startswith(b"From ", begin):
         return [(begin, len(data))]
-    starts = [match.start() for match in _FROM_LINE.finditer(data)] or [begin]
+    starts = [begin, *(match.start() for match in _FROM_LINE.finditer(data))]
     return list(zip(starts, [*starts[1:], len(data)], strict=True))
+
+
+def _parse(data: bytes, where: str) -> Message:
+    """Take a message apart; letters of its headers in another encoding than UTF-8 are decoded."""
+    message = BytesParser(policy=policy.default).parsebytes(data)
+    head = data[: _body_start(data)]
+    try:
+        head.decode()
+    except UnicodeDecodeError:
+        with contextlib.suppress(DataError):
+            head = decode_text(head, where, declared=_get_charset(message)).text.encode()
+            return BytesParser(policy=policy.default).parsebytes(head + data[_body_start(data) :])
+    return message
 
 
 class _MailReader:
@@ -94,23 +111,18 @@ class _MailReader:
         self, assembly: DocumentBuilder, metadata: dict[str, Any], all_of_them: Sequence[object]
     ) -> str:
         """Add headers and bodies to the document; return the subject."""
-        headers = {name: _header(self._message, self._data, name) for name in _HEADERS}
+        headers = {name: _header(self._message, name) for name in _HEADERS}
         assembly.gap()
         if len(all_of_them) > 1:
             assembly.heading(1, headers["Subject"] or "(no subject)")
-        is_first = True
-        for name, value in headers.items():
-            if value:
-                if not is_first:
-                    assembly.gap("\n")
-                is_first = False
-                start, end = _find_header(self._data, name)
-                span = (start + self._offset, end + self._offset)
-                assembly.add(f"{name}: {value}", span)
+        _add_headers(headers, self._data, assembly, self._offset)
         bodies, attachments, unseen = _parts(self._message)
         cursor = _body_start(self._data)
         for part in bodies:
-            cursor = _add_body(part, self._data, cursor, assembly, self._offset)
+            if part is not self._message and _is_message(part):
+                cursor = _add_inner_headers(part, self._data, cursor, assembly, self._offset)
+            if not part.is_multipart():
+                cursor = _add_body(part, self._data, cursor, assembly, self._offset)
         metadata["attachments"] += attachments
         with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
             day = parsedate_to_datetime(headers["Date"]).date().isoformat()
@@ -120,11 +132,45 @@ class _MailReader:
         return headers["Subject"]
 
 
-def _header(message: EmailMessage, data: bytes, name: str) -> str:
-    start, end = _find_header(data, name)
-    if name in message and end - start > _MAX_HEADER:  # taking it apart takes minutes
-        raw = data[start + len(name) + 1 : start + 2000]
-        return " ".join(raw.decode("utf-8", "replace").split())
+def _add_headers(
+    headers: dict[str, str], data: bytes, assembly: DocumentBuilder, offset: int
+) -> None:
+    """Add a line for each header of the message whose bytes start at ``offset``."""
+    lines = [(name, value) for name, value in headers.items() if value]
+    for number, (name, value) in enumerate(lines):
+        if number:
+            assembly.gap("\n")
+        start, end = _find_header(data, name)
+        assembly.add(f"{name}: {value}", (start + offset, end + offset))
+
+
+def _is_message(part: Message) -> bool:
+    """Return whether a part is a message within a message: it has more than headers of content."""
+    return any(name in part for name in _HEADERS)
+
+
+def _add_inner_headers(
+    message: EmailMessage, data: bytes, cursor: int, assembly: DocumentBuilder, offset: int
+) -> int:
+    """Add the headers of a message within a message; return where they start."""
+    found = data.find(f"\n{message.keys()[0]}:".encode("ascii", "replace"), cursor - 1)
+    if found < 0:
+        return cursor
+    start = found + 1
+    head = data[start : start + 4 * _MAX_HEADER]
+    head = head[: _body_start(head)]
+    again = _parse(head, assembly.source.path)
+    assembly.gap()
+    headers = {name: _header(again, name) for name in _HEADERS}
+    _add_headers(headers, head, assembly, start + offset)
+    return start
+
+
+def _header(message: Message, name: str) -> str:
+    raw = next((str(raw) for key, raw in message.raw_items() if key.lower() == name.lower()), "")
+    if len(raw) > _MAX_HEADER:  # taking it apart takes minutes
+        start = raw[:2000].encode("ascii", "surrogateescape")
+        return " ".join(start.decode("utf-8", "replace").split())
     try:
         return " ".join(str(message.get(name, "")).split())[:2000]
     except (ValueError, TypeError, IndexError, AttributeError):  # headers broken beyond the parser
@@ -157,7 +203,8 @@ def _body_start(data: bytes) -> int:
 def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
     """Return the parts to read, the names of attachments, and the number of parts skipped.
 
-    Of alternatives the plain text is read; text attachments are read too.
+    Of alternatives the plain text is read; text attachments are read too, and as it stands what
+    was to have parts and has none.
     """
     bodies: list[EmailMessage] = []
     attachments: list[str] = []
@@ -170,10 +217,12 @@ def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
         if part.get_content_type() == "multipart/alternative":
             instead |= _alternatives(part)
         if part.is_multipart() or not isinstance(part, EmailMessage):
+            bodies += [part] if number and _is_message(part) else []
             continue
-        if part.is_attachment() or part.get_content_maintype() != "text":
+        is_text = part.get_content_maintype() in {"text", "multipart"}
+        if part.is_attachment() or not is_text:
             attachments.append(str(part.get_filename() or part.get_content_type()))
-        if part.get_content_maintype() == "text" and id(part) not in instead:
+        if is_text and id(part) not in instead:
             bodies.append(part)
     return bodies, attachments, unseen
 
@@ -207,11 +256,7 @@ def _add_body(
     span = (start, start + len(raw)) if start >= 0 else (cursor, len(data))
     if not isinstance(content, bytes) or not content.strip():
         return span[1] if start >= 0 else cursor
-    try:
-        declared = str(part.get_content_charset() or "")
-    except (LookupError, ValueError):
-        declared = ""
-    decoded = decode_text(content, assembly.source.path, declared=declared)
+    decoded = decode_text(content, assembly.source.path, declared=_get_charset(part))
     assembly.gap()
     if part.is_attachment():
         name = " ".join(str(part.get_filename() or "text").split())[:200]
@@ -231,6 +276,14 @@ def _add_body(
     else:
         assembly.add(decoded.text, (span[0] + offset, span[1] + offset))
     return span[1] if start >= 0 else cursor
+
+
+def _get_charset(part: Message) -> str:
+    """Return the charset that a part declares, or an empty string."""
+    try:
+        return str(part.get_content_charset() or "")
+    except (LookupError, ValueError):
+        return ""
 
 
 def _encoded_body(part: EmailMessage, content: object) -> bytes:

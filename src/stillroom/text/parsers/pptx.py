@@ -27,6 +27,12 @@ from stillroom.text.interfaces import Parser, SourceFile
 __all__ = ["Pptx"]
 
 _MAX_LEVEL = 8  # deepest level of an outline
+_OTHER_KINDS = (
+    "application/vnd.ms-powerpoint.slideshow.macroEnabled.main+xml",
+    "application/vnd.ms-powerpoint.template.macroEnabled.main+xml",
+    "application/vnd.openxmlformats-officedocument.presentationml.slideshow.main+xml",
+    "application/vnd.openxmlformats-officedocument.presentationml.template.main+xml",
+)
 
 
 class Pptx(Parser):
@@ -41,13 +47,21 @@ class Pptx(Parser):
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
         with MissingExtraError.guard("python-pptx", "documents", "reading slides"):
-            import pptx
+            import pptx.opc.package
+            import pptx.package
+            import pptx.parts.presentation
             from pptx.enum.shapes import PP_PLACEHOLDER
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         assembly = DocumentBuilder(source)
         pictures = 0
         with unreadable_as_error(source.path):
-            deck = pptx.Presentation(io.BytesIO(data))
+            # pptx.Presentation refuses templates and shows, which are the same inside.
+            kind = pptx.parts.presentation.PresentationPart
+            pptx.opc.package.PartFactory.part_type_for.update(dict.fromkeys(_OTHER_KINDS, kind))
+            main = pptx.package.Package.open(io.BytesIO(data)).main_document_part
+            if not isinstance(main, kind):
+                raise TypeError(f"its main part is '{main.content_type}', no presentation")
+            deck = main.presentation
             if len(deck.slides) > source.limits.pages:
                 found = f"the presentation has {len(deck.slides)} slides"
                 raise source.limits.make_excess_error("pages", found, source.path)

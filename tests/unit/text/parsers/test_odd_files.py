@@ -5,7 +5,9 @@ import json
 
 import pytest
 
+from stillroom.text.chunking.boundaries import find_tables
 from stillroom.text.documents.office import extract_chart_text
+from stillroom.text.interfaces import CHUNKERS
 from stillroom.text.reader import parse_bytes
 
 MAILBOX = (
@@ -172,3 +174,87 @@ PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360"
     "00000000050001a5f645400000000049454e44ae426082"
 )
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "From here we went to the mill in 2003.\nIt was closed.",
+        "From the minutes of 2003:\nAgenda: the mill of town four",
+        "From a@b.c Tue Apr 15 20:24:47 2003\nis how a mailbox begins a message.",
+    ],
+)
+def test_a_paragraph_of_a_mail_that_begins_with_from_begins_no_message(lines):
+    head = b"From a@b.c Tue Apr 15 20:24:47 2003\nSubject: One\n\nFirst body.\n\n"
+    after = b"\n\nFrom - Wed Apr 16 20:24:47 2003\nSubject: Two\n\nSecond body.\n"
+    document = parse_bytes(head + lines.encode() + after, "a.mbox")
+    assert lines in document.text
+    assert document.metadata["messages"] == 2
+    assert "messages_left_out" not in document.metadata
+
+
+@pytest.mark.parametrize("kind", ["multipart/mixed", "multipart/mixed; boundary=other"])
+def test_a_mail_of_parts_that_are_not_found_is_read_as_it_stands(kind):
+    data = f"Subject: s\nContent-Type: {kind}\n\n--A\n\nThe mill ground corn.\n--A--\n".encode()
+    document = parse_bytes(data, "a.eml")
+    assert "The mill ground corn." in document.text
+    assert document.metadata["attachments"] == []
+
+
+def test_letters_of_inner_headers_that_are_not_encoded_are_read():
+    mail = (
+        "Subject: Outer\nContent-Type: message/rfc822\n\n"
+        "Subject: Prüfung der Mühle\nFrom: Jürgen <j@x.org>\n\nText.\n"
+    )
+    document = parse_bytes(mail.encode("cp1252"), "a.eml")
+    assert "Subject: Prüfung der Mühle\nFrom: Jürgen <j@x.org>" in document.text
+
+
+def test_a_mail_within_a_mail_says_who_wrote_it_when(bytes_of):
+    data = (
+        b"Subject: Outer\nFrom: ann@x.org\nContent-Type: multipart/mixed; boundary=B\n\n--B\n\n"
+        b"See below.\n--B\nContent-Type: message/rfc822\n\nFrom: bob@x.org\n"
+        b"Date: Tue, 15 Apr 2003 20:24:47 +0000\nSubject: Inner\nContent-Type: multipart/mixed;\n"
+        b" boundary=C\n\n--C\nContent-Type: text/plain\n\nThe mill burnt.\n--C--\n--B--\n"
+    )
+    document = parse_bytes(data, "a.eml")
+    assert document.title == "Outer"
+    assert "Subject: Inner\nFrom: bob@x.org\nDate: Tue, 15 Apr 2003" in document.text
+    order = [document.text.index(one) for one in ("Outer", "See", "Inner", "burnt")]
+    assert order == sorted(order)
+    assert bytes_of(document, data, "bob@x.org")[0].strip() == b"From: bob@x.org"
+    assert bytes_of(document, data, "The mill burnt.")[0] == b"The mill burnt."
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_letters_of_mail_headers_that_are_not_encoded_are_read(encoding, bytes_of):
+    data = "Subject: Prüfung der Mühle\nFrom: Jürgen <j@x.org>\n\nText.\n".encode(encoding)
+    document = parse_bytes(data, "a.eml")
+    assert document.title == "Prüfung der Mühle"
+    assert "From: Jürgen <j@x.org>" in document.text
+    assert bytes_of(document, data, "Mühle")[0].startswith(b"Subject: Pr")
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "header"),
+    [
+        ("\n\r\nmill,corn\n", ["mill", "corn"], "mill,corn"),
+        ("sep=;\r\nmill;corn, rye\r\n", ["mill", "corn, rye"], "mill;corn, rye"),
+        ('"mill\nof town",corn\n', ["mill\nof town", "corn"], '"mill\nof town",corn'),
+        ('mill,"a;b;c"\n', ["mill", "a;b;c"], 'mill,"a;b;c"'),
+        ('mill "old,corn\n', ['mill "old', "corn"], 'mill "old,corn'),
+        ("mill,corn\r", ["mill", "corn"], "mill,corn"),
+    ],
+)
+def test_the_header_of_values_by_commas_is_found(text, columns, header):
+    rows = "".join(f"place {at},{at * 7}\n" for at in range(60))
+    document = parse_bytes((text + rows).encode(), "a.csv")
+    assert document.metadata["columns"] == columns
+    assert [table.header for table in find_tables(document)] == [header]
+
+
+def test_the_first_of_json_lines_is_no_header_of_the_others():
+    rows = "".join(json.dumps({"town": f"Town {at}", "corn": at * 7}) + "\n" for at in range(60))
+    passages = list(CHUNKERS.build("heading").chunk(parse_bytes(rows.encode(), "a.jsonl")))
+    assert len(passages) > 3
+    assert {one.table_header for one in passages} == {""}

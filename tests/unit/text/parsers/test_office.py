@@ -8,6 +8,7 @@ import zipfile
 import pytest
 
 from stillroom.errors import DataError, MissingExtraError
+from stillroom.text import parse_bytes
 
 docx = pytest.importorskip("docx")
 pptx = pytest.importorskip("pptx")
@@ -46,6 +47,70 @@ def test_word_gives_headings_lists_tables_and_comments(parse, bytes_of):
     assert found.startswith(b"PK\x03\x04")
     assert b"word/document.xml" in found[:60]
     assert bytes_of(document, data, "A remark")[1].label == "word/comments.xml"
+
+
+_OPEN_XML = "application/vnd.openxmlformats-officedocument."
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        ("docm", "application/vnd.ms-word.document.macroEnabled.main+xml"),
+        ("dotx", f"{_OPEN_XML}wordprocessingml.template.main+xml"),
+        ("dotm", "application/vnd.ms-word.template.macroEnabledTemplate.main+xml"),
+        ("pptm", "application/vnd.ms-powerpoint.presentation.macroEnabled.main+xml"),
+        ("potx", f"{_OPEN_XML}presentationml.template.main+xml"),
+        ("potm", "application/vnd.ms-powerpoint.template.macroEnabled.main+xml"),
+        ("ppsx", f"{_OPEN_XML}presentationml.slideshow.main+xml"),
+        ("ppsm", "application/vnd.ms-powerpoint.slideshow.macroEnabled.main+xml"),
+    ],
+)
+def test_templates_shows_and_files_with_macros_are_read(suffix, kind):
+    if suffix.startswith("do"):
+        made, plain = docx.Document(), f"{_OPEN_XML}wordprocessingml.document.main+xml"
+        made.add_paragraph("The mill of town four")
+    else:
+        made, plain = pptx.Presentation(), f"{_OPEN_XML}presentationml.presentation.main+xml"
+        slide = made.slides.add_slide(made.slide_layouts[1])
+        slide.shapes.title.text = "The mill of town four"
+    data = retyped(saved(made), plain, kind)
+    assert "The mill of town four" in parse_bytes(data, f"a.{suffix}").text
+
+
+def test_a_word_file_of_a_foreign_kind_is_refused_in_the_same_words_each_time():
+    plain = f"{_OPEN_XML}wordprocessingml.document.main+xml"
+    data = retyped(saved(docx.Document()), plain, "application/x-foreign+xml")
+    reasons = []
+    for _ in range(2):
+        with pytest.raises(DataError, match="application/x-foreign") as caught:
+            parse_bytes(data, "a.docx")
+        reasons.append(str(caught.value))
+    assert " at 0x" not in reasons[0]
+    assert reasons[0] == reasons[1]
+
+
+@pytest.mark.parametrize("kind", ["docx", "pptx", "xlsx"])
+def test_strict_open_xml_is_named(kind):
+    made = {"docx": docx.Document, "pptx": pptx.Presentation, "xlsx": openpyxl.Workbook}[kind]()
+    transitional = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    strict = "http://purl.oclc.org/ooxml/officeDocument/relationships"
+    data = retyped(saved(made), transitional, strict, "_rels/.rels")
+    with pytest.raises(DataError, match="Strict Open XML") as caught:
+        parse_bytes(data, f"a.{kind}")
+    assert caught.value.code == "document.unreadable"
+
+
+def retyped(data: bytes, old: str, new: str, member: str = "[Content_Types].xml") -> bytes:
+    """Return an archive whose main part is declared to be of another kind."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(out, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == member:
+                assert old.encode() in content
+                content = content.replace(old.encode(), new.encode())
+            target.writestr(name, content)
+    return out.getvalue()
 
 
 def test_slides_are_labeled_and_carry_tables_and_notes(parse, bytes_of):

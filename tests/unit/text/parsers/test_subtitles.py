@@ -38,6 +38,14 @@ def test_webvtt_notes_and_names_of_cues_are_no_speech():
     assert VTT.encode()[place.byte_start : place.byte_end].decode() == "Étain, not zinc"
 
 
+def test_a_cue_whose_times_are_broken_is_counted():
+    text = "1\n00:00:01,000 --> 00:00:03,500\nCopper.\n\n2\n00:99:x --> 00:00:09,000\nZinc.\n"
+    document = parse_bytes(text.encode(), "a.srt")
+    assert document.text == "Copper."
+    assert document.metadata["cues_left_out"] == 1
+    assert "cues_left_out" not in parse_bytes(VTT.encode(), "a.vtt").metadata
+
+
 def test_a_file_without_cues_is_read_as_it_stands():
     document = parse_bytes(b"Only a sentence.\n", "a.srt")
     assert document.text == "Only a sentence.\n"
