@@ -156,10 +156,8 @@ class Quote(AnswerStrategy):
         inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
-        unread = find_unread_names(
-            inquiry.query.text, [f"{part[0]} {part[1]}" for part in passages]
-        )
-        if unread:
+        read = [f"{title} {text}" for title, text, _ in passages]
+        if unread := find_unread_names(inquiry.query.text, read):
             inquiry.remark(f"no passage that was read has {', '.join(unread)}")
         places = SentencePlaces(hits, [open_document(hit.passage.document_id) for hit in hits])
         questions = [question, *reversed(inquiry.antecedents)]
