@@ -6,6 +6,7 @@ from tests.unit.synth.conftest import make_passage
 from stillroom.synth.prompting.question_topics import (
     find_topic,
     head_question,
+    is_untold,
     name_topic,
     strip_topic,
 )
@@ -198,3 +199,23 @@ def test_a_heading_before_a_question_is_stripped_in_any_language():
 def test_the_site_behind_a_page_title_is_not_the_page_topic():
     assert find_topic(place("Winter Feeding - HiveBook Manual")) is None
     assert find_topic(place("HiveBook Manual - Bees")) == ("product", "HiveBook")
+
+
+@pytest.mark.parametrize(
+    ("title", "headings", "headed"),
+    [
+        ("HiveBook: Wax Moths", (), "HiveBook - Wax Moths: What does the trap catch?"),
+        ("Appendix: Wax Moths", (), "Wax Moths: What does the trap catch?"),
+        ("Wax Moths", ("DESCRIPTION",), "Wax Moths: What does the trap catch?"),
+        ("HiveBook module hive_trap", (), "HiveBook module hive_trap: What does the trap catch?"),
+    ],
+)
+def test_the_heading_of_a_question_says_what_the_page_is_about(title, headings, headed):
+    assert head_question("What does the trap catch?", place(title, headings=headings)) == headed
+
+
+def test_a_question_about_a_thing_without_a_trait_is_untold_unless_a_heading_names_it():
+    assert is_untold("What does the solution depend on?", place("Wax Moths"))
+    assert not is_untold("What does the solution depend on?", place("Sugar Solutions"))
+    assert not is_untold("What does the sugar solution depend on?", place("Wax Moths"))
+    assert not is_untold("What may the licensor grant?", place("Meadow Public License 2.0"))
