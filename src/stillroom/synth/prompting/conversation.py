@@ -68,7 +68,7 @@ _OPENERS = word_set(
     thus therefore hence otherwise then similarly likewise conversely finally moreover
     furthermore additionally instead consequently nevertheless but and or so yet note see
     both neither either another others one some above below previously next first second
-    third we i"""
+    third we i let let's let’s"""
 )
 
 _ANAPHORA = re.compile(
@@ -78,7 +78,7 @@ _ANAPHORA = re.compile(
     r"the following|as follows|following "
     r"(?:example|code|table|list)|in this (?:case|section|example|chapter|way)|(?:this|these|those|"
     r"the (?:above|previous|preceding)) \w+|the (?:former|latter)\b|(?:above|below)(?=[:.,;)])|"
-    r"(?:more|further|additional|detailed) (?:information|details)|in (?:more|greater) detail|"
+    r"(?:more|further) (?:information|details)|in (?:more|greater) detail|"
     r"such (?!as\b|that\b|an?\b)\w+|"
     r"(?:on|for|in|at|by|of|from|to|with) that (?!which|of)\w+|(?:therefore|thus|hence|however|"
     r"moreover|nevertheless|accordingly|consequently|likewise|furthermore)\b|"
@@ -103,7 +103,7 @@ _POINTING_BACK = {
         r"bereits )?(?:genannte|erwähnte|beschriebene)[nrsm]?|nachstehend\w*|vorstehend\w*|folgend"
         r"\w*|solche[nrsm]?|jedoch|allerdings|daher|deshalb|somit|dagegen|hingegen|außerdem|"
         r"dazu|dafür|dabei|davon|daraus|darauf|darin|[Dd]ies(?:e[rsmn]?)?|[Jj]ene[rsmn]?|genau das|"
-        r"Abschnitt|Kapitel|Abbildung|Tabelle|[Ll]esen Sie|(?:weitere|mehr|nähere|zusätzliche|"
+        r"Abschnitt|Kapitel|Abbildung|Tabelle|[Ll]esen Sie|(?:weitere|mehr|nähere|"
         r"ausführliche|umfassende) (?:Informationen|Einzelheiten|Details|Angaben))\b"
         r"|^(?!(?:Wenn|Falls|Sobald|Sofern|Solange)\b).*\bdann\b"
     ),

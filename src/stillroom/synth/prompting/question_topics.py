@@ -184,7 +184,8 @@ def find_topic(passage: Passage) -> DocumentTopic | None:
     """
     for title in (passage.title, *passage.headings[:1]):
         line = collapse_whitespace(title).strip("\"'“”«»*`# ")
-        if not line or _SECTION.match(line) or _NUMBERED.match(line):
+        is_page = line != passage.title and f": {line}" in passage.title  # "HiveBook: MothTraps"
+        if not line or is_page or _SECTION.match(line) or _NUMBERED.match(line):
             continue
         if _LAW.search(line) and "\t" not in line:
             return DocumentTopic("law", re.sub(r" ?\([^)]*\)", "", line))

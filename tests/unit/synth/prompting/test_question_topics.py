@@ -46,6 +46,7 @@ def test_a_novel_is_named_where_a_passage_tells_a_story():
 
 def test_a_heading_names_the_topic_of_a_file_without_a_title():
     assert find_topic(place("page", headings=("HiveBook Manual",))) == ("product", "HiveBook")
+    assert find_topic(place("HiveBook: MothTrap", headings=("MothTrap",))) is None
 
 
 @pytest.mark.parametrize(
