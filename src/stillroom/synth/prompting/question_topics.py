@@ -243,6 +243,7 @@ def head_question(question: str, passage: Passage) -> str:
     known = set(extract_content_stems(question, frames=False, language=passage.language))
     heading = _clean_heading(find_innermost_heading(passage))
     title = _clean_heading(passage.title or "".join(passage.headings[:1]))
+    heading = "" if title.endswith(f" - {heading}") else heading
     parts: list[str] = []
     stems = {
         text: set(extract_content_stems(text, language=passage.language))

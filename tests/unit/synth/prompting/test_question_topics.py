@@ -205,6 +205,7 @@ def test_the_site_behind_a_page_title_is_not_the_page_topic():
 @pytest.mark.parametrize(
     ("title", "headings", "headed"),
     [
+        ("HiveBook: Moths", ("Moths",), "HiveBook - Moths: What does the trap catch?"),
         ("HiveBook: Wax Moths", (), "HiveBook - Wax Moths: What does the trap catch?"),
         ("Appendix: Wax Moths", (), "Wax Moths: What does the trap catch?"),
         ("Wax Moths", ("DESCRIPTION",), "Wax Moths: What does the trap catch?"),
