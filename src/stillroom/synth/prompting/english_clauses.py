@@ -371,6 +371,8 @@ def _quality_questions(prefix: str, after: list[str]) -> list[str]:
 def _find_ending(word: str, after: list[str]) -> str:
     """Return what completes a question after a word: its preposition, "to" and a verb, or ""."""
     strands, leads_on = _way_on(after)
+    if strands and _VAGUE.match(" ".join(after[1:])):
+        return ""
     if strands and GOVERNING.fullmatch(f"{word} {after[0]}"):
         return f" {after[0]}"
     if not leads_on or len(after) < 3:

@@ -184,6 +184,7 @@ def test_what_brackets_tell_is_not_asked(statement, questions):
         # that there is some is no answer
         "The moth trap provides some protection for a weak colony.",
         "The SetGrid rule is used to configure various optional settings.",
+        "The term beekeeping is used for a wide range of different activities.",
         "The inspection of a hive involves a lot of different tools.",
         "The winter cluster is an exception among the states of a colony.",
         # a heading or a term stands before the sentence
