@@ -23,7 +23,11 @@ from stillroom.provenance import digest_json
 from stillroom.records import Record
 from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import get_evidence_passage, get_text_field
-from stillroom.synth.prompting.question_features import FolderWords, measure_question
+from stillroom.synth.prompting.question_features import (
+    FolderWords,
+    asks_of_all,
+    measure_question,
+)
 
 __all__ = ["Quality"]
 
@@ -59,8 +63,9 @@ class _QualityState(ScoringState):
     def score(self, records: Sequence[Record]) -> list[Any]:
         found = [self._measure(record) for record in records]
         asked = [get_text_field(record, "question") for record in records]
-        known = [index for index, features in enumerate(found) if features is not None]
-        values: list[Any] = [None] * len(records)
+        common = [asks_of_all(question, self._folder) for question in asked]
+        known = [n for n, features in enumerate(found) if features is not None and not common[n]]
+        values: list[Any] = [0.0 if is_common else None for is_common in common]
         if not known:
             return values
         embedder = self._context.models.embedder(_EMBEDDER)
@@ -90,6 +95,8 @@ class _QualityState(ScoringState):
         limit = self._settings.min_quality
         if value is None:
             return FilterResult(True)
+        if value == 0:
+            return FilterResult(False, "asks what the subject of the whole folder does", value)
         if value < limit:
             return FilterResult(False, "probably a poor question", value, limit)
         return FilterResult(True, score=value, limit=limit)

@@ -64,7 +64,7 @@ from stillroom.synth.prompting.question_templates import (
     TEMPLATE_LANGUAGES,
     write_template_questions,
 )
-from stillroom.synth.prompting.question_topics import head_question, name_topic
+from stillroom.synth.prompting.question_topics import head_question, is_untold, name_topic
 from stillroom.synth.prompting.requests import (
     ModelRequest,
     RequestBatch,
@@ -448,6 +448,8 @@ def _name(question: str, passage: Passage) -> str:
     Empty if it cannot stand alone and there is none; in English and German that is left to the
     filter.
     """
+    if is_untold(question, passage):
+        return ""
     named = name_topic(question, passage)
     if named not in {"", question}:
         return named

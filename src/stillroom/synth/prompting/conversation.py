@@ -25,6 +25,7 @@ from stillroom.synth.lexical_overlap import (
     word_set,
 )
 from stillroom.synth.prompting.english_questions import name_subject
+from stillroom.synth.prompting.question_topics import find_topic
 from stillroom.synth.prompting.requests import to_one_line
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import split_words
@@ -67,7 +68,7 @@ _OPENERS = word_set(
     thus therefore hence otherwise then similarly likewise conversely finally moreover
     furthermore additionally instead consequently nevertheless but and or so yet note see
     both neither either another others one some above below previously next first second
-    third we i"""
+    third we i let let's let’s"""
 )
 
 _ANAPHORA = re.compile(
@@ -77,6 +78,8 @@ _ANAPHORA = re.compile(
     r"the following|as follows|following "
     r"(?:example|code|table|list)|in this (?:case|section|example|chapter|way)|(?:this|these|those|"
     r"the (?:above|previous|preceding)) \w+|the (?:former|latter)\b|(?:above|below)(?=[:.,;)])|"
+    r"(?:more|further) (?:information|details)|in (?:more|greater) detail|"
+    r"such (?!as\b|that\b|an?\b)\w+|"
     r"(?:on|for|in|at|by|of|from|to|with) that (?!which|of)\w+|(?:therefore|thus|hence|however|"
     r"moreover|nevertheless|accordingly|consequently|likewise|furthermore)\b|"
     r"aforementioned|changed in version|"
@@ -100,22 +103,25 @@ _POINTING_BACK = {
         r"bereits )?(?:genannte|erwähnte|beschriebene)[nrsm]?|nachstehend\w*|vorstehend\w*|folgend"
         r"\w*|solche[nrsm]?|jedoch|allerdings|daher|deshalb|somit|dagegen|hingegen|außerdem|"
         r"dazu|dafür|dabei|davon|daraus|darauf|darin|[Dd]ies(?:e[rsmn]?)?|[Jj]ene[rsmn]?|genau das|"
-        r"Abschnitt|Kapitel|Abbildung|Tabelle)\b"
+        r"Abschnitt|Kapitel|Abbildung|Tabelle|[Ll]esen Sie|(?:weitere|mehr|nähere|"
+        r"ausführliche|umfassende) (?:Informationen|Einzelheiten|Details|Angaben))\b"
         r"|^(?!(?:Wenn|Falls|Sobald|Sofern|Solange)\b).*\bdann\b"
     ),
     "fr": re.compile(
         r"\b(?:ci-dessus|ci-dessous|ci-après|suivante?s?|précédente?s?|voir|cependant|toutefois|"
-        r"ainsi|donc|également|chapitre|section|ces|cette|cet|ce (?!qu|dont|n['’]|sont|soit)\w+)\b",
+        r"ainsi|donc|également|plus d['’]informations?|plus de détails|"
+        r"(?:davantage|de plus amples) (?:d['’]|de )?(?:informations?|détails)|"
+        r"chapitre|section|ces|cette|cet|ce (?!qu|dont|n['’]|sont|soit)\w+)\b",
         re.IGNORECASE,
     ),
     "es": re.compile(
         r"\b(?:anterior\w*|siguientes?|véase|arriba|abajo|sin embargo|además|por lo tanto|también|"
-        r"capítulo|sección|(?:est[aeo]|ese|es[ao])s?)\b",
+        r"más (?:información|detalles)|capítulo|sección|(?:est[aeo]|ese|es[ao])s?)\b",
         re.IGNORECASE,
     ),
     "zh": re.compile(
         "上述|下述|以下|如下|(?<!在)[上下]面|此外|这[种类些一]|(?<![彼因如从至])此[处时类种]|^参[考见阅]|"
-        "[参见阅]第 ?\\d|请?(?:参[考见阅]|查看第)"
+        "[参见阅]第 ?\\d|请?(?:参[考见阅]|查看第)|更多(?:信息|资料|详情)"
     ),
 }
 """Words of an answer that point to another sentence, by ISO 639-1 code."""
@@ -149,6 +155,21 @@ class Quote:
         }
 
 
+_NOTICE = re.compile(
+    r"©|\bcopyright (?:\(c\) )?(?:by |\d{4})|\(c\) (?:copyright )?\d{4}|"
+    r"\ball rights reserved\b|\bpermission is (?:hereby )?granted\b|"
+    r"\bprovided [\"“']as[ -]is|\bwithout (?:any )?warranty\b|"
+    r"\b(?:licensed|distributed|released|redistribut\w+|available) under (?:the )?"
+    r"(?:terms|[^.]{2,50} licen[cs]e)|"
+    r"\balle rechte vorbehalten|\btous droits réservés|\b(?:todos los )?derechos reservados|"
+    r"\b(?:lizenziert|veröffentlicht|weitergegeben) unter der [^.]{2,50}lizenz|"
+    r"保留所有权利|版权所有",
+    re.IGNORECASE,
+)
+_ABOUT_RIGHTS = re.compile(r"copyright|licen[cs]|lizenz|urheber|derechos|droits|版权|许可", re.I)
+_PARAGRAPH = re.compile(r"\n\s*\n")
+
+
 def find_statements(passage: Passage) -> list[Quote]:
     """Return the sentences that are understandable by themselves, in order.
 
@@ -156,9 +177,15 @@ def find_statements(passage: Passage) -> list[Quote]:
     ("This ...", "as follows", "see section ..."). The mark of a list item, and what follows the
     first semicolon of an overlong sentence, are left out. The signs of dependence are listed for
     English, German, French, Spanish and Chinese; in others only the form is checked. A sentence
-    about "he" or "she" is taken with the one before it, which names the person.
+    about "he" or "she" is taken with the one before it, which names the person. A paragraph that is
+    a copyright or license notice has none, except in documents about a license or a law.
     """
-    sentences = [_skip_bullet(quote) for quote in _sentences(passage)]
+    notices = _find_notices(passage)
+    sentences = [
+        _skip_bullet(quote)
+        for quote in _sentences(passage)
+        if not any(quote.start in notice for notice in notices)
+    ]
     clauses = [
         clause
         for quote in sentences
@@ -166,6 +193,21 @@ def find_statements(passage: Passage) -> list[Quote]:
     ]
     quotes = [*clauses, *_iter_named_pairs(sentences, passage)]
     return [quote for quote in quotes if _is_statement(end_sentence(quote.text), passage.language)]
+
+
+def _find_notices(passage: Passage) -> list[range]:
+    """Return where the paragraphs stand that are a notice, as offsets in the document."""
+    topic = find_topic(passage)
+    about = " ".join((passage.title, *passage.headings))
+    if (topic is not None and topic.kind == "law") or _ABOUT_RIGHTS.search(about):
+        return []
+    ends = [*(match.end() for match in _PARAGRAPH.finditer(passage.text)), len(passage.text)]
+    spans = [range(start, end) for start, end in pairwise([0, *ends])]
+    return [
+        range(passage.start + span.start, passage.start + span.stop)
+        for span in spans
+        if _NOTICE.search(passage.text[span.start : span.stop])
+    ]
 
 
 def end_sentence(text: str) -> str:

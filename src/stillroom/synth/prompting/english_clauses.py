@@ -37,7 +37,7 @@ from stillroom.synth.prompting.english_verbs import (
 __all__ = ["PREPOSITIONS", "write_clause_questions"]
 
 _CONDITION = re.compile(r"^(?P<word>if|when|whenever|after|before|while)\s+(?P<rest>.+)$", re.I)
-_HOW = re.compile(r"\b(?:by|using|through|via|with the help of)\b", re.IGNORECASE)
+_HOW = re.compile(r"\b(?:by|(?<!from )using|through|via|with the help of)\b", re.IGNORECASE)
 _AGENT = re.compile(r"by (?:the |an? )?(?!\w+ing\b)[A-Z]")
 """An agent: no question asks how, and a name may be a person's or a thing's."""
 
@@ -55,7 +55,7 @@ _REFERRING = re.compile(
 )
 
 _LOWERED = word_set(
-    """the a an all any each every some most many few both several two three four five one
+    """the a an all any each every some most many multiple few both several two three four five one
     other another various such major new old modern early late first second third"""
 )
 
@@ -106,6 +106,22 @@ _BEGINNING = word_set("begin start stop continue keep avoid finish")
 _OBJECTS = word_set("you us them him her it me one users people users, someone")
 """Objects of a verb whose sentence goes on with what they do."""
 
+_ADDED = re.compile(r"^[^,;:]*\balso\b")
+"""A clause that adds to one before it, so that neither tells all that a question asks for."""
+
+_VAGUE = re.compile(
+    r"(?:(?:some|certain|several|various|additional|many|further|other)\b|"
+    r"an? (?:\w+ )?(?:lot|number|variety|range|few) (?:of )?|a very \w+ )"
+    r"(?!.*(?::|—|such as|like|includ|for example|e\.g\.|that|which|\d))"
+)
+"""Objects that say only that there are some."""
+
+_RUN_IN = re.compile(
+    r" [—–-]+ | (?:A|An|The|Some|Many|Most|All|Each|Every|Various|Several|Any|No|If|When|In|You)\b|"
+    r"\b(?!of\b|the\b)(\w{2,})\b(?: .*)? \1\b"
+)
+"""Subjects before which a heading or a term stands, without a mark between."""
+
 _PEOPLES = tuple(
     str.split(
         """ese french british english german american african asian european russian italian
@@ -132,8 +148,9 @@ def write_clause_questions(statement: str, passage: str = "") -> list[str]:
     if not line.isprintable() or line[-1:] != ".":
         return []
     line = line[:-1]
-    if line.split(" ", 1)[0].casefold() in INDEFINITE:
+    if line.split(" ", 1)[0].casefold() in INDEFINITE or _ADDED.match(line):
         return []
+    line = re.sub(r"(?<=\w) by default (?=\w)", " ", line)
     condition = _CONDITION.match(line)
     if condition is None:
         bodies = _subject_questions(line, passage)
@@ -208,7 +225,7 @@ def _is_subject(subject: str) -> bool:
         or first in {"following", "despite", "upon", "unlike"}
         or (bool(find_base_form(first)) and " " in subject)
     )
-    is_plain = not any(mark in subject for mark in (",", ":", ";", " A ", " An ", " The "))
+    is_plain = not any(mark in subject for mark in (",", ":", ";")) and not _RUN_IN.search(subject)
     is_plain = (
         is_plain and not _REFERRING.search(subject) and (first in _LOWERED or not is_adverb(first))
     )
@@ -265,6 +282,8 @@ def _verb_questions(prefix: str, base: str, after: list[str]) -> list[str]:
     is_going_on = follows in {"and", "or"} or (base in _BEGINNING and follows.endswith("ing"))
     if is_measure or is_going_on:
         return []  # "lasts three years" is no object, and "translated and ..." has none yet
+    if _VAGUE.match(predicate) or (base == "mean" and follows == "to"):
+        return []
     if follows in _PARTICLES or base == "help" or (base in _CAUSING and follows in _OBJECTS):
         return []
     questions = []
@@ -352,11 +371,15 @@ def _quality_questions(prefix: str, after: list[str]) -> list[str]:
 def _find_ending(word: str, after: list[str]) -> str:
     """Return what completes a question after a word: its preposition, "to" and a verb, or ""."""
     strands, leads_on = _way_on(after)
+    if strands and _VAGUE.match(" ".join(after[1:])):
+        return ""
     if strands and GOVERNING.fullmatch(f"{word} {after[0]}"):
         return f" {after[0]}"
     if not leads_on or len(after) < 3:
         return ""
     led, behind = after[1:3]
+    if _VAGUE.match(" ".join(after[2:])):
+        return ""
     has_object = behind.lower() in _DETERMINED or (
         behind.endswith("s") and len(behind) > 3 and behind not in FUNCTION_WORDS
     )

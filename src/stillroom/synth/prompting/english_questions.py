@@ -71,7 +71,9 @@ _TOOL = re.compile(
     re.IGNORECASE,
 )
 _MEANS = re.compile(
-    r"^You (?:can|may|should) (?P<act>[a-z]+ [^,;:]+?),? "
+    r"^You (?:can|may|should) "
+    r"(?P<act>(?!(?:combine|compare|replace|mix|merge|pair|associate|link|share)\b)"
+    r"[a-z]+ [^,;:]+?),? "
     r"(?:by \w+ing|using|with the|via|through) .+$"
 )
 _CONDITION = re.compile(
@@ -152,7 +154,7 @@ GOVERNING = re.compile(
 DEFINITION = re.compile(
     r"(?:an? (?!(?:\w+ )?(?:matter|question|lot|number|part|result|reason|thing|point|"
     r"issue|problem|"
-    r"good|bad|little|few|bit|case|sign|source|way|cause|topic|time|success|failure|member|variety|"
+    r"exception|alternative|example|good|bad|little|few|bit|case|sign|source|way|cause|topic|time|success|failure|member|variety|"
     r"great|long|more|most|mile|must|favou?rite|concern)\b)\w+|(?:the|any) \w+(?: \w+)? "
     r"(?:of|that|which|for|between|used|by which)\b|one of the \w+)"
 )

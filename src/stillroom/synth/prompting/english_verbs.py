@@ -11,6 +11,7 @@ must decide.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -71,6 +72,9 @@ _STOPS = word_set(
 _JOINING = frozenset({"and", "or", "but", "nor"})
 _KINDS = {"has": "does", "have": "do", "had": "did", "does": "does", "do": "do", "did": "did"}
 _OPENING = frozenset("\"“‘'`«")
+
+_SIBILANT = re.compile(r"(?:sh|(?<!ca)ch|ss|x|zz)es$")
+"""Endings of a third person with "es": "pushes", but "caches", "sizes"."""
 
 _ENDING_LIKE_ADVERBS = word_set(
     "family assembly supply reply anomaly italy july monopoly ally rally apply multiply"
@@ -226,7 +230,7 @@ def _strip_third_person(verb: str) -> str:
     """Remove the third-person ending of an unknown verb."""
     if verb.endswith("ies") and len(verb) > 4:
         return f"{verb[:-3]}y"
-    return verb[:-2] if verb.endswith(("shes", "ches", "sses", "xes", "zes")) else verb[:-1]
+    return verb[:-2] if _SIBILANT.search(verb) else verb[:-1]
 
 
 def _is_plural(token: str) -> bool:
@@ -285,7 +289,7 @@ _REGULAR = word_set(
     appear apply appoint approve argue arrest arrive ask assert assign associate assume
     attach attack attempt attend attract avoid behave belong call capture carry cause
     celebrate change check claim collapse collect combine compare compete complete compute
-    conduct confirm connect conquer consider consist constitute construct contain continue
+    conduct configure confirm connect conquer consider consist constitute construct contain continue
     contribute control convert copy correspond count cover create criticize cross decide
     declare decline decrease dedicate defeat define delay delete deliver demonstrate
     denounce depend derive describe destroy determine develop die differ disable discover

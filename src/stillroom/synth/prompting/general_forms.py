@@ -190,7 +190,7 @@ def _write_german(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]
             lambda match: f"Was ist zu tun, um {match['c']}?",
         ),
         Form(
-            rf"{subject} (?P<v>{_DE_STATING}|[a-zäöüß]+t) (?P<n>[^,;:]+), "
+            rf"{subject} (?P<v>{_DE_STATING}|(?!nicht )[a-zäöüß]+t) (?P<n>[^,;:]+), "
             rf"(?P<w>{any_of(_DE_CLAUSES)}) (?P<r>[^;:]+)",
             ask_clause,
         ),

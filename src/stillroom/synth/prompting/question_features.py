@@ -28,7 +28,7 @@ from stillroom.synth.prompting.english_clauses import PREPOSITIONS
 from stillroom.synth.prompting.question_topics import find_topic, name_topic, strip_topic
 from stillroom.text.unicode import split_words
 
-__all__ = ["FolderWords", "measure_question"]
+__all__ = ["FolderWords", "asks_of_all", "measure_question"]
 
 _KINDS = {
     "defines": r"what (?:is|are|was|were) [^?]*\?|was (?:ist|sind) (?!zu tun)[^?]*\?",
@@ -70,6 +70,14 @@ _LIGHT = word_set(
 _SPEECH = re.compile(r"\b(?:said|cried|replied|Mr|Mrs|Miss|he|she|her|his|him)\b")
 _CODE = re.compile(r"[_/\\<>{}|=$@#*]|\w\.\w|\w\(\)")
 
+_DEED = re.compile(
+    r"^What (?:does|do|did|can|may|must|should|will|shall|would|could|might) "
+    r"(?!an? )(?P<subject>.+?) (?:be )?[a-z]+"
+    r"(?: to [a-z]+| (?:to|for|on|of|from|with|in|into|as))?\?$"
+)
+_COMMON = 0.2
+"""Share of a folder's passages from which on a word's subject is that of the folder."""
+
 _MIN_FOLDER = 200
 """Passages that a smaller folder counts as, so that its words are not all common."""
 
@@ -99,6 +107,11 @@ class FolderWords:
         """Return a stem's inverse document frequency in nats."""
         return math.log((self.size + 1) / (len(self._found.get(token, ())) + 0.5))
 
+    def get_share(self, stems: Iterable[str]) -> float:
+        """Return the share of the passages that hold all of the stems."""
+        found = [self._found.get(token, set()) for token in stems]
+        return len(set.intersection(*found)) / self.size if found else 0.0
+
     def rank(self, stems: Iterable[str], passage: Passage) -> tuple[int, float, int]:
         """Return how a question finds its passage: its rank from 0, its lead and its equals.
 
@@ -114,6 +127,16 @@ class FolderWords:
         best = others[0] if others else 0.0
         equal = sum(score >= own - 1e-9 for score in others)
         return equal, (own - best) / max(own, best, 1e-9), sum(score > own for score in others)
+
+
+def asks_of_all(question: str, folder: FolderWords) -> bool:
+    """Return whether an English question asks what the subject of the whole folder does.
+
+    "What does HiveBook support?" has an answer on each page of a manual of HiveBook.
+    """
+    match = _DEED.match(strip_topic(question))
+    stems = extract_content_stems(match["subject"], frames=False) if match is not None else ()
+    return bool(stems) and folder.get_share(stems) > _COMMON
 
 
 def measure_question(

@@ -354,7 +354,8 @@ _FORMS: dict[str, tuple[Form, ...]] = {
             lambda match: f"Wodurch {match['c']}?",
         ),
         Form(
-            r"Mit (?P<n>[^,;:]+?) (?P<v>können Sie|kann man|können|kann|lässt sich|lassen sich|"
+            r"Mit (?P<n>(?:(?! (?:ist|sind|wird|werden|hat|haben) )[^,;:])+?) "
+            r"(?P<v>können Sie|kann man|können|kann|lässt sich|lassen sich|"
             r"wird|werden) (?P<c>[^,;:]+)(?:, .+)?",
             lambda match: f"Womit {match['v']} {match['c']}?",
         ),

@@ -21,6 +21,7 @@ from stillroom.synth.lexical_overlap import (
     collapse_whitespace,
     extract_content_stems,
     extract_names_and_numbers,
+    stem,
     word_set,
 )
 from stillroom.text.unicode import split_words
@@ -30,6 +31,7 @@ __all__ = [
     "find_innermost_heading",
     "find_topic",
     "head_question",
+    "is_untold",
     "name_topic",
     "strip_topic",
 ]
@@ -103,14 +105,16 @@ _NUMBERED = re.compile(
 """The number before a heading: "Chapter 3. ", "4.2 "."""
 
 _STRUCTURAL = word_set(
-    """overview objectives contents index glossary note notes tip tips hint warning caution
-    example examples summary conclusion preface foreword abstract about home untitled document
-    readme welcome miscellaneous other einleitung überblick übersicht inhalt glossar anmerkung
-    anmerkungen hinweis hinweise tipp tipps warnung achtung beispiel beispiele zusammenfassung
-    vorwort sonstiges aperçu présentation sommaire glossaire remarque remarques astuce
-    avertissement attention exemple exemples résumé préface divers resumen descripción índice
-    glosario nota notas consejo consejos sugerencia advertencia aviso ejemplo ejemplos prefacio
-    概述 简介 介绍 目录 索引 术语表 注意 提示 警告 示例 总结 前言"""
+    """overview objectives contents index glossary note notes tip tips hint warning caution example
+    examples summary conclusion preface foreword abstract about home untitled document readme
+    welcome miscellaneous other description synopsis options usage appendix einleitung überblick
+    übersicht inhalt glossar anmerkung anmerkungen hinweis hinweise tipp tipps warnung achtung
+    beispiel beispiele zusammenfassung vorwort sonstiges beschreibung anhang aperçu présentation
+    sommaire glossaire remarque remarques astuce avertissement attention exemple exemples résumé
+    préface divers annexe resumen descripción apéndice índice glosario nota notas consejo
+    consejos sugerencia advertencia aviso ejemplo ejemplos prefacio
+    概述 简介 介绍 目录 索引 术语表 注意 提示 警告
+    示例 总结 前言"""
 )
 """Words of a heading that tells only which part of a page it heads."""
 
@@ -137,6 +141,10 @@ _DE_UNTOLD = re.compile(
 """A question about a thing without a trait ("das Programm"), or one that goes on with another."""
 
 _UNTOLD = {
+    "en": re.compile(
+        r"^What (?:does|do|did|can|may|must|should|will|would|could) the (?P<noun>[a-z]+) [a-z]+"
+        r"(?: (?:to [a-z]+|to|for|on|of|from|with|in|into|as))?\?$"
+    ),
     "fr": re.compile(
         r"^(?:Qu(?:e |['’])|(?:À|De|Sur|En) quoi |Où )(?:[vn]ous |se )?\w+ "
         r"(?:l['’]|la |le |les )[a-zà-ÿ]+ \?$|"
@@ -178,7 +186,8 @@ def find_topic(passage: Passage) -> DocumentTopic | None:
     """
     for title in (passage.title, *passage.headings[:1]):
         line = collapse_whitespace(title).strip("\"'“”«»*`# ")
-        if not line or _SECTION.match(line) or _NUMBERED.match(line):
+        is_page = line != passage.title and f": {line}" in passage.title  # "HiveBook: MothTraps"
+        if not line or is_page or _SECTION.match(line) or _NUMBERED.match(line):
             continue
         if _LAW.search(line) and "\t" not in line:
             return DocumentTopic("law", re.sub(r" ?\([^)]*\)", "", line))
@@ -211,6 +220,18 @@ def name_topic(question: str, passage: Passage) -> str:
     return _place(question, topic, language)
 
 
+def is_untold(question: str, passage: Passage) -> bool:
+    """Return whether an English question asks what a thing without a trait does ("the process").
+
+    Not if a heading names it, and not in a law, where it is a defined term.
+    """
+    match = _UNTOLD["en"].match(question) if passage.language in {"", "en"} else None
+    if match is None or ((topic := find_topic(passage)) is not None and topic.kind == "law"):
+        return False
+    headings = extract_content_stems(" ".join((passage.title, *passage.headings)))
+    return stem(match["noun"]) not in headings
+
+
 def find_innermost_heading(passage: Passage) -> str:
     """Return the innermost heading of a passage but for labels ("Notes:"); empty if none."""
     return next((name for name in reversed(passage.headings) if not name.endswith(":")), "")
@@ -224,6 +245,7 @@ def head_question(question: str, passage: Passage) -> str:
     known = set(extract_content_stems(question, frames=False, language=passage.language))
     heading = _clean_heading(find_innermost_heading(passage))
     title = _clean_heading(passage.title or "".join(passage.headings[:1]))
+    heading = "" if title.endswith(f" - {heading}") else heading
     parts: list[str] = []
     stems = {
         text: set(extract_content_stems(text, language=passage.language))
@@ -243,17 +265,25 @@ def head_question(question: str, passage: Passage) -> str:
 
 def _clean_heading(text: str) -> str:
     """Return a heading without its number, and without the name of the site behind it."""
-    line = collapse_whitespace(text).strip("*`#¶ ").replace("_", " ")
+    line = collapse_whitespace(text).strip("*`#¶_ ")
+    line = line if " " in line else line.replace("_", " ")  # a file's name; "module mod_tls" names
     while (match := _NUMBERED.match(line)) is not None:
         line = line[match.end() :]
-    bare = _split_parts(line)[0].strip()
+    before, colon, behind = line.partition(": ")
+    if colon and not _SITE.search(before):  # "HiveBook: Combs", "Appendix: Combs"
+        parts = (_split_parts(part)[0].strip() for part in (before, behind))
+        bare = " - ".join(part for part in parts if part and not _is_structural(part))
+    else:
+        bare = _split_parts(line)[0].strip()
     is_mark = ":" in bare or "?" in bare or not any(map(str.isalpha, bare))
     if is_mark or not are_balanced(bare):
         return ""
-    is_empty = _FILE_NAME.fullmatch(bare) or all(
-        _is_genre(word) or word.casefold() in _STRUCTURAL for word in bare.split()
-    )
-    return "" if is_empty else bare
+    return "" if _FILE_NAME.fullmatch(bare) or _is_structural(bare) else bare
+
+
+def _is_structural(heading: str) -> bool:
+    words = heading.split()
+    return all(_is_genre(word) or word.casefold() in _STRUCTURAL for word in words)
 
 
 def strip_topic(question: str) -> str:

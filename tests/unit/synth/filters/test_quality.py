@@ -66,3 +66,27 @@ def test_a_record_that_quotes_no_passage_is_not_judged(context):
 def test_grounded_questions_are_filtered_by_it_instead_of_by_rules():
     assert "quality" in GroundedQa.default_filters
     assert "standalone" not in GroundedQa.default_filters
+
+
+def test_what_the_subject_of_the_whole_folder_does_is_not_asked(context):
+    pages = [make_passage(f"page{n}", f"HiveBook page {n}. {TERM}") for n in range(300)]
+    pages.append(make_passage("trap", "HiveBook opens the moth trap. The moth trap kills larvae."))
+    context = FilterContext({page.id: page for page in pages}, models=context.models)
+
+    def judge(question):
+        evidence = {"passage_id": pages[-1].id}
+        record = make_record("", "")
+        return (
+            Quality(min_quality=0.01)
+            .start(context)
+            .judge(
+                Record(
+                    record.messages,
+                    {"question": question, "answer": "It opens it.", "evidence": evidence},
+                )
+            )
+        )
+
+    assert judge("Trap: What does HiveBook open?").reason.startswith("asks what the subject")
+    assert judge("Trap: What does HiveBook attempt to open?").keep is False
+    assert judge("Trap: What does the moth trap kill?").keep

@@ -48,6 +48,10 @@ def test_a_sentence_about_he_or_she_comes_with_the_name():
         "The colony was therefore moved to a large hive near the river.",
         "The larger of two swarms took the former for a queen of their own.",
         "The rules of the apiary are set out in the license below.",
+        "Let’s now turn from the brood nest to the honey of the colony.",
+        "The name for such small colonies in a hive is a nucleus.",
+        "The handbook of the keepers covers the winter in greater detail.",
+        "The keepers of the apiary have more information on the winter.",
         "The keepers are determined to leave on that account before winter.",
         "Bees buzz.",
         "the fragment of a sentence that began on another page.",
@@ -92,3 +96,40 @@ def test_passage_without_sentences_is_its_own_quote():
 def test_other_languages_have_their_own_quotes_and_words_that_point_back(language, text, is_whole):
     passage = make_passage("bees", text, language=language)
     assert [quote.text for quote in find_statements(passage)] == [text] * is_whole
+
+
+NOTICE = "© 2019 The Keepers. All rights reserved worldwide by the keepers of this hive."
+BEES = "Worker bees produce the wax from eight glands."
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        NOTICE,
+        "Permission is hereby granted to any person to copy the software of the hive.",
+        "The software of the hive is distributed under the Meadow Public License.",
+        "Alle Rechte vorbehalten, auch die der Übersetzung und der Verfilmung des Buchs.",
+    ],
+)
+def test_a_paragraph_that_is_a_license_notice_has_no_statement(notice):
+    assert statements(f"{BEES}\n\n{notice}") == [BEES]
+
+
+def test_a_document_about_its_license_has_statements():
+    text = "The box of the hive is distributed under the Meadow Public License."
+    about = make_passage("terms", text, title="License of the hive")
+    assert len(find_statements(about)) == 1
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("de", "Falls der Schlüssel zum Bienenhaus fehlt, lesen Sie bitte die Hausordnung."),
+        ("de", "Der Imker gibt weitere Informationen über die Pflege der Waben im Winter."),
+        ("fr", "Le manuel de la ruche contient plus d’informations sur la reine en hiver."),
+        ("es", "El manual de la colmena contiene más información sobre la reina en invierno."),
+        ("zh", "蜂箱手册中有关于冬季蜂群的更多信息和图片。"),
+    ],
+)
+def test_a_sentence_that_sends_its_reader_elsewhere_is_no_statement(language, text):
+    assert find_statements(make_passage("bees", text, language=language)) == []

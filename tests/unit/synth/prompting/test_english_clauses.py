@@ -173,3 +173,37 @@ def test_a_question_is_whole_and_leaves_its_statement_something_to_answer(statem
 )
 def test_what_brackets_tell_is_not_asked(statement, questions):
     assert write_clause_questions(statement) == questions
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        # neither tells all that a question would ask
+        "A colony also needs a source of clean water near the hive.",
+        "The trap is also needed for the second brood of the year.",
+        # that there is some is no answer
+        "The moth trap provides some protection for a weak colony.",
+        "The SetGrid rule is used to configure various optional settings.",
+        "The term beekeeping is used for a wide range of different activities.",
+        "The inspection of a hive involves a lot of different tools.",
+        "The winter cluster is an exception among the states of a colony.",
+        # a heading or a term stands before the sentence
+        "Cold Nights Some colonies can keep the brood nest warm.",
+        "HIVE_LOG — HiveBook uses the scale under the hive.",
+        "Basic HIV information HIV (Honey Inspection View) is a view that shows honey.",
+        'The "./hive" means to use the box that the keeper built.',
+    ],
+)
+def test_a_statement_that_would_be_asked_poorly_has_no_question(statement):
+    assert texts(statement) == set()
+
+
+def test_a_question_has_the_verb_that_its_statement_has():
+    assert texts("The recorder caches the weight of the hive.") == {"What does the recorder cache"}
+    assert texts("The HiveLists rule configures access lists of keepers.") == set()
+    assert texts("The recorder by default will report a change of its weight to the keeper.") == {
+        "What will the recorder report"
+    }
+    assert texts("The rule can be used to prevent keepers from using smoke in the winter.") <= {
+        "What can the rule be used to prevent"
+    }

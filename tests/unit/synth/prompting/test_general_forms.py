@@ -101,6 +101,8 @@ def test_word_order_tells_what_a_statement_answers(language, statement, question
     ("language", "statement"),
     [
         ("de", "Der Imker teilt im Frühling einen starken Schwarm und einen schwachen."),
+        ("de", "Die Königin der Waben nicht gut klar kommt ist, wenn der Winter kalt wird."),
+        ("de", "Mit jedem Frühling ist der alte Schwarm müde und wird in den Wald entlassen."),
         ("fr", "Le lendemain de la récolte avec les cadres pleins fut froid et humide."),
         ("fr", "La reine automatiquement la plus forte quitte tôt."),
         ("fr", "Pour éviter de les perdre, la reine quitte la ruche."),

@@ -6,6 +6,7 @@ from tests.unit.synth.conftest import make_passage
 from stillroom.synth.prompting.question_topics import (
     find_topic,
     head_question,
+    is_untold,
     name_topic,
     strip_topic,
 )
@@ -45,6 +46,7 @@ def test_a_novel_is_named_where_a_passage_tells_a_story():
 
 def test_a_heading_names_the_topic_of_a_file_without_a_title():
     assert find_topic(place("page", headings=("HiveBook Manual",))) == ("product", "HiveBook")
+    assert find_topic(place("HiveBook: MothTrap", headings=("MothTrap",))) is None
 
 
 @pytest.mark.parametrize(
@@ -225,3 +227,24 @@ def test_only_brackets_behind_a_space_are_left_out_of_the_heading_before_a_quest
 )
 def test_a_product_is_named_in_or_before_the_brackets_of_its_manual(title, name):
     assert find_topic(place(title)).name == name
+
+
+@pytest.mark.parametrize(
+    ("title", "headings", "headed"),
+    [
+        ("HiveBook: Moths", ("Moths",), "HiveBook - Moths: What does the trap catch?"),
+        ("HiveBook: Wax Moths", (), "HiveBook - Wax Moths: What does the trap catch?"),
+        ("Appendix: Wax Moths", (), "Wax Moths: What does the trap catch?"),
+        ("Wax Moths", ("DESCRIPTION",), "Wax Moths: What does the trap catch?"),
+        ("HiveBook module hive_trap", (), "HiveBook module hive_trap: What does the trap catch?"),
+    ],
+)
+def test_the_heading_of_a_question_says_what_the_page_is_about(title, headings, headed):
+    assert head_question("What does the trap catch?", place(title, headings=headings)) == headed
+
+
+def test_a_question_about_a_thing_without_a_trait_is_untold_unless_a_heading_names_it():
+    assert is_untold("What does the solution depend on?", place("Wax Moths"))
+    assert not is_untold("What does the solution depend on?", place("Sugar Solutions"))
+    assert not is_untold("What does the sugar solution depend on?", place("Wax Moths"))
+    assert not is_untold("What may the licensor grant?", place("Meadow Public License 2.0"))
