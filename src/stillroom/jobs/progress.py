@@ -31,6 +31,7 @@ __all__ = [
 T = TypeVar("T")
 _TERMINAL_EVERY_S = 0.2
 _LINE_EVERY_S = 10.0
+_MIN_WARM_SHARE = 0.05
 # controls, line ends, changes of direction, invisible characters, halves of pairs
 _ESCAPED = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
@@ -173,8 +174,9 @@ class Progress:
     """Progress of one phase of ``total`` units; ``done`` units may be finished already.
 
     A first line appears at once, then every ``reporter.every_s`` seconds with the rate and the
-    expected end. ``weight`` is that of all units that are left, such as their bytes, if they do not
-    take equally long; the line then has the share of it that is done.
+    expected end, which leaves out the first unit's time: it often loads a model. ``weight`` is that
+    of all units that are left, such as their bytes, if they do not take equally long; the line then
+    has the share of it that is done.
     """
 
     def __init__(
@@ -192,6 +194,7 @@ class Progress:
         self._weight, self._weight_done, self._weight_within = weight, 0.0, 0.0
         self._reporter = reporter
         self._start = time.monotonic()
+        self._warm: tuple[float, float] | None = None  # when the first unit was done, and the work
         self._shown = 0.0
 
     def __enter__(self) -> Progress:
@@ -231,6 +234,8 @@ class Progress:
 
     def _show_if_due(self, note: str | Callable[[], str]) -> None:
         now = time.monotonic()
+        if self._warm is None and (work := self._measure_work()[0]):
+            self._warm = now, work
         if now - self._shown >= self._reporter.every_s:
             text = note if isinstance(note, str) else note()
             self._reporter.show(self._line(note=text))
@@ -246,7 +251,7 @@ class Progress:
     def _find_share(self) -> float | None:
         """Return how much of the phase is done, from 0 to 1; None where nothing tells."""
         if self._weight:
-            return min((self._weight_done + self._weight_within) / self._weight, 1.0)
+            return min(self._measure_work()[0] / self._weight, 1.0)
         return self.done / self.total if self.total else None
 
     def _tell(self, note: str = "") -> None:
@@ -260,12 +265,23 @@ class Progress:
 
     def _find_remaining_s(self) -> float | None:
         """Return the seconds until the expected end; None where nothing tells."""
-        spent, worked = time.monotonic() - self._start, self.done - self._first
-        left = self.total - self.done
+        now = time.monotonic()
+        spent, (worked, left) = now - self._start, self._measure_work()
+        if not worked or self.total <= self.done:
+            return None
+        if self._warm is not None:
+            since, before = self._warm
+            # The units of a first batch end together, which tells nothing of their time.
+            if worked > before and now - since > _MIN_WARM_SHARE * spent:
+                spent, worked = now - since, worked - before
+        return left * spent / worked
+
+    def _measure_work(self) -> tuple[float, float]:
+        """Return the work that was done here and what is left: weights, or else units."""
         if self._weight:
             done = self._weight_done + self._weight_within
-            return max(self._weight - done, 0) * spent / done if done and left else None
-        return left * spent / worked if worked and left > 0 else None
+            return done, max(self._weight - done, 0)
+        return self.done - self._first, self.total - self.done
 
     def _line(self, *, final: bool = False, note: str = "") -> str:
         spent = time.monotonic() - self._start
