@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
+from stillroom.jobs.files import hold_folder
 from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 from stillroom.provenance.sources import describe_changes
@@ -245,9 +246,11 @@ def open_run(run: Path, *, model: str = "", **view: Any) -> Iterator[OpenedRun]:
     """
     from stillroom.evaluate.qa.judgments import find_judgments
 
-    is_index = read_artifact(run).kind == "index"
-    reference = model or (DEFAULT_TEACHER if is_index else find_model(run))
-    with open_index(find_index(run), reference, **view) as opened:
+    with ExitStack() as held:
+        held.enter_context(hold_folder(run / "steps"))
+        is_index = read_artifact(run).kind == "index"
+        reference = model or (DEFAULT_TEACHER if is_index else find_model(run))
+        opened = held.enter_context(open_index(find_index(run), reference, **view))
         reader, name = ("", "") if is_index else (find_reader(run), run.resolve().name)
         yield replace(opened, reader=reader, run=name, judgments=find_judgments(run))
 

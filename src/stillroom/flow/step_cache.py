@@ -20,6 +20,7 @@ from stillroom.flow.inputs import digest_input
 from stillroom.flow.job import find_job_kind
 from stillroom.flow.recipe import FlowRecipe, FlowStep
 from stillroom.jobs import Job
+from stillroom.jobs.files import hold_folder
 from stillroom.provenance import digest_json
 from stillroom.recipes import Recipe
 
@@ -75,7 +76,12 @@ def _describe_settings(step: FlowStep, seed: int) -> dict[str, Any]:
 
 
 def remove_other_steps(out: Path, kept: Collection[Path]) -> None:
-    """Remove every step's folder that the run does not name."""
-    for folder in (out / "steps").iterdir():
-        if folder not in kept:
-            shutil.rmtree(folder)
+    """Remove every step's folder that the run does not name.
+
+    While someone reads the run, who may have opened it as it was before, the finished ones are left
+    to the next run.
+    """
+    with hold_folder(out / "steps", is_exclusive=True) as is_unread:
+        for folder in (out / "steps").iterdir():
+            if folder not in kept and (is_unread or folder.name.startswith(".")):
+                shutil.rmtree(folder)

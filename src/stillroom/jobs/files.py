@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar, overload
@@ -32,6 +33,7 @@ __all__ = [
     "DiskRecordList",
     "cache_folder",
     "draft_folder",
+    "hold_folder",
     "lock_folder",
     "open_cache",
     "open_shared_database",
@@ -84,6 +86,28 @@ def lock_folder(
             expected="a disk on which processes can exclude each other",
             next="choose a folder on another disk",
         ) from error
+
+
+@contextmanager
+def hold_folder(folder: Path, *, is_exclusive: bool = False) -> Iterator[bool]:
+    """Hold a folder while it is read, so that nobody who asks for it exclusively removes it.
+
+    The lock is that of the folder itself: who may only read it writes no file there. Readers wait
+    for a remover, who does not wait. A missing folder, or one on a disk without locks, is not held.
+
+    Yields:
+        Whether it is held, or nobody can hold it.
+    """
+    is_held = True
+    with ExitStack() as opened:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            how = fcntl.LOCK_EX | fcntl.LOCK_NB if is_exclusive else fcntl.LOCK_SH
+            fcntl.flock(descriptor, how)
+        except OSError as error:
+            is_held = not isinstance(error, BlockingIOError)
+        yield is_held
 
 
 def cache_folder() -> Path:

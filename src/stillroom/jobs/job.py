@@ -218,7 +218,7 @@ class Job:
 
     @contextmanager
     def phase(
-        self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0, weight: int = 0
+        self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0, weight: float = 0
     ) -> Iterator[Progress]:
         """Run one phase with progress on the terminal and its duration in the events.
 

@@ -31,6 +31,7 @@ __all__ = [
 T = TypeVar("T")
 _TERMINAL_EVERY_S = 0.2
 _LINE_EVERY_S = 10.0
+_MIN_WARM_SHARE = 0.05
 # controls, line ends, changes of direction, invisible characters, halves of pairs
 _ESCAPED = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
@@ -173,8 +174,9 @@ class Progress:
     """Progress of one phase of ``total`` units; ``done`` units may be finished already.
 
     A first line appears at once, then every ``reporter.every_s`` seconds with the rate and the
-    expected end. ``weight`` is that of all units that are left, such as their bytes, if they do not
-    take equally long.
+    expected end, which leaves out the first unit's time: it often loads a model. ``weight`` is that
+    of all units that are left, such as their bytes, if they do not take equally long; the line then
+    has the share of it that is done.
     """
 
     def __init__(
@@ -185,13 +187,14 @@ class Progress:
         reporter: Reporter,
         *,
         done: int = 0,
-        weight: int = 0,
+        weight: float = 0,
     ) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = self._first = done
-        self._weight, self._weight_done = weight, 0
+        self._weight, self._weight_done, self._weight_within = weight, 0.0, 0.0
         self._reporter = reporter
         self._start = time.monotonic()
+        self._warm: tuple[float, float] | None = None  # when the first unit was done, and the work
         self._shown = 0.0
 
     def __enter__(self) -> Progress:
@@ -210,7 +213,7 @@ class Progress:
         self._tell()
 
     def advance(
-        self, count: int = 1, note: str | Callable[[], str] = "", *, weight: int = 0
+        self, count: int = 1, note: str | Callable[[], str] = "", *, weight: float = 0
     ) -> None:
         """Count finished units, and show the state when due; only then is a note built.
 
@@ -218,7 +221,21 @@ class Progress:
         """
         self.done += count
         self._weight_done += weight
+        self._weight_within = 0.0
+        self._show_if_due(note)
+
+    def advance_within(self, weight: float, note: str = "") -> None:
+        """Tell how much of the weight of the unit in progress is done, and show the state if due.
+
+        ``advance`` then counts the whole unit.
+        """
+        self._weight_within = weight
+        self._show_if_due(note)
+
+    def _show_if_due(self, note: str | Callable[[], str]) -> None:
         now = time.monotonic()
+        if self._warm is None and (work := self._measure_work()[0]):
+            self._warm = now, work
         if now - self._shown >= self._reporter.every_s:
             text = note if isinstance(note, str) else note()
             self._reporter.show(self._line(note=text))
@@ -231,28 +248,49 @@ class Progress:
             yield item
             self.advance()
 
+    def _find_share(self) -> float | None:
+        """Return how much of the phase is done, from 0 to 1; None where nothing tells."""
+        if self._weight:
+            return min(self._measure_work()[0] / self._weight, 1.0)
+        return self.done / self.total if self.total else None
+
     def _tell(self, note: str = "") -> None:
         fields = {"name": self.name, "done": self.done, "total": self.total, "unit": self.unit}
         spent, worked = time.monotonic() - self._start, self.done - self._first
         rate = round(worked / spent, 6) if worked and spent > 0 else None
         left = self._find_remaining_s()
         timing = {"rate": rate, "seconds_left": None if left is None else round(left, 3)}
-        emit_event(self._reporter, "progress", {**fields, **timing, "note": note})
+        share = {"share": self._find_share()}
+        emit_event(self._reporter, "progress", {**fields, **share, **timing, "note": note})
 
     def _find_remaining_s(self) -> float | None:
         """Return the seconds until the expected end; None where nothing tells."""
-        spent, worked = time.monotonic() - self._start, self.done - self._first
-        left = self.total - self.done
+        now = time.monotonic()
+        spent, (worked, left) = now - self._start, self._measure_work()
+        if not worked or self.total <= self.done:
+            return None
+        if self._warm is not None:
+            since, before = self._warm
+            # The units of a first batch end together, which tells nothing of their time.
+            if worked > before and now - since > _MIN_WARM_SHARE * spent:
+                spent, worked = now - since, worked - before
+        return left * spent / worked
+
+    def _measure_work(self) -> tuple[float, float]:
+        """Return the work that was done here and what is left: weights, or else units."""
         if self._weight:
-            worked, left = self._weight_done, self._weight - self._weight_done
-        return left * spent / worked if worked and self.total > self.done else None
+            done = self._weight_done + self._weight_within
+            return done, max(self._weight - done, 0)
+        return self.done - self._first, self.total - self.done
 
     def _line(self, *, final: bool = False, note: str = "") -> str:
         spent = time.monotonic() - self._start
         worked = self.done - self._first
         count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
         line = f"{self.name}: {count} {self.unit}"
-        if worked and spent > 0:
+        if self._weight and not final:
+            line += f", {self._find_share():.0%}".replace("%", " %")
+        elif worked and spent > 0:
             rate = worked / spent
             line += f", {rate:,.0f}/s" if rate >= 1000 else f", {rate:.3g}/s"
         if final:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
+_OF_WRITER = re.compile(r"\..+\.(\d+)\.\d+\.tmp", re.DOTALL)
+_swept: set[Path] = set()
 _MAX_LINKS = 40  # as Linux
 _MAX_SECRET_BYTES = 1 << 20
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
@@ -97,7 +100,8 @@ def atomic_write(path: Path, mode: str = "w", *, is_synced: bool = True) -> Iter
 def atomic_path(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
     """Yield the path of a temporary file for what opens its file itself; else ``atomic_write``.
 
-    A link is written through, and the permissions of an existing file are kept.
+    A link is written through, and the permissions of an existing file are kept. The first file that
+    a process writes in a folder removes the temporary ones of writers that were killed there.
 
     Raises:
         ResourceError: If the disk is full.
@@ -106,16 +110,63 @@ def atomic_path(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = f"{os.getpid()}.{threading.get_native_id()}"
     temporary = path.with_name(f".{path.name}.{writer}.tmp")
-    with full_disk_as_error(path):
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        _remove_abandoned(path.parent)
+    with full_disk_as_error(path), ExitStack() as held:
         try:
-            if path.is_file():
-                temporary.touch(mode=0o600)
+            temporary.touch(mode=0o600 if path.is_file() else 0o666)
+            held.enter_context(_hold_file(temporary))
             yield temporary
             if path.is_file():
                 shutil.copymode(path, temporary)
+            held.close()  # the new file is nobody's
             replace_file(temporary, path, is_synced=is_synced)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _hold_file(path: Path) -> Iterator[bool]:
+    """Lock a file, so that other processes see that its writer lives; yield whether it is locked.
+
+    On a disk without locks, nobody is taken to hold it.
+    """
+    is_held = True
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            is_held = not isinstance(error, BlockingIOError)
+        yield is_held
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files in a folder whose writers are dead."""
+    with suppress(OSError):  # a folder that may not be listed
+        for entry in list(os.scandir(folder)):
+            writer = _OF_WRITER.fullmatch(entry.name)
+            if writer is None or not entry.is_file(follow_symlinks=False):
+                continue
+            path = folder / entry.name
+            with suppress(OSError), _hold_file(path) as is_unused:
+                if is_unused and not _may_write(int(writer[1]), entry.stat().st_mtime):
+                    path.unlink()
+
+
+def _may_write(pid: int, since: float) -> bool:
+    """Return whether a process lives that is older than ``since``: else its number is used again.
+
+    A container gives the same numbers to each of its runs.
+    """
+    import psutil
+
+    try:
+        return bool(psutil.Process(pid).create_time() <= since)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
 
 
 def _follow_links(path: Path) -> Path:

@@ -27,6 +27,7 @@ from stillroom.flow.opening import (
     recall_judged,
     set_reader,
 )
+from stillroom.jobs.files import hold_folder
 from stillroom.models import (
     ConcurrentModel,
     Embedder,
@@ -203,7 +204,7 @@ def open_run(
         ) -> Iterator[str | Answer | AnswerEvidence]:
             seen = access or audience.default
             # The current state: what is deleted or not visible any more is in no later answer.
-            with audience.seen_by(access) as index:
+            with hold_folder(run / "steps"), audience.seen_by(access) as index:
                 if not is_index:
                     parts.follow()
                 query = Query(messages[-1].content, history=tuple(messages[:-1]))

@@ -309,6 +309,8 @@ class _TrainingRun(Generic[B]):
         sums = {"loss": 0.0}
         tokens, ids = 0, list[str]()
         for group, counts in self._share_of(plan):
+            if self.ranks.count == 1:  # nobody to agree with, and no weight has changed yet
+                self._check_cancelled(step)
             batch = self._agreed(partial(self.source.load, group))
             loss = self._agreed(partial(self._forward, step, batch, positions))
             # Add the gradient of a micro-batch's share of the step's loss.

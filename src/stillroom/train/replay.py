@@ -363,7 +363,7 @@ class TrainingReplayJob(ReplayJob):
 
     @contextmanager
     def phase(
-        self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0, weight: int = 0
+        self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0, weight: float = 0
     ) -> Iterator[Progress]:
         """Run one phase; the first one after the training ends the job if nothing is left.
 

@@ -43,6 +43,26 @@ def test_a_folder_that_gives_no_record_ends_as_an_index_that_can_be_asked(tmp_pa
     assert read_artifact(out).digest == artifact.digest
 
 
+def test_an_opened_run_answers_although_another_run_replaces_its_steps(tmp_path, too_little):
+    documents, out = tmp_path / "documents", tmp_path / "run"
+    first = run_make(documents, out, overrides=too_little)
+    with open_run(out) as opened:
+        (documents / "a.txt").write_text("Hello to all. It rests.", encoding="utf-8")
+        second = run_make(documents, out, overrides=too_little)
+        assert second.details["steps"] != first.details["steps"]
+        assert (out / first.details["steps"]["index"]).is_dir()
+        assert verify_artifact(out) == []
+        with open_run(out) as later:
+            *_, answer = later.ask("What rests?", answering=Quote(reader="builtin:overlap"))
+            assert answer.hits[0].passage.text == "Hello to all. It rests."
+        *_, answer = opened.ask("What works?", answering=Quote(reader="builtin:overlap"))
+        assert answer.hits[0].passage.text == "Hello to all. It works."
+    run_make(documents, out, overrides=too_little)
+    assert [folder.name for folder in (out / "steps").iterdir()] == [
+        second.details["steps"]["index"].removeprefix("steps/")
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [("inputs.teacher=/no/such/model", "missing"), ("steps.index.max_failed=0", "failed")],

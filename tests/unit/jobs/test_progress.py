@@ -49,6 +49,41 @@ def test_the_end_is_estimated_by_weight_where_units_have_one(monkeypatch):
     assert "4 documents" in stream.getvalue()
 
 
+def test_a_long_unit_moves_the_line_and_the_end_before_it_is_finished(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("stillroom.jobs.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("stillroom.jobs.progress.time.time", lambda: 0.0)
+    monkeypatch.setattr("stillroom.jobs.progress.time.localtime", time.gmtime)
+    stream = io.StringIO()
+    reporter = LineReporter(stream)
+    reporter.every_s = 0.0
+    with Progress("index", 3, "documents", reporter, weight=1000) as progress:
+        now[0] += 10
+        progress.advance_within(100)
+        assert stream.getvalue().splitlines()[-1] == "index: 0/3 documents, 10 %, ends 00:01:30"
+        now[0] += 10
+        progress.advance_within(200)
+        progress.advance(weight=800)  # the whole unit, of which a part was told
+        assert stream.getvalue().splitlines()[-1] == "index: 1/3 documents, 80 %, ends 00:00:02"
+        progress.advance(2, weight=200)
+    assert stream.getvalue().splitlines()[-1].startswith("index: 3/3 documents")
+
+
+def test_the_end_leaves_out_what_the_first_unit_had_to_load(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("stillroom.jobs.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("stillroom.jobs.progress.time.time", lambda: 0.0)
+    monkeypatch.setattr("stillroom.jobs.progress.time.localtime", time.gmtime)
+    stream = io.StringIO()
+    reporter = LineReporter(stream)
+    reporter.every_s = 0.0
+    with Progress("retrieve", 101, "questions", reporter) as progress:
+        for spent in (20, 1, 1):
+            now[0] += spent
+            progress.advance()
+        assert stream.getvalue().splitlines()[-1].endswith("ends 00:01:38")
+
+
 def test_resumed_units_do_not_count_for_the_rate():
     stream = io.StringIO()
     with Progress("parse", 10, "files", LineReporter(stream), done=9) as progress:

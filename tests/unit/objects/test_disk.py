@@ -1,11 +1,16 @@
 import errno
 import os
+import shutil
+import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tests.processes import run_process
 
 from stillroom.errors import ResourceError
 from stillroom.objects import disk
@@ -40,6 +45,44 @@ def test_full_disk_is_told_from_other_errors_of_libraries(tmp_path):
     assert caught.value.code == "resource.disk-full"
     with pytest.raises(sqlite3.OperationalError), full_disk_as_error(tmp_path):
         raise sqlite3.OperationalError("no such table: passages")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from stillroom.objects.disk import atomic_write
+with atomic_write(Path(sys.argv[1])) as file:
+    file.write("half")
+    file.flush()
+    if sys.argv[2] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_the_next_writer_removes_what_killed_ones_left_and_no_living_ones(tmp_path):
+    killed = run_process([sys.executable, "-c", KILLED, str(tmp_path / "a.json"), "kill"])
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    number = left.suffixes[-3].removeprefix(".")
+    again = tmp_path / left.name.replace(
+        f".{number}.", f".{os.getpid()}.", 1
+    )  # a number used twice
+    shutil.copyfile(left, again)
+    os.utime(again, (1, 1))
+    (tmp_path / ".mine.1.tmp").write_text("the user's own")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "b.json"), "wait"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        living.stdout.readline()  # it has removed what was left, and writes
+        names = {path.name for path in tmp_path.iterdir()}
+        assert not names & {left.name, again.name}
+        assert len(names) == 2
+        with atomic_write(tmp_path / "c.json") as file:
+            file.write("whole")
+        assert {path.name for path in tmp_path.iterdir()} == {*names, "c.json"}
+        living.communicate(b"\n")
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.1.tmp", "b.json", "c.json"}
 
 
 def test_a_pipe_is_written_into_and_stays_one(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from stillroom.errors import Cancelled, DataError
 from stillroom.jobs import Job
+from stillroom.jobs.progress import QuietReporter
 from stillroom.models import open_embedder
 from stillroom.models.hub import MULTILINGUAL_EMBEDDER
 from stillroom.provenance.sources import locate_document
@@ -110,6 +111,48 @@ def test_a_stopped_job_resumes_to_the_same_bytes(build, folder, tmp_path, after)
     resumed = run(recipe, job, embedder=open_embedder("static"))
     assert resumed.digest == whole.digest
     assert resumed.details["parsed"] == 6 - after
+
+
+class Listener(QuietReporter):
+    """A display that keeps the shares of a phase as they are told."""
+
+    every_s = 0.0
+
+    def __init__(self):
+        self.shares = []
+
+    def hear(self, kind, fields):
+        if kind == "progress" and fields["name"] == "index":
+            self.shares.append(fields["share"])
+
+
+def test_one_long_document_is_counted_while_it_is_embedded_and_resumes_in_its_middle(tmp_path):
+    folder = tmp_path / "long"
+    folder.mkdir()
+    rows = (f"# Part {part}\n\n{f'The number is {part}. ' * 60}\n" for part in range(400))
+    (folder / "a.md").write_text("\n".join(rows))
+    recipe = IndexRecipe(documents=str(folder), embedder="static")
+    told = Listener()
+    job = Job.start(tmp_path / "whole", "recipe\n", reporter=told)
+    whole = run(recipe, job, embedder=open_embedder("static"))
+    assert told.shares == sorted(told.shares)
+    assert sum(0 < share < 1 for share in told.shares) >= 10
+    job = Job.start(tmp_path / "part", "recipe\n")
+    calls = []
+
+    def stop(texts):
+        calls.append(len(texts))
+        if len(calls) == 10:
+            job.cancel()
+
+    with pytest.raises(Cancelled):
+        run(recipe, job, embedder=Watched(stop))
+    job.close()
+    assert len(calls) == 10  # the next batch was not begun
+    job = Job.start(tmp_path / "part", "recipe\n", resume=True)
+    resumed = run(recipe, job, embedder=open_embedder("static"))
+    assert resumed.details["embedded"] == whole.details["embedded"] - sum(calls)
+    assert resumed.digest == whole.digest
 
 
 def test_scratch_files_that_were_lost_are_made_again(build, folder, tmp_path):

@@ -124,6 +124,28 @@ def test_cancels_between_steps_and_goes_on(make_problem, make_job):
     assert result.last_loss == whole.last_loss
 
 
+def test_cancels_between_the_micro_batches_of_a_step_and_goes_on(make_problem, make_job):
+    model, source, objective = make_problem(micro_tokens=1, dropout=0.3)
+    whole = train(model, source, objective, SETTINGS, make_job("whole"))
+    again, source, _ = make_problem(micro_tokens=1, dropout=0.3)
+    job, read = make_job("part"), []
+
+    def stop(model, batch):
+        read.append(batch)
+        if len(read) == 6 * 4 + 2:  # the second of the six micro-batches of step 5
+            job.cancel()
+        return objective(model, batch)
+
+    with pytest.raises(Cancelled):
+        train(again, source, stop, SETTINGS, job)
+    assert len(read) == 6 * 4 + 2
+    job.close()
+    fresh, source, objective = make_problem(micro_tokens=1, dropout=0.3)
+    result = train(fresh, source, objective, SETTINGS, make_job("part", resume=True))
+    assert same(weights(fresh), weights(model))
+    assert result.last_loss == whole.last_loss
+
+
 def test_a_loss_that_is_not_finite_names_step_and_records(make_problem, make_job):
     model, source, objective = make_problem(poison=11, batch_size=2, micro_tokens=1)
     with pytest.raises(DataError) as caught:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from stillroom.models.embedders.sentence import not_embedder_error
 from stillroom.models.encoders.text_encoder import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
-from stillroom.provenance import ARTIFACT_FILE, Parent, digest_text, make_parent
+from stillroom.provenance import ARTIFACT_FILE, Parent, digest_json, digest_text, make_parent
 from stillroom.rag.answer_selection.adapted_bert import (
     describe_base,
     find_special_tokens,
@@ -418,12 +418,14 @@ def _read_held_out(
     They are: its passages as retrieved; those without an answer (near misses); and those of other
     documents than the ones that answer (foreign).
     """
-    readings = []
+    readings, journal = [], job.journal("validation")
+    keys = [digest_json([reader.fingerprint, entry.question.id]) for entry in held_out]
+    done = sum(key in journal for key in keys)
     with (
         Index.open(Path(recipe.index)) as index,
-        job.phase(f"validate {name}", len(held_out), "questions") as progress,
+        job.phase(f"validate {name}", len(held_out), "questions", done=done) as progress,
     ):
-        for entry in held_out:
+        for key, entry in zip(keys, held_out, strict=True):
             job.check_cancelled()
             labeled = label_passages(entry.question, map(read_passage, entry.hits))
             documents = [hit.passage.document_id for hit in entry.hits]
@@ -439,13 +441,18 @@ def _read_held_out(
                 for document, part in zip(documents, labeled, strict=True)
                 if named and document not in named
             ]
-            overlap = QuestionOverlap(index, entry.question.text)
+            shown = [parts[: reader.passages] for parts in (labeled, near, foreign)]
+            if key not in journal:
+                overlap = QuestionOverlap(index, entry.question.text)
+                journal.put(
+                    key, [_read(reader, overlap, entry.question.text, parts) for parts in shown]
+                )
+                progress.advance()
             first, second, third = (
-                _score(reader, overlap, entry.question.text, parts[: reader.passages])
-                for parts in (labeled, near, foreign)
+                _score(reader, entry.question.text, parts, row)
+                for parts, row in zip(shown, journal[key], strict=True)
             )
             readings.append((first, second, third))
-            progress.advance()
     return readings
 
 
@@ -497,15 +504,28 @@ def _calibrate(
     }
 
 
-def _score(
+def _read(
     reader: SentenceReader,
     overlap: QuestionOverlap,
     question: str,
     passages: Sequence[ReaderPassage],
-) -> HeldOutScores:
+) -> list[Any]:
+    """Return the scored sentences and the logit of no answer, as JSON."""
     reading = reader.read(
         question, [(part.title, part.text, part.sentences) for part in passages], overlap
     )
+    return [[astuple(one) for one in reading.sentences], reading.no_answer]
+
+
+def _score(
+    reader: SentenceReader, question: str, passages: Sequence[ReaderPassage], row: Sequence[Any]
+) -> HeldOutScores:
+    found, no_answer = row
+    # the span of a short answer is the one field that is itself a pair
+    sentences = [
+        ScoredSentence(*one[:6], short=one[6] and (one[6][0], one[6][1]), short_logit=one[7])
+        for one in found
+    ]
     labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
 
     @cache
@@ -513,9 +533,9 @@ def _score(
         return reader.compare(question, passages[found.passage].text[found.start : found.end])
 
     return HeldOutScores(
-        list(reading.sentences),
-        [labels[found.passage][found.start, found.end] for found in reading.sentences],
-        reading.no_answer,
+        sentences,
+        [labels[found.passage][found.start, found.end] for found in sentences],
+        no_answer,
         compare,
     )
 

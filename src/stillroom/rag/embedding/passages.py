@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AuxiliaryEncoders",
     "AuxiliaryVectorCache",
+    "OnBatch",
     "PassageEmbedder",
     "estimate_encoders",
     "open_encoders",
@@ -44,6 +45,9 @@ __all__ = [
 
 
 _BATCH = 32
+_MANY = 256  # texts: ten seconds of work and more
+OnBatch = Callable[[int, int], None]
+"""Called before each batch with the texts that are done, and of how many; raises to stop."""
 
 
 class PassageEmbedder:
@@ -53,15 +57,17 @@ class PassageEmbedder:
         self,
         embedder: Embedder,
         dtype: str,
-        check: Callable[[], None],
+        on_batch: OnBatch = lambda done, of: None,
         reusable: ReusableContent | None = None,
+        keep: Callable[[Sequence[EmbeddingDigest], NDArray[Any]], None] | None = None,
     ) -> None:
         """Create an embedder of passages for one index.
 
-        ``check`` is called before each batch, and raises to stop; ``reusable`` is content of an
-        index with the same embedder and dtype.
+        ``reusable`` is content of an index with the same embedder and dtype; ``keep`` receives each
+        batch of a document of many, so that an interruption does not lose them.
         """
-        self.embedder, self.dtype, self.check, self.held = embedder, dtype, check, reusable
+        self.embedder, self.dtype, self.held = embedder, dtype, reusable
+        self._on_batch, self._keep = on_batch, keep
         self.embedded = 0
         self._places: dict[bytes, tuple[Path, int, bool]] = {}
 
@@ -91,7 +97,7 @@ class PassageEmbedder:
                 first.setdefault(digest, row)
         new_rows = list(first.values())
         for start in range(0, len(new_rows), _BATCH):
-            self.check()
+            self._on_batch(start, len(new_rows))
             rows = new_rows[start : start + _BATCH]
             block, flags = self._embed_batch([texts[row] for row in rows])
             _check_vectors(path, [passages[row] for row in rows], block, self.embedder.dimensions)
@@ -99,6 +105,9 @@ class PassageEmbedder:
             for row, flag in zip(rows, flags, strict=True):
                 truncated[row] = flag
             self.embedded += len(rows)
+            if self._keep is not None and len(new_rows) >= _MANY:
+                marks = [EmbeddingDigest(digests[row], truncated[row]) for row in rows]
+                self._keep(marks, matrix[rows])
         for row, digest in enumerate(digests):
             if digest in first and first[digest] != row:
                 matrix[row], truncated[row] = matrix[first[digest]], truncated[first[digest]]
@@ -188,12 +197,14 @@ class AuxiliaryEncoders:
             if settings["model"] != EMBEDDER_REFERENCE
         ]
 
-    def encode(self, texts: Sequence[str], check: Callable[[], None]) -> AuxiliaryVectors:
+    def encode(
+        self, texts: Sequence[str], on_batch: OnBatch = lambda done, of: None
+    ) -> AuxiliaryVectors:
         """Return the auxiliary vectors of texts."""
         weights: list[dict[str, float]] = []
         vectors: list[Any] = []
         for start in range(0, len(texts), _BATCH):
-            check()
+            on_batch(start, len(texts))
             batch = texts[start : start + _BATCH]
             if self._sparse is not None:
                 weights += self._sparse[1].encode(batch)
@@ -212,18 +223,18 @@ class AuxiliaryVectorCache:
     def __init__(
         self,
         encoders: AuxiliaryEncoders,
-        check: Callable[[], None],
+        on_batch: OnBatch,
         reusable: ReusableContent | None,
     ) -> None:
         """Create a cache of auxiliary vectors for one index.
 
         Args:
             encoders: Encoders of new texts.
-            check: Called before each batch; raises to stop.
+            on_batch: Called before each batch.
             reusable: Reusable content of an index with the same embedder; its auxiliary vectors are
                 reused if the same encoders made them.
         """
-        self.encoders, self.check = encoders, check
+        self.encoders, self._on_batch = encoders, on_batch
         is_same = reusable is not None and all(
             reusable.description["settings"].get(name) == encoders.settings.get(name)
             for name in ("sparse", "tokens")
@@ -253,7 +264,7 @@ class AuxiliaryVectorCache:
         for row, digest in enumerate(digests):
             if row not in known:
                 new_texts[new_numbers[digest.embedded]] = texts[row]
-        encoded = self.encoders.encode(new_texts, self.check)
+        encoded = self.encoders.encode(new_texts, self._on_batch)
         pieces = [
             known[row]
             if row in known

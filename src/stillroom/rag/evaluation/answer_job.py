@@ -381,16 +381,16 @@ def _answer_all(
         for question in questions:
             first: AnswerTrace | None = None
             for pipeline in readers:
-                progress.advance()
                 name = pipeline.name, question.id
                 if first is not None and pipeline.name in twins:
                     traces[name] = first
-                    continue
-                asked = match_quotes(pipeline, first) if compare else pipeline
-                traces[name] = read(asked, question)
-                if asked is not pipeline:
-                    served[name] = read(pipeline, question)
-                first = first or traces[name]
+                else:
+                    asked = match_quotes(pipeline, first) if compare else pipeline
+                    traces[name] = read(asked, question)
+                    if asked is not pipeline:
+                        served[name] = read(pipeline, question)
+                    first = first or traces[name]
+                progress.advance()
     if compare is not None and compare.model_questions:
         by_model = select_model_questions(questions, compare.model_questions, recipe.seed)
         with job.phase("generate", len(by_model), "answers") as progress:

@@ -212,16 +212,13 @@ def probe_silence(
         for arm in arms
         if arm.name not in twins and (arm.name != BASE_ARM or question.id in by_model)
     }
-    pending = Counter(arm for (arm, _), key in keys.items() if key not in journal)
-    _announce_probes(pending, graded, job)
-    with job.phase("abstention", len(questions), "questions") as progress:
+    seconds = _estimate_probes([pair for pair in keys if keys[pair] not in journal], graded, job)
+    weight = sum(seconds.values())
+    with job.phase("abstention", len(questions), "questions", weight=weight) as progress:
         for question in questions:
-            progress.advance()
             asked = [arm for arm in arms if (arm.name, question.id) in keys]
             others = _hide_documents(index, locations[question.id]) if asked else None
-            if others is None:
-                continue
-            for arm in asked:
+            for arm in asked if others is not None else ():
                 key = keys[arm.name, question.id]
                 if key not in journal:
                     job.check_cancelled()
@@ -238,23 +235,28 @@ def probe_silence(
                 if isinstance(row, Mapping):  # a journal of an earlier version holds the pair alone
                     row = row["abstained"], row["probability"]
                 probes[arm.name, question.id] = SilenceProbe(*row)
+            progress.advance(weight=sum(seconds.get((arm.name, question.id), 0) for arm in asked))
     return probes
 
 
-def _announce_probes(counts: Mapping[str, int], graded: Rows, job: Job) -> None:
-    """Say what is still asked of whom, and how long that takes if as long as the answers."""
-    if not counts:
-        return
+def _estimate_probes(
+    pending: Sequence[tuple[str, str]], graded: Rows, job: Job
+) -> dict[tuple[str, str], float]:
+    """Say what is still asked of whom; return each one's seconds, if as many as an answer's."""
+    if not pending:
+        return {}
     seconds = {
         arm: sum(row.reading.seconds for row in rows) / max(1, len(rows))
         for arm, rows in graded.items()
     }
-    took = sum(seconds[arm] * count for arm, count in counts.items())
+    took = sum(seconds[arm] for arm, _ in pending)
+    counts = Counter(arm for arm, _ in pending)
     named = (f"{'model' if arm == BASE_ARM else arm} {count}" for arm, count in counts.items())
     job.say(
         "abstention: questions are asked again of the index without the documents that answer "
         f"them ({', '.join(named)}), in about {took:.0f} s"
     )
+    return {(arm, question): seconds[arm] for arm, question in pending}
 
 
 def _hide_documents(index: Index, locations: Sequence[EvidenceLocation]) -> Index | None:

@@ -279,8 +279,8 @@ def _ingest(
         if part is not None:
             known[item.path] = part
     unknown = [item for item in files if item.path not in known]
-    ingested, weight = ingester.ingest_all(unknown), sum(item.size for item in unknown)
-    with job.phase("index", len(files), "documents", weight=weight) as progress:
+    ingested = ingester.ingest_all(unknown)
+    with ingester.phase(len(files), unknown) as progress:
         for item in files:
             weight = 0 if item.path in known else item.size
             part = known.pop(item.path, None) or next(ingested)

@@ -33,6 +33,7 @@ from stillroom.text.unicode import strip_invisible
 if TYPE_CHECKING:
     from stillroom.jobs import Job
     from stillroom.models import TextModel
+    from stillroom.rag.embedding.passages import OnBatch
     from stillroom.rag.index_settings import ContextualRetrievalSettings, IndexSettings
 
 __all__ = ["ContextWriter", "clean_context", "estimate_contexts", "open_context_writer"]
@@ -103,7 +104,12 @@ class ContextWriter:
             "completion_tokens": self.completion_tokens,
         }
 
-    def situate(self, document: Document, passages: Sequence[Passage]) -> list[Passage]:
+    def situate(
+        self,
+        document: Document,
+        passages: Sequence[Passage],
+        on_batch: OnBatch = lambda done, of: None,
+    ) -> list[Passage]:
         """Return a document's passages with their contexts.
 
         A document of one passage needs none. Completions are cached in the job, or in the file
@@ -120,6 +126,7 @@ class ContextWriter:
         fence = make_fence("text", [document.digest], document.text)
         situated: list[Passage] = []
         for start in range(0, len(passages), _GROUP_SIZE):
+            on_batch(start, len(passages))
             group = passages[start : start + _GROUP_SIZE]
             prompts = [
                 _render_prompt(document, passage, self._excerpt(ruler, passage), fence)

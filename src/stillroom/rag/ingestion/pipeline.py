@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ from stillroom.records import Document, Passage
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stillroom.jobs import Job
+    from stillroom.jobs import Job, Progress
     from stillroom.models import Embedder
     from stillroom.rag.embedding.passages import AuxiliaryEncoders
     from stillroom.rag.index_settings import IndexSettings
@@ -64,6 +65,8 @@ __all__ = [
 
 _BLOCK_DOCUMENTS = 8
 """Number of documents per task."""
+_SHARE_WITH_CONTEXTS = 0.02
+"""Of a document's time, that of its vectors where a model writes a context of each passage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +137,24 @@ class IngestPipeline:
         self.journal = job.journal("documents")
         self.folder = job.scratch / "documents"
         self.folder.mkdir(exist_ok=True)
-        self.vectors = PassageEmbedder(embedder, recipe.vectors, job.check_cancelled, reusable)
+        self.vectors = PassageEmbedder(
+            embedder, recipe.vectors, self._on_batch, reusable, self._keep_batch
+        )
+        self._batches = job.journal("batches")
+        self._recall_batches()
         self.extras: AuxiliaryVectorCache | None = None
         if encoders is not None:
-            self.extras = AuxiliaryVectorCache(encoders, job.check_cancelled, reusable)
+            self.extras = AuxiliaryVectorCache(encoders, self._on_batch, reusable)
         self.parsed = 0
+        self._progress: Progress | None = None
+        self._part = (0.0, 0.0)
+
+    @contextmanager
+    def phase(self, total: int, files: Sequence[DocumentFile]) -> Iterator[Progress]:
+        """Count ``total`` documents, of which ``files`` are not known yet, by their bytes."""
+        weight = sum(file.size for file in files)
+        with self.job.phase("index", total, "documents", weight=weight) as self._progress:
+            yield self._progress
 
     @property
     def embedded(self) -> int:
@@ -194,7 +210,8 @@ class IngestPipeline:
         """Parse, chunk and embed one document, and journal the result.
 
         Raises:
-            Cancelled: If the user stops the job; the document is then processed again on resume.
+            Cancelled: If the user stops the job; the document is then parsed again on resume, and
+                what is not embedded yet is embedded.
             BackendError: If the embedder fails.
             ResourceError: If the disk is full.
         """
@@ -206,7 +223,7 @@ class IngestPipeline:
             return self._journal_failure(file, FailedDocument.of(file.path, error))
         self._report_notices(document)
         try:
-            passages = self._chunk(document)
+            passages = self._chunk(document, file.size)
             marks, matrix = embed_document(self.vectors, self.recipe, document, passages)
             return self._store(
                 EmbeddedDocument(document, tuple(passages), tuple(marks), matrix), file
@@ -244,11 +261,42 @@ class IngestPipeline:
         self.journal.put(file.path, entry)
         return replace(failed, document=None)
 
-    def _chunk(self, document: Document) -> Sequence[Passage]:
+    def _chunk(self, document: Document, size: int) -> Sequence[Passage]:
         passages = list(self.recipe.chunker.chunk(document, count=self.embedder.count_tokens))
         if not passages:
             raise _make_no_text_error(document.path)
-        return passages if self.contexts is None else self.contexts.situate(document, passages)
+        embedding = size * (_SHARE_WITH_CONTEXTS if self.contexts is not None else 1)
+        encoding = embedding / 2 if self.extras is not None else 0
+        if self.contexts is not None:
+            self._part = 0, size - embedding
+            passages = self.contexts.situate(document, passages, self._on_batch)
+        self._part = size - embedding, size - encoding
+        return passages
+
+    def _on_batch(self, done: int, of: int) -> None:
+        """Stop if the user asks for it, and show how much of a document is done."""
+        self.job.check_cancelled()
+        if self._progress is not None:
+            begin, end = self._part
+            self._progress.advance_within(begin + (end - begin) * done / of)
+
+    def _keep_batch(self, marks: Sequence[EmbeddingDigest], matrix: NDArray[Any]) -> None:
+        """Journal a batch of vectors of a document that is not finished."""
+        name = f"{marks[0].embedded.hex()[:24]}.npy"
+        path = self.folder / "batches" / name
+        with full_disk_as_error(self.folder):
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, matrix)
+        rows = [[mark.embedded.hex(), mark.is_truncated] for mark in marks]
+        self._batches.put(name, {"rows": rows, "file": digest_bytes(path.read_bytes())})
+
+    def _recall_batches(self) -> None:
+        """Register the journaled batches whose files are intact."""
+        for name in list(self._batches.keys()):
+            path, entry = self.folder / "batches" / name, self._batches[name]
+            if path.is_file() and digest_bytes(path.read_bytes()) == entry["file"]:
+                marks = [EmbeddingDigest(bytes.fromhex(text), cut) for text, cut in entry["rows"]]
+                self.vectors.remember(marks, path)
 
     def _store(self, embedded: EmbeddedDocument, file: DocumentFile) -> ScratchDocument:
         path, passages = embedded.document.path, embedded.passages
@@ -267,6 +315,7 @@ class IngestPipeline:
                 shutil.rmtree(stored.beside, ignore_errors=True)
                 stored.beside.mkdir()
                 texts = get_embedder_inputs(self.recipe, self.embedder, passages)
+                self._part = self._part[1], file.size
                 self.extras.write(texts, embedded.marks, stored.beside)
         files = [digest_bytes(file.read_bytes()) for file in stored.files]
         self.journal.put(

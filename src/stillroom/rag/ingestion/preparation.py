@@ -115,7 +115,7 @@ class IngestTask:
         recipe = IndexSettings.model_validate_json(self.recipe)
         embedder = open_embedder(recipe.embedder)
         worker = ParserProcess()
-        vectors = PassageEmbedder(embedder, recipe.vectors, lambda: None)
+        vectors = PassageEmbedder(embedder, recipe.vectors)
 
         def prepare(file: DocumentFile) -> EmbeddedDocument | FailedDocument:
             try:

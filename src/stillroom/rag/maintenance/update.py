@@ -360,30 +360,36 @@ class _Update:
                 expected="the recipe.yaml and the version that built it",
                 next="build the index again with --overwrite: vectors of equal texts are reused",
             )
-        weight = sum(item.size for item in self.ingests)
         with (
             ParserProcess() as worker,
             contexts or nullcontext(),
-            job.phase("index", len(self.ingests), "documents", weight=weight) as progress,
         ):
             ingester = IngestPipeline(
                 recipe, root, embedder, worker, job, self.reusable, contexts, encoders
             )
-            lost = sum(not has_nothing_to_read(part, self.before) for part in self.failures)
+            self._ingest_with(ingester, root)
+        return ingester.parsed, ingester.embedded
+
+    def _ingest_with(self, ingester: IngestPipeline, root: Path) -> None:
+        job = self.job
+        lost = sum(not has_nothing_to_read(part, self.before) for part in self.failures)
+        known = {item.path: ingester.recall(item.path, item.digest) for item in self.ingests}
+        unknown = [item for item in self.ingests if known[item.path] is None]
+        with ingester.phase(len(self.ingests), unknown) as progress:
             for number, item in enumerate(self.ingests, start=1):
                 job.check_cancelled()
-                part = ingester.recall(item.path, item.digest) or ingester.ingest(item)
+                part = known[item.path] or ingester.ingest(item)
                 if isinstance(part, FailedDocument):
                     self.failures.append(part)
                     job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
                     lost += not has_nothing_to_read(part, self.before)
                     remaining = len(self.ingests) - number
-                    if lost > recipe.max_failed * self.total and remaining > MOST_READ_IN_VAIN:
+                    if lost > self.recipe.max_failed * self.total and remaining > MOST_READ_IN_VAIN:
                         self._check_failures(root, remaining)
                 else:
                     self.puts.append((part, self._metadata_of(item.path)))
-                progress.advance(note=item.path, weight=item.size)
-        return ingester.parsed, ingester.embedded
+                weight = item.size if known[item.path] is None else 0
+                progress.advance(note=item.path, weight=weight)
 
     def _commit(self, reason: str) -> dict[str, Any] | None:
         """Commit the plan if it changes anything; return the recall if it was measured."""

@@ -26,7 +26,7 @@ from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER
-from stillroom.provenance import Parent, verify_artifact
+from stillroom.provenance import Parent, read_artifact, verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import adapted_bert, reader, training_run
 from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
@@ -181,6 +181,36 @@ def test_a_killed_training_goes_on_from_a_saved_state_to_the_same_bytes(
         for folder in ("whole", "part")
     )
     assert first == second
+
+
+def test_a_validation_that_was_cut_off_reads_no_question_again(
+    place, encoder, trained, tmp_path, monkeypatch
+):
+    recipe = make_recipe(place, encoder, start=str(trained))
+    read, asked, left = SentenceReader.read, [], [10**6]
+
+    def watch(self, question, *rest):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        asked.append(question)
+        return read(self, question, *rest)
+
+    monkeypatch.setattr(SentenceReader, "read", watch)
+    run_recipe(recipe, tmp_path / "whole")
+    each = len(asked)
+    asked.clear()
+    left[0] = each - 3  # in the last question of the second reader
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "part")
+    left[0] = 10**6
+    asked.clear()
+    run_recipe(recipe, tmp_path / "part", resume=True)
+    assert len(asked) == 3
+    first, second = (read_artifact(tmp_path / name) for name in ("whole", "part"))
+    assert first.digest == second.digest
+    for name in ("comparison", "validation", "kept"):
+        assert first.details[name] == second.details[name]
 
 
 def test_headings_are_no_sentences():

@@ -288,7 +288,7 @@ class _VectorRepairer(ReusableTables):
         if auxiliary is not None:
             return auxiliary.span(start, start + part.entry.passages)
         texts = self._list_texts([Passage.from_json(json.loads(x)) for x in part.passage_lines()])
-        return self._open_encoders(settings).encode(texts, lambda: None)
+        return self._open_encoders(settings).encode(texts)
 
     def _open_vectors(self, number: int) -> NDArray[Any] | None:
         """Return a segment's vectors if the file is intact, or None."""
@@ -316,7 +316,7 @@ class _VectorRepairer(ReusableTables):
         """
         embedder, settings = self._open(), self.description["settings"]
         passages = [Passage.from_json(json.loads(line)) for line in part.passage_lines()]
-        passage_embedder = PassageEmbedder(embedder, str(settings["vectors"]), lambda: None)
+        passage_embedder = PassageEmbedder(embedder, str(settings["vectors"]))
         texts = self._list_texts(passages)
         digests, matrix = passage_embedder.embed(part.entry.path, passages, texts)
         if [digest.embedded for digest in digests] != [digest.embedded for digest in part.marks()]:
