@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -514,17 +514,16 @@ def _read(
     reading = reader.read(
         question, [(part.title, part.text, part.sentences) for part in passages], overlap
     )
-    return [[astuple(one) for one in reading.sentences], reading.no_answer]
+    return [[asdict(one) for one in reading.sentences], reading.no_answer]
 
 
 def _score(
     reader: SentenceReader, question: str, passages: Sequence[ReaderPassage], row: Sequence[Any]
 ) -> HeldOutScores:
     found, no_answer = row
-    # the span of a short answer is the one field that is itself a pair
     sentences = [
-        ScoredSentence(*one[:6], short=one[6] and (one[6][0], one[6][1]), short_logit=one[7])
-        for one in found
+        ScoredSentence(**fields | {"short": fields["short"] and tuple(fields["short"])})
+        for fields in found
     ]
     labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
 

@@ -218,7 +218,9 @@ def probe_silence(
         for question in questions:
             asked = [arm for arm in arms if (arm.name, question.id) in keys]
             others = _hide_documents(index, locations[question.id]) if asked else None
-            for arm in asked if others is not None else ():
+            for arm in asked:
+                if others is None:
+                    break
                 key = keys[arm.name, question.id]
                 if key not in journal:
                     job.check_cancelled()

@@ -109,8 +109,8 @@ _POINTING_BACK = {
     ),
     "fr": re.compile(
         r"\b(?:ci-dessus|ci-dessous|ci-après|suivante?s?|précédente?s?|voir|cependant|toutefois|"
-        r"ainsi|donc|également|plus d['’]informations?|plus de détails|"
-        r"(?:davantage|de plus amples) (?:d['’]|de )?(?:informations?|détails)|"
+        r"ainsi|donc|également|plus d['’]information(?:s)?|plus de détails|"
+        r"(?:davantage|de plus amples) (?:d['’]|de )?(?:information(?:s)?|détails)|"
         r"chapitre|section|ces|cette|cet|ce (?!qu|dont|n['’]|sont|soit)\w+)\b",
         re.IGNORECASE,
     ),

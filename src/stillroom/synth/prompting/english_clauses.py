@@ -112,7 +112,7 @@ _ADDED = re.compile(r"^[^,;:]*\balso\b")
 _VAGUE = re.compile(
     r"(?:(?:some|certain|several|various|additional|many|further|other)\b|"
     r"an? (?:\w+ )?(?:lot|number|variety|range|few) (?:of )?|a very \w+ )"
-    r"(?!.*(?::|—|such as|like|includ|for example|e\.g\.|that|which|\d))"
+    r"(?!.*(?::|—|such as|like|include|including|for example|e\.g\.|that|which|\d))"
 )
 """Objects that say only that there are some."""
 
