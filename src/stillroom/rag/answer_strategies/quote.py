@@ -148,9 +148,7 @@ class Quote(AnswerStrategy):
             # Another one than the index suggests may read what was found, and fewer passages.
             hits = hits[: max(self.passages or reader.passages, inquiry.asking.k)]
             question = add_subject(inquiry.query.text, inquiry.antecedents)
-            passages = [candidates(hit) for hit in hits]
-            if judged and judged.wrong:
-                passages = _leave_out_wrong(inquiry, judged, hits, passages)
+            passages = _leave_out_wrong(inquiry, hits, [candidates(hit) for hit in hits])
             inquiry.input_digest = digest_json([question, passages])
             overlap = QuestionOverlap(inquiry.index, question)
             reading = reader.read(question, passages, overlap)
@@ -352,12 +350,12 @@ def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -
 
 
 def _leave_out_wrong(
-    inquiry: AnswerSession,
-    judged: JudgedAnswer,
-    hits: Sequence[Hit],
-    passages: Sequence[_Candidates],
+    inquiry: AnswerSession, hits: Sequence[Hit], passages: list[_Candidates]
 ) -> list[_Candidates]:
     """Return the candidates without the sentences that a person called wrong."""
+    judged = inquiry.judged
+    if judged is None or not judged.wrong:
+        return passages
     wrong = set(judged.wrong)
 
     def is_wrong(hit: Hit, span: Span) -> bool:
@@ -371,7 +369,7 @@ def _leave_out_wrong(
         (title, text, [span for span in spans if not is_wrong(hit, span)])
         for hit, (title, text, spans) in zip(hits, passages, strict=True)
     ]
-    if kept != list(passages):
+    if kept != passages:
         inquiry.followed = judged
         inquiry.note("follow", judgment=judged.id, verdict=judged.verdict)
     return kept
