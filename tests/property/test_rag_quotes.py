@@ -85,19 +85,22 @@ def check(question, answer, pieces, sources, index):
     """Assert that an answer consists of quotes with citations, or is a refusal."""
     text, quotes = answer.completion.text, answer.details.get("quotes", [])
     assert "".join(pieces) == text
-    assert answer.details["abstained"] is (not quotes)
-    if not quotes:
-        wording = get_refusal_wording(question)
+    wording, opening = get_refusal_wording(question), ""
+    if answer.details["abstained"]:
         assert text.startswith((wording.refusal, wording.nothing_asked))
+        opening = f"{wording.refusal} {wording.nearest_quotes}\n\n"
+    if not quotes:
+        assert answer.details["abstained"]
         return
     ends = [quote["answer_start"] + len(quote["text"]) for quote in quotes]
     starts = [quote["answer_start"] for quote in quotes]
-    assert re.fullmatch(ITEM, text[: starts[0]])
+    assert re.fullmatch(f"{re.escape(opening)}{ITEM}", text[: starts[0]])
     assert re.fullmatch(rf" \[{quotes[-1]['number']}\](\n\(.*\))?", text[ends[-1] :])
     for first, second, end, start in zip(quotes, quotes[1:], ends, starts[1:], strict=False):
         # What follows in the same passage has one citation, after the last.
         is_joined = first["number"] == second["number"]
-        mark = rf"; | |\n[ \t]*{ITEM}" if is_joined else rf" \[{first['number']}\]\n"
+        gap = r"\[…\][ \n]" if second.get("is_apart") else ""
+        mark = rf"; | |\n{gap}[ \t]*{ITEM}" if is_joined else rf" \[{first['number']}\]\n"
         mark += rf"| \[{first['number']}\]\n" * (first["start"] > second["start"])
         assert re.fullmatch(mark, text[end:start])
     assert len({" ".join(quote["text"].split()) for quote in quotes}) == len(quotes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import Any, Literal, cast, get_args
 
 from stillroom.errors import DataError
@@ -139,13 +140,20 @@ class Citation:
 
 
 def list_cited_quotes(quotes: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the quotes without those that the next one continues, whose places it includes."""
+    """Return the quotes without those that the next one continues, whose places it includes.
+
+    The short answer of several is the first, before any text that is left out between them: what
+    follows that may be about something else.
+    """
     cited, parts = list[Mapping[str, Any]](), list[Mapping[str, Any]]()
     for quote in quotes:
         parts.append(quote)
         if not quote.get("continues"):
             pages = sorted({page for part in parts for page in part["pages"]})
-            cited.append({**quote, "byte_start": parts[0]["byte_start"], "pages": pages})
+            whole = [parts[0], *takewhile(lambda part: not part.get("is_apart"), parts[1:])]
+            short = next((part["short"] for part in whole if part.get("short")), None)
+            start = parts[0]["byte_start"]
+            cited.append({**quote, "byte_start": start, "pages": pages, "short": short})
             parts = []
     return cited
 

@@ -26,6 +26,7 @@ _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
 _FENCED = re.compile(r"^[ \t]*(`{3,})$.*?^[ \t]*\1$", re.DOTALL | re.MULTILINE)
 _CELL_BORDER = re.compile(r"(?<!\\)\||\\(?=\|)")
 _COLONS = (":", "：")
+_GAP = "[…]"
 _MARKUP_TYPES = frozenset({"text/html", "application/docbook+xml"})
 Span = tuple[int, int]
 
@@ -153,9 +154,9 @@ def lay_out_quotes(
 
     Cells of a row are parted by semicolons, or by a blank after a colon, and not at a bar within;
     the items of a list are parted by the line and mark of the document. Others stand on lines of
-    their own, but for the parts of a line. Those that follow
-    each other in a passage have one citation, after the last: the others ``continues``. The
-    ``number`` of a quote is that of its text, from 1.
+    their own, but for the parts of a line. Those that follow each other in a passage have one
+    citation, after the last: the others ``continues``. Before one that ``is_apart`` text of the
+    passage is left out, which a mark says. The ``number`` of a quote is that of its text, from 1.
     """
     quotes = [quote for parts in found for quote in parts]
     cited = [is_cited for parts in found for is_cited in _find_citations(parts)]
@@ -172,13 +173,22 @@ def lay_out_quotes(
             continue
         before["continues"], cited[place - 1] = True, False
         text = texts[quote["number"] - 1]
-        if groups[place - 1] == groups[place] and "\n" not in text[before["end"] : quote["start"]]:
-            opened[place] = " "
         items = [_find_item_mark(text, one["start"]) for one in (before, quote)]
+        between = text[before["end"] : quote["start"]]
+        if groups[place - 1] == groups[place] and "\n" not in between:
+            opened[place] = " "
+        elif any(map(str.isalnum, between)) and not _is_row(text, quote["start"]):
+            quote["is_apart"] = True
+            opened[place] = f"\n{_GAP}\n" if all(items) else f"\n{_GAP} "
         for one, mark in zip((place - 1, place), items, strict=True):
             if all(items) and not opened[one].endswith(mark):
                 opened[one] += mark
     yield from zip(quotes, opened, cited, strict=True)
+
+
+def _is_row(text: str, start: int) -> bool:
+    """Return whether a place stands in a row of a table: rows are read one by one."""
+    return text[text.rfind("\n", 0, start) + 1 :].lstrip().startswith("|")
 
 
 def _find_item_mark(text: str, start: int) -> str:

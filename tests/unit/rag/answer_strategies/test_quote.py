@@ -724,8 +724,8 @@ LAID_OUT = (
 @pytest.mark.parametrize(
     ("question", "text"),
     [
-        ("pump switch old", "The pump has a switch.\nThe pump is old. [1]"),
-        ("wakes ends", "- start: wakes the pump\n- stop: ends the pump [1]"),
+        ("pump switch old", "The pump has a switch.\n[…] The pump is old. [1]"),
+        ("wakes ends", "- start: wakes the pump\n[…]\n- stop: ends the pump [1]"),
         ("pumpctl drain", "This drains the pump at once:\npumpctl drain --now [1]"),
     ],
 )
@@ -1056,7 +1056,7 @@ def test_a_sentence_that_explains_a_term_is_quoted_after_it(tmp_path):
         ("max-burst default packets?", ""),
         (
             "Which packets count for max-burst?",
-            "\nidle\nHow long it waits; see max-burst as well, whose default counts. [1]",
+            "\n[…] idle\nHow long it waits; see max-burst as well, whose default counts. [1]",
         ),
     ],
 )
