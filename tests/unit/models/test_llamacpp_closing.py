@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,3 +162,33 @@ def test_an_engine_that_is_closed_at_once_ends(tmp_path):
         timeout=90,
     )
     assert done.stdout == "closed\n", done.stderr
+
+
+@pytest.mark.skipif(not find_spec("xllamacpp"), reason="needs the extra llamacpp")
+def test_a_long_prompt_is_stopped_before_it_is_read_to_its_end(tmp_path):
+    from stillroom.models import open_text_model
+    from stillroom.models.gguf.export import export_gguf
+    from stillroom.records import Message, Prompt, Sampling
+
+    folder = tiny_checkpoint(tmp_path / "tiny", context_length=4096)
+    path = export_gguf(folder, tmp_path / "tiny.gguf").path
+    with closing(open_text_model(str(path), backend="llamacpp", num_threads=1)) as model:
+        (engine,) = model._engines
+        prompt = Prompt((Message("user", "the mill is at the river and " * 200),))
+        ids = model.encode_prompt(prompt)
+        assert len(ids) > 1000
+        body, read = {"prompt": ids, "max_tokens": 4, "temperature": 0.0}, []
+
+        def stop(piece):
+            read.append(piece)
+            return len(read) == 3  # after two parts
+
+        engine.complete(body, stop)
+        assert read == [""] * 3
+        assert engine.count_shared(ids) == 0  # it is not taken to have the whole
+        sampling = Sampling(max_new_tokens=4, temperature=0.0)
+        (first,) = model.generate([prompt], sampling)
+        engine.forget()
+        (second,) = model.generate([prompt], sampling)
+        assert first.text == second.text
+        assert first.prompt_tokens == len(ids)

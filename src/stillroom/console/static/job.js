@@ -21,17 +21,15 @@
     seconds < 90 ? `${Math.ceil(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 
   const onProgress = (told) => {
-    const share = told.total ? told.done / told.total : 0;
+    const share = told.share ?? (told.total ? told.done / told.total : 0);
     $("doing").textContent = told.total ? `${told.name}: ${told.done} of ${told.total} ${told.unit}` : `${told.name}: ${told.done} ${told.unit}`;
     if (told.total) {
-      $("bar").max = told.total;
-      $("bar").value = told.done;
+      $("bar").max = 1;
+      $("bar").value = share;
     } else $("bar").removeAttribute("value");
     const said = [];
-    if (told.rate) {
-      said.push(`${Number(told.rate.toPrecision(3))} ${told.unit} a second`);
-      if (told.total && share < 1) said.push(`${spell(told.seconds_left ?? (told.total - told.done) / told.rate)} left`);
-    }
+    if (told.rate) said.push(`${Number(told.rate.toPrecision(3))} ${told.unit} a second`);
+    if (told.seconds_left != null) said.push(`${spell(told.seconds_left)} left`);
     if (told.note) said.push(told.note);
     $("rate").textContent = said.join(" · ");
   };

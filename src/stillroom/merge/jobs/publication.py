@@ -112,10 +112,14 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
     unused = warn_unused_device(started.device, started.method, started.rules.arithmetic)
     for warning in (*unused, *list_warnings(plan, merge.sources)):
         job.warn(warning)
-    with job.phase("merge", len(plan.tensors), "tensors") as progress:
+    before = set(journal.keys())
+    done = sum(tensor.size_bytes for tensor in plan.tensors if tensor.name in before)
+    weight, pending = plan.written_bytes - done, iter(plan.tensors)
+    with job.phase("merge", len(plan.tensors), "tensors", weight=weight) as progress:
 
         def on_tensor() -> None:
-            progress.advance()
+            tensor = next(pending)
+            progress.advance(weight=0 if tensor.name in before else tensor.size_bytes)
             job.check_cancelled()
 
         merged = merge.write(

@@ -31,6 +31,7 @@ __all__ = ["READING_S", "LlamacppEngine", "stop_engines"]
 
 _BLOCK, _ACCELERATOR_BLOCK = 64, 512
 """Tokens of a batch of a prompt."""
+_BLOCKS_AT_ONCE = 4
 _PATIENCE_S = 60.0
 _ANSWER_S, READING_S = 60.0, 3600.0
 """Timeouts of requests without and with a forward pass."""
@@ -51,6 +52,7 @@ class LlamacppEngine:
         params.n_gpu_layers, params.chat_template = layers, template
         self.block = _ACCELERATOR_BLOCK if layers else _BLOCK
         params.n_ubatch = self.block
+        params.n_batch = _BLOCKS_AT_ONCE * self.block  # a long prompt is stopped between two
         params.cache_prompt, params.cache_ram_mib, params.fit_params = False, 0, False
         params.n_ctx_checkpoints = 0  # they are taken within a block, and would divide it
         params.warmup, params.verbosity = False, -1
@@ -145,6 +147,8 @@ class LlamacppEngine:
     def complete(self, body: dict[str, Any], on_piece: Callable[[str], bool]) -> dict[str, Any]:
         """Run one completion; ``on_piece`` receives its text and returns True to stop it.
 
+        It receives an empty text whenever a part of the prompt has been read.
+
         Raises:
             BackendError: If the engine refuses, or is closed.
         """
@@ -154,7 +158,8 @@ class LlamacppEngine:
             choice = (event.get("choices") or [{}])[0]
             last.update({key: event[key] for key in ("error", "usage") if event.get(key)})
             last["finish_reason"] = choice.get("finish_reason") or last.get("finish_reason")
-            if "error" not in event:
+            read = event.get("prompt_progress") or {"processed": 0, "total": 0}
+            if "error" not in event and read["processed"] == read["total"]:
                 self._held = body["prompt"]
             return self._closing.is_set() or "error" in event or on_piece(choice.get("text") or "")
 
@@ -162,7 +167,7 @@ class LlamacppEngine:
             if self._server is None or self._closing.is_set():
                 raise make_closed_error("the model")
             known = self._keep(body["prompt"], self.count_shared(body["prompt"]))
-            more = {"cache_prompt": known > 0, "stream": True}
+            more = {"cache_prompt": known > 0, "stream": True, "return_progress": True}
             self._server.handle_completions({**replace_surrogates(body), **more}, take)
         if self._closing.is_set():
             raise make_closed_error("the model")
@@ -191,7 +196,7 @@ class LlamacppEngine:
         """Stop the running completion and refuse others; return whether it has ended.
 
         Args:
-            until: Deadline in ``time.monotonic`` seconds. Prompt processing cannot be interrupted.
+            until: Deadline in ``time.monotonic`` seconds. A part of the prompt is read to its end.
         """
         self._closing.set()
         has_ended = self._calling.acquire(timeout=max(0.0, until - time.monotonic()))
