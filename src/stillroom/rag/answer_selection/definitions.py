@@ -70,6 +70,7 @@ _AFTER = rf" (?:{_KIND}|do|defaults?|be used|takes?|means?)\b"
 _CAPITAL_SETTING = re.compile(
     rf"(?i:{_BEFORE})(?P<named>{_CAPITAL})\b|\b(?P<stated>{_CAPITAL})(?i:{_AFTER})"
 )
+_NUMBERED = re.compile(r"\b(?P<name>[^\W\d_]{3,})\d+\b")
 # A word as any other without an article: "What does user do?", not "What does the user do?".
 _CALLED = (
     r"\bwhat (?:does {name} (?:control|configure|do|mean|set|take)|is {name} for)\b"
@@ -268,10 +269,17 @@ def explain_terms(
 
 
 def find_unread_names(question: str, texts: Iterable[str]) -> list[str]:
-    """Return the names of settings in a question that no text has, however its words are joined."""
+    """Return the names in a question that no text has, however their words are joined.
+
+    They are those of settings, and of things with numbers ("DebConf24") if a text has another
+    number of the same.
+    """
     read = _simplify(" ".join(texts))
     found = [match[0] for match in _SETTING.finditer(question)]
     found += [match["named"] or match["stated"] for match in _CAPITAL_SETTING.finditer(question)]
+    for match in _NUMBERED.finditer(question):
+        if re.search(rf"{re.escape(match['name'].casefold())}\d", read):
+            found.append(match[0])
     names = dict.fromkeys(found)
     return [name for name in names if _simplify(name) not in read]
 

@@ -713,6 +713,21 @@ def ask_about(place, name, text, question, **settings):
         return ask(opened, Untouched(), question, answering={**OVERLAP, **settings})
 
 
+@pytest.mark.parametrize(
+    ("question", "unread"),
+    [
+        ("Where was MoorConf4 held?", True),
+        ("Where was moorconf5 held?", False),
+        ("Where was MoorConf5 held, which cost 30 euros in Bude2?", False),  # no other Bude
+    ],
+)
+def test_another_number_of_what_is_asked_for_is_no_answer(tmp_path, question, unread):
+    text = "MoorConf3 was held in Ayr for 20 euros.\n\nMoorConf5 was held in Bude for 30 euros.\n"
+    found = ask_about(tmp_path / "x", "moor.txt", text, question, min_probability=0.01)
+    assert found.details["abstained"] is unread
+    assert ("(No passage that was read has MoorConf4.)" in found.completion.text) is unread
+
+
 LAID_OUT = (
     "<html><body><h1>Pump</h1><p>The pump has a switch. It is red. The pump is old.</p>"
     "<p>Note</p><ul><li>start: wakes the pump</li><li>idle: rests the motor</li>"
