@@ -521,10 +521,10 @@ def _score(
     reader: SentenceReader, question: str, passages: Sequence[ReaderPassage], row: Sequence[Any]
 ) -> HeldOutScores:
     found, no_answer = row
-    # the span of a short answer is the one field that is itself a pair
+    # The span of a short answer is the one field that is itself a pair.
     sentences = [
-        ScoredSentence(*one[:6], short=one[6] and (one[6][0], one[6][1]), short_logit=one[7])
-        for one in found
+        ScoredSentence(*fields, short and (short[0], short[1]), logit)
+        for *fields, short, logit in found
     ]
     labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
 
