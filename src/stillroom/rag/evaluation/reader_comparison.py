@@ -213,14 +213,16 @@ def probe_silence(
         if arm.name not in twins and (arm.name != BASE_ARM or question.id in by_model)
     }
     seconds = _estimate_probes([pair for pair in keys if keys[pair] not in journal], graded, job)
-    weight = sum(seconds.values())
-    with job.phase("abstention", len(questions), "questions", weight=weight) as progress:
+    total = sum(seconds.values())
+    with job.phase("abstention", len(questions), "questions", weight=total) as progress:
         for question in questions:
             asked = [arm for arm in arms if (arm.name, question.id) in keys]
             others = _hide_documents(index, locations[question.id]) if asked else None
+            weight = sum(seconds.get((arm.name, question.id), 0) for arm in asked)
+            if others is None:
+                progress.advance(weight=weight)
+                continue
             for arm in asked:
-                if others is None:
-                    break
                 key = keys[arm.name, question.id]
                 if key not in journal:
                     job.check_cancelled()
@@ -237,7 +239,7 @@ def probe_silence(
                 if isinstance(row, Mapping):  # a journal of an earlier version holds the pair alone
                     row = row["abstained"], row["probability"]
                 probes[arm.name, question.id] = SilenceProbe(*row)
-            progress.advance(weight=sum(seconds.get((arm.name, question.id), 0) for arm in asked))
+            progress.advance(weight=weight)
     return probes
 
 
