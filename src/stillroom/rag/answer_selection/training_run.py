@@ -522,10 +522,10 @@ def _score(
 ) -> HeldOutScores:
     found, no_answer = row
     # The span of a short answer is the one field that is itself a pair.
-    sentences = [
-        ScoredSentence(*fields, short and (short[0], short[1]), logit)
-        for *fields, short, logit in found
+    rows: list[list[Any]] = [
+        [*fields, short and tuple(short), logit] for *fields, short, logit in found
     ]
+    sentences = [ScoredSentence(*values) for values in rows]
     labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
 
     @cache
