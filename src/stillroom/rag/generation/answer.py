@@ -399,7 +399,8 @@ class _AnswerDraft:
         numbers = tuple(sorted(cited.index(place) + 1 for place in self._nearest))
         nearest = self._translator.wording.describe_nearest(numbers)
         session = self._session
-        more = filter(None, (nearest, session.describe_remarks(), session.describe_reading()))
+        reading = session.describe_reading(is_refused=True)
+        more = filter(None, (nearest, session.describe_remarks(), reading))
         return " ".join([opening, *more])  # an empty opening has been given already
 
     @property

@@ -30,6 +30,7 @@ __all__ = [
     "has_content",
     "is_follow_up",
     "list_antecedents",
+    "may_lean",
     "read_in_turn",
     "select_asking",
 ]
@@ -64,14 +65,27 @@ _ELLIPSIS = re.compile(
 _ANAPHOR = re.compile(
     r"\b(?:it|its|they|them|their|these|those|this|that|another one|one(?=\W*$)"
     r"|which ones?(?! of\b)"
-    r"|the (?:other|same|first|second) ones?|the (?:others|same|opposite|latter|former)"
-    r"|(?:afterwards|as well|instead|otherwise|then|too)(?=\W*$))\b",
+    r"|the (?:other|same|first|second|third|last) ones?|the (?:others|same|opposite|latter|former)"
+    r"|(?:do|does|did|can) the (?:first|second|third|last)(?= \w+\W*$)"
+    r"|(?:others|afterwards|as well|instead|otherwise|then|too)(?=\W*$))\b",
     re.IGNORECASE,
 )
 _EXPLETIVE = re.compile(
     r"\bit(?= (?:costs?|takes?)\b.* to\b| costs?\b)|\b(?:is|was|isn't) \bit (?:[\w']+ ){0,3}"
     r"(?:for|if|that|to)\b|\bit(?:['’]s| is| was) (?:[\w']+ ){0,2}(?:for|if|that|to)\b"
     r"|\bthis (?:documentation|manual|package|program|project|software|tool)\b",
+    re.IGNORECASE,
+)
+# What a question after a conjunction begins with if it has a verb of its own.
+_WHOLE = re.compile(
+    r"\W*(?:and|but|or|so|then|also)\b,? (?P<whole>(?:who|whose|what|which|where|when|why|how"
+    r"|is|are|do|does|did|can|may|must|should)\b(?! (?:about|if|not)\b).+)",
+    re.IGNORECASE | re.DOTALL,
+)
+# "What values are allowed?": of what, stands in a question before.
+_VALUES = re.compile(
+    r"\W*(?:what|which) (?:arguments|choices|formats|limits|options|ranges?|units?|values)"
+    r" (?:is|are) (?:there|accepted|allowed|available|permitted|possible|supported|valid)\W*",
     re.IGNORECASE,
 )
 _RELATIVE = re.compile(r"that(?!\s+(?:limit|now|off|on|option|setting|too)\b|\W*$)", re.IGNORECASE)
@@ -100,8 +114,22 @@ _SIGNS = re.compile(r"^-+|[._/`-]|(?<=[a-z])[A-Z]")
 _ABOUT = re.compile(
     r"(\W*what (?:are|do|does|is) )(?!the )(.+?)((?: +(?:do|mean))?\W*)", re.IGNORECASE
 )
+_INDEFINITE = re.compile(r"\b(an?) +$")
+_COMMON = re.compile(r"\b(?:are|can|did|does|how|I|is|should|that|the|was|what|which)\b", re.I)
+_VOWEL = re.compile(r"(?!uni|us[eu]|eu|one)[aeiou]|hour|honest|heir", re.IGNORECASE)
+_SPELT_VOWEL = re.compile(r"[AEFHILMNORSX8]")  # as its first letter is said
+_LINK = (
+    r"(?:as|at|by|for|from|how|if|in|into|of|on|that|to|up|what|when|where|which|with|without)\b"
+)
+# "How do I get exchange rates?" is about what the verb is done to.
+_OBJECT = re.compile(
+    rf"\W*how (?:can|do|may|must|should) (?:I|one|we|you) \w+((?: (?!{_LINK})[\w'’-]+){{1,4}})\W*",
+    re.IGNORECASE,
+)
 _OF = frozenset(("de", "for", "für", "of", "von"))
 _MAX_FOLLOW_UP, _MAX_ELLIPSIS = 16, 4  # words
+_MAX_LITTLE = 1  # words with content
+_MIN_WHOLE = 2  # words with content, as a verb and what it is done to
 _MAX_EARLIER, _MAX_CHARACTERS = 3, 1000
 _MAX_LOOKED_AT, _MAX_MESSAGE = 10, 10_000  # messages, and characters of one
 _WORD = re.compile(r"(?<![\w./:@#$%&+-])[^\W\d_]+(?![\w/:@#$%&+'’-]|\.\w)")
@@ -140,7 +168,8 @@ def select_asking(text: str) -> str:
 def is_follow_up(text: str) -> bool:
     """Return whether a short question has its meaning from one before it in a conversation.
 
-    So has one that begins with a conjunction ("And for downloads?"), one of few words ("Why?", "the
+    So has one that begins with a conjunction ("And for downloads?") unless what follows is a
+    question of its own ("And who counts the cash?"), one of few words ("Why?", "the
     default?"), and one whose anaphor has nothing before it that it may stand for: no article, and
     no more words with content than a verb ("does it", "can I set it").
     """
@@ -148,7 +177,9 @@ def is_follow_up(text: str) -> bool:
     is_long = len(words) > _MAX_FOLLOW_UP or len(text) > _MAX_CHARACTERS
     if is_long or not any(map(str.isalnum, text)):
         return False
-    if _CONJUNCTION.match(text):
+    if whole := _WHOLE.match(text):
+        return _count_content(whole["whole"]) < _MIN_WHOLE or is_follow_up(whole["whole"])
+    if _CONJUNCTION.match(text) or _VALUES.fullmatch(text):
         return True
     if len(words) <= _MAX_ELLIPSIS and not _NAME_OR_CODE.search(text):
         content = _count_content(text)
@@ -165,6 +196,18 @@ def is_follow_up(text: str) -> bool:
         if not is_relative and content <= (2 if _SPEAKER.search(before) else 1):
             return True
     return False
+
+
+def may_lean(text: str) -> bool:
+    """Return whether a question may have a part of its meaning from one before it.
+
+    More may than are follow-ups: those with a pronoun anywhere, with little content, or in another
+    language than English, whose pronouns are not known.
+    """
+    is_english = any(word in STOP_WORDS["english"] for word in text.lower().split())
+    rest = re.sub(r"\b\d+\b", " ", text)  # a number is no subject
+    has_little = _count_content(rest) <= _MAX_LITTLE and not _JOINED.search(rest)
+    return not is_english or has_little or bool(_ANAPHOR.search(_EXPLETIVE.sub(" ", text)))
 
 
 def _count_content(text: str) -> int:
@@ -210,16 +253,22 @@ def read_in_turn(questions: Sequence[str]) -> list[str]:
 def add_subject(text: str, antecedents: Sequence[str]) -> str:
     """Return a follow-up after the names in the first question that it goes on from.
 
-    If that has none, they are what "What is X?" asks about. The whole question is not put before
-    it: what answers that would answer all that goes on from it.
+    If that has none, they are what "What is X?" or "How do I set X?" asks about. The whole
+    question is not put before it: what answers that would answer all that goes on from it.
     """
     for question in antecedents[:1]:
         names = [name for name in _TOKEN.findall(question) if _JOINED.fullmatch(name)]
         names = [name for name in names if not name.isdigit()]  # no year
         match = _ABOUT.fullmatch(question)
-        if subject := " ".join(names) or (match[2] if match else ""):
+        about = match[2] if match else _find_object(question)
+        if subject := " ".join(names) or about:
             return f"{subject}: {text}"
     return text
+
+
+def _find_object(question: str) -> str:
+    match = _OBJECT.fullmatch(question)
+    return match[1].strip() if match else ""
 
 
 def _exchange(question: str, other: re.Match[str]) -> str:
@@ -240,16 +289,25 @@ def _exchange(question: str, other: re.Match[str]) -> str:
         alike = [name for name in names if _find_signs(name[0]) == _find_signs(thing)] or names
         if len(alike) != 1 or alike[0][0] == thing:
             return ""
-        return question[: alike[0].start()] + thing + question[alike[0].end() :]
+        return _join(question[: alike[0].start()], thing, question[alike[0].end() :])
     if preposition:
         more = thing.count(" ")  # as many words as are put there
-        pattern = rf"(.*\b{preposition} +)\S+?(?: +\S+?){{0,{more}}}?(\W*)"
+        called = rf"(?:the +(?:(?:\S+ +){{0,2}}{_KIND} +|(?=\S+ +{_KIND}\W*$)))?"
+        pattern = rf"(.*\b{preposition} +{called})\S+?(?: +\S+?){{0,{more}}}?((?: +{_KIND})?\W*)"
         match = re.fullmatch(pattern, question, re.IGNORECASE)
     else:
         match = _ABOUT.fullmatch(question)
         asked = match[2] if match and not names else ""
         match = match if asked and bool(_ARTICLE.match(asked)) == has_article else None
-    return f"{match[1]}{thing}{match[match.re.groups]}" if match else ""
+    return _join(match[1], thing, match[match.re.groups]) if match else ""
+
+
+def _join(before: str, thing: str, after: str) -> str:
+    """Return a question with a thing put into it, after the English article that suits it."""
+    if (article := _INDEFINITE.search(before)) and _COMMON.search(before):
+        vowel = _SPELT_VOWEL if thing[:2].isupper() else _VOWEL
+        before = before[: article.start(1)] + ("an" if vowel.match(thing) else "a") + " "
+    return before + thing + after
 
 
 def _find_signs(name: str) -> set[str]:

@@ -21,6 +21,7 @@ from stillroom.rag.generation.question import (
     correct_spelling,
     has_content,
     list_antecedents,
+    may_lean,
     read_in_turn,
     select_asking,
 )
@@ -236,7 +237,9 @@ class AnswerSession:
                     self.note("reword", query=text)
                     add_warning(f"the question was read as a follow-up: {text}")
                     self.query = replace(self.query, text=text)
-            elif unread := sum(message.role != "system" for message in history):
+                return
+            unread = sum(message.role != "system" for message in history)
+            if unread and (self._limits.needs_model or may_lean(self.query.text)):
                 add_warning(_UNREAD_TURNS.format(unread) + _REWRITING * self._limits.needs_model)
             return
         rewritten = method.rewrite(self.query, self.index, self.model)[0]
@@ -407,7 +410,8 @@ class AnswerSession:
         quoted = (quote["number"] - 1 for quotes in found for quote in quotes)
         order = list(dict.fromkeys([*quoted, *range(len(hits))]))
         self.shown = RenderedPrompt(Prompt(()), tuple(hits[i] for i in order), 0, 0, "")
-        reading, remarks = self.describe_reading(), self.describe_remarks()
+        reading = self.describe_reading(is_refused=bool(refusal))
+        remarks = self.describe_remarks()
         opening, closing = f"{reading} ".lstrip(), remarks
         if refusal:
             wording = get_refusal_wording(self._asked)
@@ -433,13 +437,17 @@ class AnswerSession:
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
         yield from filter(None, (opening, *pieces, f"\n{closing}".rstrip()))
 
-    def describe_reading(self) -> str:
+    def describe_reading(self, *, is_refused: bool = False) -> str:
         """Return the line that names the question that was read, if it is not what was asked.
 
-        Of a follow-up read behind others that is the first of them. Models read what was asked.
+        Of a follow-up read behind others that is the first of them; of one behind a single question
+        it is in a notice alone, unless it is refused. Models read what was asked.
         """
         is_as_asked = not self.antecedents and self.query.text == self._asked
         if is_as_asked or self._limits.needs_model:
+            return ""
+        is_plain = len(self.antecedents) == 1 and not is_refused
+        if is_plain and self.query.text == self._asked:
             return ""
         wording, first = get_refusal_wording(self._asked), self.antecedents[:1]
         if self.query.text == self._asked:

@@ -170,13 +170,13 @@ def test_a_follow_up_is_searched_behind_the_question_before_and_says_so(opening_
     text = found.completion.text
     opening = "(Read as a follow-up to “Where does the garden stand?”. If it is none, ask a whole "
     assert text == "".join(pieces)
-    assert opening in text
+    assert (opening in text) == bool(least)  # beside an answer the notice is enough
     assert "garden" in found.hits[0].passage.text
     if least:
         assert text.startswith("No passage found answers this. The nearest sentences, ")
     else:
         (quote,) = found.details["quotes"]
-        assert text.startswith(f"{opening}question.) On Monday this garden is closed all day. [1]")
+        assert text.startswith("On Monday this garden is closed all day. [1]")
         assert text[quote["answer_start"] :].startswith(quote["text"])
         assert len(locate_citations(text, found.citations, found.details)) == 1
     (notice,) = [one for one in found.details["notices"] if "follow-up" in one]
@@ -210,7 +210,7 @@ def test_of_a_chain_of_follow_ups_the_first_question_is_named(opening_hours):
 
 def test_a_long_question_without_spaces_is_named_by_its_beginning(opening_hours):
     query = Query("And on Monday?", history=(Message("user", "庭園" * 100 + " garden?"),))
-    found = ask(opening_hours, Untouched(), query, answering=OVERLAP)
+    found = ask(opening_hours, Untouched(), query, answering={**OVERLAP, "min_probability": 1.0})
     assert f"to “{'庭園' * 79}庭…”. If it is none" in found.completion.text
 
 

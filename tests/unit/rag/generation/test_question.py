@@ -21,6 +21,7 @@ from stillroom.rag.generation.question import (
     select_asking,
 )
 from stillroom.rag.generation.refusals import is_declined
+from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.records import Message
 
@@ -219,6 +220,18 @@ def test_what_was_read_is_said(index):
         "Under which conditions?",
         "Since when?",
         "Any limits?",
+        "And how do I pay it?",
+        "And what is the default?",
+        "And if the mast is broken?",
+        "And how is the second one calculated?",
+        "How does the second work?",
+        "What is the latter?",
+        "And the first?",
+        "What is the first?",
+        "Which is the third one?",
+        "Are there others?",
+        "What values are allowed?",
+        "Which values are possible?",
     ],
 )
 def test_a_follow_up_is_told_by_what_it_leaves_out(text):
@@ -253,6 +266,12 @@ def test_a_follow_up_is_told_by_what_it_leaves_out(text):
         "IPv6?",
         "???",
         "prune",
+        "And who counts the cash?",
+        "And how do I set up a mast?",
+        "So which key opens the boathouse?",
+        "What are the first steps to rig a boat?",
+        "Which boats are available?",
+        "Is the second mast of the boat longer?",
         "compression algorithms",
         "It asks for a password each time that a script of the night runs although the file with it"
         " is in place, why?",
@@ -319,6 +338,17 @@ def test_a_follow_up_that_names_another_thing_is_the_question_before_about_that(
             ["Was kostet das Boot für Kinder?"],
         ),
         (["What is a weir?", "And a sluice?"], ["What is a sluice?"]),
+        (["How do I read a PNG file?", "And SVG?"], ["How do I read an SVG file?"]),
+        (["How do I read an MP3 file?", "And WAV?"], ["How do I read a WAV file?"]),
+        (["How do I read a PNG file?", "And XML?"], ["How do I read an XML file?"]),
+        (
+            ["What is the default of the server parameter rise?", "And of fall?"],
+            ["What is the default of the server parameter fall?"],
+        ),
+        (
+            ["What is the default of the rise option?", "And of fall?"],
+            ["What is the default of the fall option?"],
+        ),
         (["What does curl do?", "What about tar?"], ["What does tar do?"]),
         (
             ["What does max_size do?", "And its default?", "And of hard_limit?"],
@@ -345,7 +375,8 @@ def test_what_a_follow_up_does_not_replace_is_read_with_the_question_before(aske
         (["What does maxSize do?"], "maxSize: In which units?"),
         (["Where is --max of a queue set?", "Why?"], "--max: In which units?"),
         (["What is a weir?"], "a weir: In which units?"),
-        (["How do I weigh the boat?"], "In which units?"),
+        (["How do I weigh the boat?"], "the boat: In which units?"),
+        (["Where is the boat kept?"], "In which units?"),
         ([], "In which units?"),
     ],
 )
@@ -390,3 +421,20 @@ def test_many_messages_without_content_cost_little(index):
 )
 def test_another_thing_is_exchanged_only_for_the_one_like_it(before, question, read):
     assert read_in_turn([before, question])[-1] == (read or question)
+
+
+@pytest.mark.parametrize(
+    ("question", "is_said"),
+    [
+        ("What is the length of string 7?", False),
+        ("And which journal does database 7 hold?", False),
+        ("Can I start at 100?", True),
+        ("Which length has string 7 if a client changed it?", True),
+        ("Welche Zeichen dürfen im Ordner stehen?", True),
+    ],
+)
+def test_unread_messages_are_told_where_a_question_may_lean_on_them(index, question, is_said):
+    history = (Message("user", "Which folder holds a sub?"), Message("assistant", "None."))
+    found = ask(index, NoModel(), Query(question, history=history), answering=OVERLAP)
+    notices = [one for one in found.details.get("notices", ()) if "last message" in one]
+    assert bool(notices) == is_said
