@@ -440,6 +440,7 @@ class CitedSpan:
     digest: str
     text: str
     origin: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,6 +535,7 @@ def _read_evidence(path: Path) -> StoredAnswer:
                 one["document_sha256"],
                 one["text"],
                 str(one.get("origin", "")),
+                tuple(one["pages"]),
             )
             for number, one in sorted(passages.items())
             if number in numbers
@@ -563,9 +565,8 @@ def _read_citation(citation: Any) -> CitedSpan:
         str(citation["path"]),
         int(citation["byte_start"]),
         int(citation["byte_end"]),
-        str(citation.get("digest", "")),
-        str(citation.get("text", "")),
-        str(citation.get("origin", "")),
+        *(str(citation.get(name, "")) for name in ("digest", "text", "origin")),
+        pages=tuple(citation.get("pages", ())),
     )
 
 
@@ -582,11 +583,10 @@ def describe_citations(
         {
             "number": citation.number,
             "passage_id": citation.passage_id,
-            "path": citation.location.path,
-            "digest": citation.location.digest,
-            "byte_start": citation.location.byte_start,
-            "byte_end": citation.location.byte_end,
-            "is_exact": citation.location.is_exact,
+            **{
+                key: getattr(citation.location, key)
+                for key in ("path", "digest", "byte_start", "byte_end", "is_exact")
+            },
             "pages": list(citation.location.pages),
             "label": citation.location.label,
             "text": citation.text,
