@@ -145,8 +145,9 @@ def _show_answer(path: Path, as_json: bool) -> bool:
     if locate_manifest(path).is_file() or (answer := read_answer(path)) is None:
         return False
     stated, places = _read_statement(path)
-    cited = ((a.number, a.path, a.byte_start, a.byte_end, a.pages) for a in answer.cited)
-    places = places or [(number, describe_place(*place)) for number, *place in cited]
+    places = places or [
+        (a.number, describe_place(a.path, a.byte_start, a.byte_end, a.pages)) for a in answer.cited
+    ]
     if as_json:
         print_json({"answer": {**asdict(answer), **stated}})
         return True
@@ -560,9 +561,8 @@ def _merge_spans(traced: VerbatimTrace) -> Iterator[tuple[int, int, list[str]]]:
 
 
 def _letter(number: int) -> str:
-    letters = string.ascii_lowercase
-    before = _letter(number // len(letters) - 1) if number >= len(letters) else ""
-    return before + letters[number % len(letters)]
+    round_, place = divmod(number, len(string.ascii_lowercase))
+    return (_letter(round_ - 1) if round_ else "") + string.ascii_lowercase[place]
 
 
 def _list_sources(traced: VerbatimTrace, number: int) -> Iterator[tuple[str, str]]:

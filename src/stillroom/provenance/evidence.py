@@ -559,15 +559,11 @@ def _find_answer(content: object) -> tuple[str, list[Any], Mapping[str, Any]] | 
 
 
 def _read_citation(citation: Any) -> CitedSpan:
-    return CitedSpan(
-        int(citation["number"]),
-        str(citation["passage_id"]),
-        str(citation["path"]),
-        int(citation["byte_start"]),
-        int(citation["byte_end"]),
-        *(str(citation.get(name, "")) for name in ("digest", "text", "origin")),
-        pages=tuple(citation.get("pages", ())),
-    )
+    number, passage, path = int(citation["number"]), citation["passage_id"], citation["path"]
+    start, end = int(citation["byte_start"]), int(citation["byte_end"])
+    digest, text, origin = (str(citation.get(name, "")) for name in ("digest", "text", "origin"))
+    pages = tuple(citation.get("pages", ()))
+    return CitedSpan(number, str(passage), str(path), start, end, digest, text, origin, pages)
 
 
 def describe_citations(
