@@ -23,6 +23,7 @@ from stillroom.cli.options import (
 )
 from stillroom.cli.output import format_row, print_json, print_measurements, print_rows, print_text
 from stillroom.errors import DataError, RecipeError, count_noun
+from stillroom.records import describe_place
 
 if TYPE_CHECKING:
     from stillroom.text.verbatim import VerbatimTrace
@@ -144,7 +145,9 @@ def _show_answer(path: Path, as_json: bool) -> bool:
     if locate_manifest(path).is_file() or (answer := read_answer(path)) is None:
         return False
     stated, places = _read_statement(path)
-    places = places or [(a.number, a.path, a.byte_start, a.byte_end) for a in answer.cited]
+    places = places or [
+        (a.number, describe_place(a.path, a.byte_start, a.byte_end, a.pages)) for a in answer.cited
+    ]
     if as_json:
         print_json({"answer": {**asdict(answer), **stated}})
         return True
@@ -155,12 +158,12 @@ def _show_answer(path: Path, as_json: bool) -> bool:
         shown["signature"] += f" (stillroom verify {shlex.quote(str(path))})"
     print_rows([(name, value) for name, value in shown.items() if value])
     print_text("\n" + "\n".join(map(escape_line, answer.text.splitlines())) + "\n")
-    for number, name, start, end in places:
-        print_text(escape_line(f"[{number}] {name}: bytes {start}-{end}"))
+    for number, place in places:
+        print_text(escape_line(f"[{number}] {place}"))
     return True
 
 
-def _read_statement(path: Path) -> tuple[dict[str, Any], list[tuple[int, str, int, int]]]:
+def _read_statement(path: Path) -> tuple[dict[str, Any], list[tuple[int, str]]]:
     """Return what evidence states of an answer, and its quotes' places; nothing without it."""
     from stillroom.provenance.evidence import check_evidence, read_evidence
 
@@ -173,9 +176,10 @@ def _read_statement(path: Path) -> tuple[dict[str, Any], list[tuple[int, str, in
     stated["signature"] = check.signature + f" by key {check.key_id[:16]}" * bool(check.key_id)
     stated["differences"] = [f"{finding.layer}: {finding.what}" for finding in check.findings]
     quotes = [
-        (number, passages[number]["path"], quote["document_start"], quote["document_end"])
+        (number, describe_place(passage["path"], *ends, passage["pages"]))
         for quote in evidence.predicate["answer"]["quotes"]
-        if (number := quote["number"]) in passages
+        if (passage := passages.get(number := quote["number"]))
+        and (ends := (quote["document_start"], quote["document_end"]))
     ]
     return stated, quotes
 
@@ -557,21 +561,18 @@ def _merge_spans(traced: VerbatimTrace) -> Iterator[tuple[int, int, list[str]]]:
 
 
 def _letter(number: int) -> str:
-    letters = string.ascii_lowercase
-    before = _letter(number // len(letters) - 1) if number >= len(letters) else ""
-    return before + letters[number % len(letters)]
+    round_, place = divmod(number, len(string.ascii_lowercase))
+    return (_letter(round_ - 1) if round_ else "") + string.ascii_lowercase[place]
 
 
 def _list_sources(traced: VerbatimTrace, number: int) -> Iterator[tuple[str, str]]:
     span = traced.spans[number]
     yield f"({_letter(number)}) ", f"{_count(span.words, 'word')}, {_count(span.places, 'place')}"
     for document in span.documents:
-        place = f"{document.path}: bytes {document.byte_start}-{document.byte_end}"
-        facts = [document.origin, *(f"page {page}" for page in document.pages[:1])]
-        facts += [document.label] if document.label else []
+        facts = [document.origin, *([document.label] if document.label else [])]
         facts += [f"{document.places} times"] if document.places > 1 else []
         facts += [] if document.is_exact else ["these bytes hold it, within markup or packed"]
-        yield "    document  ", f"{place}  ({', '.join([*facts, *document.notes])})"
+        yield "    document  ", f"{document.place}  ({', '.join([*facts, *document.notes])})"
     if span.in_documents > len(span.documents):
         yield "    document  ", f"and {span.in_documents - len(span.documents)} more"
     for record in span.records:

@@ -440,6 +440,7 @@ class CitedSpan:
     digest: str
     text: str
     origin: str
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,6 +535,7 @@ def _read_evidence(path: Path) -> StoredAnswer:
                 one["document_sha256"],
                 one["text"],
                 str(one.get("origin", "")),
+                tuple(one["pages"]),
             )
             for number, one in sorted(passages.items())
             if number in numbers
@@ -557,16 +559,11 @@ def _find_answer(content: object) -> tuple[str, list[Any], Mapping[str, Any]] | 
 
 
 def _read_citation(citation: Any) -> CitedSpan:
-    return CitedSpan(
-        int(citation["number"]),
-        str(citation["passage_id"]),
-        str(citation["path"]),
-        int(citation["byte_start"]),
-        int(citation["byte_end"]),
-        str(citation.get("digest", "")),
-        str(citation.get("text", "")),
-        str(citation.get("origin", "")),
-    )
+    number, passage, path = int(citation["number"]), citation["passage_id"], citation["path"]
+    start, end = int(citation["byte_start"]), int(citation["byte_end"])
+    digest, text, origin = (str(citation.get(name, "")) for name in ("digest", "text", "origin"))
+    pages = tuple(citation.get("pages", ()))
+    return CitedSpan(number, str(passage), str(path), start, end, digest, text, origin, pages)
 
 
 def describe_citations(
@@ -582,11 +579,10 @@ def describe_citations(
         {
             "number": citation.number,
             "passage_id": citation.passage_id,
-            "path": citation.location.path,
-            "digest": citation.location.digest,
-            "byte_start": citation.location.byte_start,
-            "byte_end": citation.location.byte_end,
-            "is_exact": citation.location.is_exact,
+            **{
+                key: getattr(citation.location, key)
+                for key in ("path", "digest", "byte_start", "byte_end", "is_exact")
+            },
             "pages": list(citation.location.pages),
             "label": citation.location.label,
             "text": citation.text,

@@ -33,7 +33,7 @@ from stillroom.provenance.sources import (
     locate_document,
     resolve_parent,
 )
-from stillroom.records import Passage, Record, find_record_file, read_records
+from stillroom.records import Passage, Record, describe_place, find_record_file, read_records
 
 __all__ = [
     "ProvenanceNode",
@@ -331,7 +331,7 @@ class _LineageWalker:
         if node.kind == "missing":
             here = next((folder for folder in sources if has_passages(folder)), None)
             file, notes = locate_document(here, span.path, span.digest) if here else (None, ())
-            place = f"{span.path}: bytes {span.byte_start}-{span.byte_end}"
+            place = describe_place(span.path, span.byte_start, span.byte_end, span.pages)
             below = ProvenanceNode(
                 place, "document", span.digest, str(file or ""), span.origin, (), notes
             )

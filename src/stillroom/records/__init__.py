@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Heading,
         Location,
         Passage,
+        describe_place,
     )
     from stillroom.records.files import (
         RecordWriter,
@@ -68,6 +69,7 @@ __all__ = [
     "Sampling",
     "combine_origins",
     "count_records",
+    "describe_place",
     "encode_record",
     "find_license_warnings",
     "find_record_file",

@@ -16,7 +16,7 @@ from typing import Any
 
 from stillroom.records.origin import Origin, make_content_id
 
-__all__ = ["Anchor", "Definition", "Document", "Heading", "Location", "Passage"]
+__all__ = ["Anchor", "Definition", "Document", "Heading", "Location", "Passage", "describe_place"]
 
 _COMPRESSED = frozenset({".bz2", ".gz", ".xz"})
 _MAX_TERM = 80
@@ -90,16 +90,34 @@ class Location:
         """How the bytes hold the text; empty where they are the text."""
         if self.is_exact:
             return ""
+        if _is_page_of_file(self.byte_start, self.pages):
+            return "the page holds the text, encoded; its bytes are those of the whole file"
         suffix = PurePath(self.path).suffix.lower()
         if suffix in _COMPRESSED:
             return f"the file is compressed ({suffix}): the bytes are all of it, packed"
         return "the bytes hold the text, within markup or encoded"
 
     def __str__(self) -> str:
-        """Return ``path:bytes a-b`` with pages or label, for lineage and citations."""
-        page = f", page {self.pages[0]}" if self.pages else ""
+        """Return ``path: bytes a-b`` with page or label, or ``path: page n`` of a whole file."""
         label = f", {self.label}" if self.label else ""
-        return f"{self.path}: bytes {self.byte_start}-{self.byte_end}{page}{label}"
+        start, end = self.byte_start, self.byte_end
+        return describe_place(self.path, start, end, self.pages, is_exact=self.is_exact) + label
+
+
+def describe_place(
+    path: str, start: int, end: int, pages: Sequence[int] = (), *, is_exact: bool = False
+) -> str:
+    """Return the place of a text in its file in words: its bytes, its first page.
+
+    The text of a page that no bytes of its own hold, as in a PDF, has the page alone.
+    """
+    if not is_exact and _is_page_of_file(start, pages):
+        return f"{path}: page {pages[0]}"
+    return f"{path}: bytes {start}-{end}" + (f", page {pages[0]}" if pages else "")
+
+
+def _is_page_of_file(start: int, pages: Sequence[int]) -> bool:
+    return bool(pages) and start == 0
 
 
 @dataclass(frozen=True, slots=True)

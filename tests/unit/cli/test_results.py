@@ -89,6 +89,14 @@ def test_run_is_told_with_figures_intervals_and_next_commands(tmp_path):
         assert any(f"{command} {tmp_path}" in line for line in lines)
 
 
+def test_a_page_that_no_bytes_of_its_own_hold_is_cited_alone():
+    (cited,) = CITED.citations
+    place = replace(cited.location, path="mills.pdf", byte_start=0, byte_end=185733)
+    answer = replace(CITED, citations=(replace(cited, location=place),))
+    told = said(print_answer, ["It grinds ", "barley [1].", answer], as_json=False)
+    assert told.endswith("\n[1] mills.pdf: page 3\n")
+
+
 def test_answer_streams_and_then_lists_what_it_stands_on():
     text = said(print_answer, ["It grinds ", "barley [1].", CITED], as_json=False)
     assert text == "It grinds barley [1].\n\n[1] mills.md: bytes 10-42, page 3\n"

@@ -222,7 +222,7 @@
         const item = make("li", { class: "passage" }, make("p", {}, make("mark", { text: span.text })));
         const name = (text) => item.append(make("div", { class: "quiet", text }));
         for (const one of span.documents)
-          name(`${one.path}: bytes ${one.byte_start}–${one.byte_end}${one.is_exact ? "" : " (within markup or packed)"}`);
+          name(`${one.path}: ${where(one)}${one.is_exact || one.pages.length ? "" : " (within markup or packed)"}`);
         for (const one of span.records) name(`${one.record}, ${one.role} turn, ${one.origin}`);
         const left = span.in_documents + span.in_records - span.documents.length - span.records.length;
         if (left) name(`and ${left} more`);

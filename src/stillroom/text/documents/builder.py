@@ -29,6 +29,7 @@ __all__ = [
     "build_document",
     "expand_row",
     "format_timestamp",
+    "is_contents_title",
     "read_front_matter",
     "render_table",
     "require_text",
@@ -161,7 +162,7 @@ def build_document(
         facts["replaced_characters"] = broken
     name = _SURROGATE.sub("\ufffd", " ".join(title.split())[:300])
     first = next((heading.title for heading in headings if heading.level == 1), "")
-    if first.casefold().rstrip(" :") in _TABLES_OF_CONTENTS:
+    if is_contents_title(first):
         first = ""
     return Document(
         path=source.path,
@@ -176,6 +177,11 @@ def build_document(
         origin=source.origin,
         metadata=facts,
     )
+
+
+def is_contents_title(title: str) -> bool:
+    """Return whether a heading is that of a table of contents."""
+    return title.strip().casefold().rstrip(" :") in _TABLES_OF_CONTENTS
 
 
 def require_text(document: Document, expected: str = "") -> Document:

@@ -1,7 +1,8 @@
 """PDF files: paragraphs, headings, lists and tables in reading order, with page numbers.
 
 Columns are read one after the other; tables, with or without rules, become Markdown tables;
-repeated headers and footers are kept once and counted; hyphenated words are joined. Filled form
+repeated headers and footers are kept once and counted, tables of contents are left out and counted;
+hyphenated words are joined. Filled form
 fields and notes follow their page. A page that is an image is read by OCR if the extra ``ocr`` is
 installed and labeled so, else counted. All anchors have the bytes of the whole file.
 """
@@ -12,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from typing_extensions import override
@@ -25,14 +27,22 @@ from stillroom.text.interfaces import Parser, SourceFile
 from stillroom.text.pdf.layout import PageBlock, arrange_blocks
 from stillroom.text.pdf.marks import collect_pdf_marks
 from stillroom.text.pdf.ocr import has_ocr, recognize_text, require_ocr_language
-from stillroom.text.pdf.page import PageAnnotations, PageText, read_annotations, read_page_text
+from stillroom.text.pdf.page import (
+    SOFT_HYPHEN,
+    PageAnnotations,
+    PageText,
+    read_annotations,
+    read_page_text,
+)
 from stillroom.text.pdf.structure import (
     DocumentVocabulary,
     OutlineEntry,
     PdfPage,
     compile_title,
+    drop_contents,
     drop_running_heads,
     find_heading_levels,
+    join_heading_labels,
     match_outline,
 )
 from stillroom.text.pdf.tables import find_table_grids, read_ruling_lines
@@ -108,6 +118,8 @@ class _PdfReader:
         marks = MarkCollector()
         collect_pdf_marks(self._pdf, data, self._pages, marks)
         dropped = drop_running_heads(self._pages)
+        contents = drop_contents(self._pages)
+        join_heading_labels(self._pages)
         known, within = match_outline(self._pages, _outline(self._pdf))
         levels = find_heading_levels(self._pages, known)
         assembly = DocumentBuilder(self._source)
@@ -119,7 +131,7 @@ class _PdfReader:
             title = ""
         return assembly.finish(
             title=title,
-            metadata={**self._metadata(total, dropped), **marks.to_metadata()},
+            metadata={**self._metadata(total, dropped, contents), **marks.to_metadata()},
             expected="text, or pictures of text (the pages are blank, or OCR read nothing)",
         )
 
@@ -187,13 +199,14 @@ class _PdfReader:
                 "rapidocr", "ocr", f"reading the pictures on {len(self._unread)} pages"
             )
 
-    def _metadata(self, total: int, dropped: int) -> dict[str, Any]:
+    def _metadata(self, total: int, dropped: int, contents: int) -> dict[str, Any]:
         counts, pages = self._counts, self._pages
         overlays = self._overlays.values()
         links = list(dict.fromkeys(link for overlay in overlays for link in overlay.links))
         sure = self._confidence
         facts: dict[str, Any] = {
             "repeated_lines_left_out": dropped,
+            "contents_lines_left_out": contents,
             "hidden_characters_left_out": counts["hidden"],
             "tables": sum(block.kind == "table" for page in pages for block in page.blocks),
             "form_fields": sum(len(overlay.fields) for overlay in overlays),
@@ -243,6 +256,7 @@ class _MarkdownWriter:
         self._last: PageBlock | None = None
 
     def write(self, pages: list[PdfPage], reading: _PdfReader) -> None:
+        self._join_cut_words(pages, reading)
         for page in pages:
             place: dict[str, Any] = {"page": page.number, "label": reading.label(page.number)}
             for block in page.blocks:
@@ -251,6 +265,20 @@ class _MarkdownWriter:
             for title, lines in (("Form", overlay.fields), ("Notes", overlay.notes)):
                 if lines:
                     self._write_lines(title, lines, place)
+
+    def _join_cut_words(self, pages: list[PdfPage], reading: _PdfReader) -> None:
+        """Move the end of a word that a page or column cut to the block where it begins."""
+        blocks = [(block, page.number) for page in pages for block in page.blocks]
+        for (above, number), (block, _) in pairwise(blocks):
+            overlay = reading.overlay(number)
+            is_apart = self._levels.get(id(block)) or overlay.fields or overlay.notes
+            is_cut = above.text.endswith((SOFT_HYPHEN, "-")) and above.text[-2:-1].isalnum()
+            if is_cut and not is_apart and _goes_on(above, block):
+                line = block.lines[0]
+                end, _, line.text = line.text.partition(" ")
+                above.lines[-1].text += f"\n{end}"
+                if not line.text:
+                    del block.lines[0]
 
     def _write_lines(self, title: str, lines: list[str], place: dict[str, Any]) -> None:
         """Write fields or notes; what joins or names their words is on no page: without a place."""
@@ -295,14 +323,18 @@ class _MarkdownWriter:
             return "\n\n"
         if last.kind == block.kind == "li":
             return "\n"
-        goes_on = (
-            last.kind in {"p", "li"}
-            and block.kind == "p"
-            and (block.text[:1].islower() or _is_cut(last, block))
-            and not _SENTENCE_END.search(last.text)
-            and 0.93 <= block.size / max(last.size, 0.1) <= 1.07
-        )
-        return "\n" if goes_on else "\n\n"
+        return "\n" if _goes_on(last, block) else "\n\n"
+
+
+def _goes_on(above: PageBlock, block: PageBlock) -> bool:
+    """Return whether a block continues the paragraph of the one above."""
+    return (
+        above.kind in {"p", "li"}
+        and block.kind == "p"
+        and (block.text[:1].islower() or _is_cut(above, block))
+        and not _SENTENCE_END.search(above.text)
+        and 0.93 <= block.size / max(above.size, 0.1) <= 1.07
+    )
 
 
 def _is_cut(above: PageBlock, block: PageBlock) -> bool:

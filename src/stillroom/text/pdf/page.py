@@ -57,6 +57,8 @@ _MIN_SIZE = 1.0  # points; smaller print is invisible to a person, but not to a 
 _OVERFLOW = 0.5  # of the page: tables and lines that run over by less are not hidden text
 _WIDE_GAP = 1.0  # of the characters' height; wider gaps end the run
 _MAX_RAISED, _MIN_RISE = 0.9, 0.15  # of the characters' height: of superscripts
+_NOTED = re.compile(r"[^\W\d_]{4}[)\]”’\"']?$")  # longer than units with a power, as km²
+_NOTE_START = re.compile(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,2})([^\W\d_]{2}.*)")
 _SPACE = 0x20
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
@@ -212,17 +214,36 @@ def _join_runs(glyphs: Iterable[_Glyph], turn: int, raw: Any) -> Iterator[TextRu
             continue
         if run is not None and _continues_run(run, before, place):
             if (text.isdecimal() or text in "+-−") and _is_raised(run, before, place):
-                text, is_spaced = raise_number(text), False
+                is_spaced = text.isdecimal() and bool(_NOTED.search(run.words[-1][0]))
+                text = raise_number(text)
+            elif text.isalpha() and _is_lowered(run, place):
+                _raise_start(run, *_font_of(raw, glyph.index, place[3] - place[1]))
             _extend_run(run, text, place, is_spaced=is_spaced)
         else:
             if run is not None:
-                yield run
+                yield _part_note(run)
             words = [(text, place[0], place[2])]
             height = place[3] - place[1]
             run = TextRun(words, *place, height, *_font_of(raw, glyph.index, height))
         before, is_spaced = place, False
     if run is not None:
-        yield run
+        yield _part_note(run)
+
+
+def _raise_start(run: TextRun, type_size: float, is_bold: bool, is_fixed: bool) -> None:
+    """Make the number of a run a superscript before text in that font."""
+    ((text, left, right),) = run.words
+    run.words[0] = raise_number(text), left, right
+    run.type_size, run.is_bold, run.is_fixed = type_size, is_bold, is_fixed
+
+
+def _part_note(run: TextRun) -> TextRun:
+    """Return a run with the sign of a footnote at its beginning parted from the first word."""
+    text, left, right = run.words[0]
+    if match := _NOTE_START.fullmatch(text):
+        edge = left + (right - left) * len(match[1]) / len(text)
+        run.words[:1] = [(match[1], left, edge), (match[2], edge, right)]
+    return run
 
 
 def _extend_run(run: TextRun, text: str, place: Box, *, is_spaced: bool) -> None:
@@ -261,6 +282,14 @@ def _is_raised(run: TextRun, before: Box, place: Box) -> bool:
     is_small = place[3] - place[1] <= _MAX_RAISED * run.size
     is_high = run.bottom - place[3] >= _MIN_RISE * run.size
     return is_small and is_high and abs(place[0] - before[2]) <= _MIN_RISE * run.size
+
+
+def _is_lowered(run: TextRun, place: Box) -> bool:
+    """Return whether a run is one number so far, a superscript of the character at ``place``."""
+    height = place[3] - place[1]
+    is_number = len(run.words) == 1 and run.words[0][0].isdecimal()
+    is_small = run.size <= _MAX_RAISED * height
+    return is_number and is_small and place[3] - run.bottom >= _MIN_RISE * height
 
 
 def rotate_box(box: Box, turn: int) -> Box:

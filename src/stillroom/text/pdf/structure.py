@@ -1,4 +1,4 @@
-"""PDF document structure: headers and footers removed, heading levels, and hyphenation.
+"""PDF document structure: running heads and contents removed, heading levels, hyphenation.
 
 Works on blocks of pages, independent of the file format, as Haystack's DocumentCleaner does on
 text.
@@ -10,7 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+from stillroom.text.documents.builder import is_contents_title
 from stillroom.text.pdf.layout import PageBlock
 from stillroom.text.pdf.page import SOFT_HYPHEN
 
@@ -19,8 +21,10 @@ __all__ = [
     "OutlineEntry",
     "PdfPage",
     "compile_title",
+    "drop_contents",
     "drop_running_heads",
     "find_heading_levels",
+    "join_heading_labels",
     "match_outline",
 ]
 
@@ -35,9 +39,12 @@ _PAGE_NUMBER = re.compile(
     r"[\W_]*(?:page|seite|p\.|pg\.?)?\s*(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:/|of|von|de|sur)\s*\d{1,4})?[\W_]*",
     re.IGNORECASE,
 )
+_OF_ALL = r"(?:\s*(?:/|of|von|de|sur)\s*\d{1,4})?"
 _NUMBERED_HEAD = re.compile(
-    r"(?P<first>\d{1,4})\s+(?P<after>\D*\w.*)|(?P<before>.*\w\D*)\s(?P<last>\d{1,4})"
+    rf"(?P<first>\d{{1,4}}|[ivxlc]{{1,7}}){_OF_ALL}\s+(?P<after>\D*\w.*)"
+    rf"|(?P<before>.*?\w\D*?)\s(?P<last>\d{{1,4}}|[ivxlc]{{1,7}}){_OF_ALL}"
 )
+_ROMAN_VALUES = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 _TITLE_RATIO = 1.6  # times the body: size of titles that may have more than two lines
 _HEADING_RATIO = 1.13  # times the body: minimum size of a heading
 _NEAR_RATIO = 0.91  # of the largest heading of a level; smaller ones start the next level
@@ -45,8 +52,13 @@ _MAX_HEADING = 160
 _LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"[.,;]\s*$")
 _LEADER = re.compile(r"(?:\. ?){4,}\s*\w{0,6}\s*$")  # dots to a page number
-_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_CUT_WORD = re.compile(rf"([^\W\d_]+)(?:{SOFT_HYPHEN}|-)\n([^\W\d_]+\S*)[ \n]?")
+_DOTS = re.compile(r"(?:[.…·_]\s?){3,}\W*(?:\d{1,4}|[ivxlc]{1,7})?\W*$")
+_ENTRY = re.compile(r"(?P<title>.*\w)\W*[\s.…·](?P<page>\d{1,4})\W*", re.DOTALL)
+_MIN_ENTRIES = 3  # lines that lead to the pages of their titles: a table of contents
+_SECTION_NUMBER = re.compile(r"\s*(?:[A-Z]|[IVX]+|\d+)(?:\.\d+)*[.):]?\s+")
+_LABEL = re.compile(r"[^\W\d_]{3,}\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?")  # "Chapter 5"
+_WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+_CUT_WORD = re.compile(rf"([^\W_]+)(?:{SOFT_HYPHEN}|-)\n([^\W_]+\S*)[ \n]?")
 
 
 @dataclass(slots=True)
@@ -108,22 +120,107 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
 def _find_numbered_heads(pages: Sequence[PdfPage], least: float) -> dict[int, str]:
     """Return the other words of marginal lines that hold their page's number, by ``id``.
 
-    Printed numbers count if they run beside the pages; lines in the type of headings do not.
+    Printed numbers, Arabic or Roman, count if they run beside the pages: on ``least`` pages, or on
+    three with the same words. Lines in the type of headings do not.
     """
     largest = _HEADING_RATIO * _measure_body_size(pages)
     found = [
-        (int(match["first"] or match["last"]) - page.number, block, match)
+        (_find_shift(match["first"] or match["last"], page.number), block, match)
         for page in pages
         for block in page.blocks
         if _may_repeat(block, page) and len(block.lines) == 1 and block.size < largest
         if (match := _NUMBERED_HEAD.fullmatch(block.text.strip()))
     ]
-    shifts = Counter(shift for shift, _, _ in found).most_common(1)
-    return {
-        id(block): (match["after"] or match["before"]).casefold()
+    heads = [
+        (shift, block, (match["after"] or match["before"]).casefold())
         for shift, block, match in found
-        if shifts[0][1] >= least and shift == shifts[0][0]
+    ]
+    usual = Counter(shift for shift, _, _ in heads).most_common(1)
+    alike = Counter((shift, words) for shift, _, words in heads)
+    return {
+        id(block): words
+        for shift, block, words in heads
+        if (usual[0][1] >= least and shift == usual[0][0]) or alike[shift, words] >= _MIN_PAGES
     }
+
+
+def _find_shift(numeral: str, page: int) -> tuple[bool, int]:
+    """Return whether a page's printed number is Roman, and by how much it exceeds the page."""
+    if numeral.isdigit():
+        return False, int(numeral) - page
+    values = [_ROMAN_VALUES[letter] for letter in numeral]
+    signed = [-one if one < after else one for one, after in pairwise([*values, 0])]
+    return True, sum(signed) - page
+
+
+def drop_contents(pages: Sequence[PdfPage]) -> int:
+    """Remove tables of contents; return the number of lines removed, their titles included.
+
+    A line of contents is a title and the number of the page on which that title stands by itself;
+    all printed numbers differ from the pages by one shift. Three such lines make a table of
+    contents. A paragraph or table of which most lines are such, or end in dots, is left out. A
+    list of goods and prices stays, since its numbers lead to no page.
+    """
+    places = _find_titles(pages)
+    lines = [
+        (page, block, _find_targets(text, places))
+        for page in pages
+        for block in page.blocks
+        for text in _list_lines(block)
+    ]
+    votes = Counter(
+        shift
+        for page, block, targets in lines
+        for shift, at in targets
+        if at != page.number or not page.is_marginal(block)  # else the page's own running head
+    )
+    ((shift, count),) = votes.most_common(1) or [(0, 0)]
+    if count < _MIN_ENTRIES:
+        return 0
+    known = Counter(id(block) for _, block, targets in lines if shift in dict(targets))
+    dropped = 0
+    for page in pages:
+        remaining: list[PageBlock] = []
+        for block in page.blocks:
+            texts = _list_lines(block)
+            marked = max(known[id(block)], sum(bool(_DOTS.search(text)) for text in texts))
+            if not known[id(block)] or 2 * marked <= len(texts):
+                remaining.append(block)
+                continue
+            dropped += len(texts)
+            if remaining and is_contents_title(remaining[-1].text):
+                dropped += len(remaining.pop().lines)
+        page.blocks = remaining
+    return dropped
+
+
+def _list_lines(block: PageBlock) -> list[str]:
+    if block.kind == "table":
+        return [" ".join(cell for cell in row if cell) for row in block.rows]
+    return [line.text for line in block.lines]
+
+
+def _find_titles(pages: Sequence[PdfPage]) -> dict[str, set[int]]:
+    """Return the pages of each short paragraph, by its letters and digits."""
+    places: dict[str, set[int]] = {}
+    for page in pages:
+        for block in page.blocks:
+            if block.kind != "table" and len(block.text) <= _MAX_HEADING:
+                for name in _name_titles(block.text):
+                    places.setdefault(name, set()).add(page.number)
+    return places
+
+
+def _name_titles(text: str) -> set[str]:
+    """Return the letters and digits of a title with and without its number."""
+    return {_compact(text), _compact(_SECTION_NUMBER.sub("", text, count=1))} - {""}
+
+
+def _find_targets(text: str, places: dict[str, set[int]]) -> set[tuple[int, int]]:
+    """Return the pages on which the title of a line stands, each after the shift to it."""
+    match = _ENTRY.fullmatch(text)
+    names = _name_titles(match["title"]) if match else ()
+    return {(at - int(match["page"]), at) for name in names if match for at in places.get(name, ())}
 
 
 def _compact(text: str) -> str:
@@ -135,6 +232,8 @@ def _may_repeat(block: PageBlock, page: PdfPage) -> bool:
 
 
 def _normalize_repeated(block: PageBlock) -> str:
+    if _PAGE_NUMBER.fullmatch(block.text):
+        return "#"
     text = _NUMBER.sub("#", " ".join(block.text.split()).casefold())
     return _ROMAN.sub("#", text)
 
@@ -149,6 +248,29 @@ def _measure_body_size(pages: Sequence[PdfPage]) -> float:
             for row in block.rows:
                 sizes[round(block.size * 2) / 2] += sum(map(len, row))
     return sizes.most_common(1)[0][0] if sizes else 0.0
+
+
+def join_heading_labels(pages: Sequence[PdfPage]) -> None:
+    """Join a label of a word and a number, as "Chapter 5", to the heading directly below it."""
+    body = _measure_body_size(pages)
+    for page in pages:
+        blocks: list[PageBlock] = []
+        for block in page.blocks:
+            above = blocks[-1] if blocks else None
+            if (
+                above
+                and all(
+                    one.kind == "p" and _looks_like_heading(one, body) for one in (above, block)
+                )
+                and _LABEL.fullmatch(above.text)
+                and not _LABEL.fullmatch(block.text)
+                and block.size >= _NEAR_RATIO * above.size
+            ):
+                blocks.pop()
+                block.lines[:0] = above.lines
+                block.top = above.top
+            blocks.append(block)
+        page.blocks = blocks
 
 
 HeadingStyle = tuple[float, bool]
@@ -287,14 +409,19 @@ class DocumentVocabulary:
         self._known: set[str] = set()
         for page in pages:
             for block in page.blocks:
+                is_cut = False
                 for line in block.lines:
-                    self._known.update(_WORD.findall(line.text.casefold())[:-1])
+                    words = _WORD.findall(line.text.casefold())[is_cut:]
+                    is_cut = line.text.endswith((SOFT_HYPHEN, "-"))
+                    for word in words[:-1] if is_cut else words:
+                        self._known.add(word)
+                        self._known.update(map("-".join, pairwise(word.split("-"))))
 
     def mend(self, text: str) -> str:
         """Return text with hyphenated words joined.
 
-        The hyphen stays where the document elsewhere writes it, or writes both halves as words but
-        never the joined word.
+        The hyphen stays beside a digit and where the document elsewhere writes it, or writes both
+        halves as words; but never where it writes the joined word.
         """
         if SOFT_HYPHEN not in text and "-\n" not in text:
             return text
@@ -309,7 +436,9 @@ class DocumentVocabulary:
         first, second = match.group(1), match.group(2)
         word = _WORD.match(second)
         left, right = first.casefold(), (word.group() if word else second).casefold()
+        right = right.split("-")[0]
         is_known = f"{left}-{right}" in self._known or second[0].isupper()
         both = left in self._known and right in self._known and min(len(left), len(right)) >= 4
-        keeps = is_known or (both and left + right not in self._known)
+        is_number = first[-1].isdigit() or second[0].isdigit()
+        keeps = is_number or ((is_known or both) and left + right not in self._known)
         return f"{first}{'-' if keeps else ''}{second}\n"

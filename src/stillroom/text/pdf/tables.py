@@ -144,8 +144,8 @@ def _wrapped_column(
 
 
 def _join_cell_texts(old: str, new: str) -> str:
-    if old.endswith(SOFT_HYPHEN):
-        return old[:-1] + new
+    if old.endswith((SOFT_HYPHEN, "-")):
+        return f"{old}\n{new}"  # for the document's vocabulary to resolve
     return f"{old} {new}".strip()
 
 

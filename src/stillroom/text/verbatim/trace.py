@@ -37,7 +37,13 @@ from stillroom.provenance.sources import (
     list_ancestors,
     locate_document,
 )
-from stillroom.records import Document, Record, find_record_file, read_records
+from stillroom.records import (
+    Document,
+    Record,
+    describe_place,
+    find_record_file,
+    read_records,
+)
 from stillroom.text.unicode import locate_words
 from stillroom.text.verbatim.suffix_index import (
     IndexedText,
@@ -84,6 +90,12 @@ class DocumentMatch:
     places: int
     index: _Folder
     notes: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """Its path with the bytes or the page, in words."""
+        ends = self.byte_start, self.byte_end
+        return describe_place(self.path, *ends, self.pages, is_exact=self.is_exact)
 
 
 @dataclass(frozen=True, slots=True)

@@ -610,3 +610,101 @@ def test_a_table_of_contents_names_neither_the_file_nor_sections():
     document = read(paper)
     assert [one.title for one in document.headings] == ["Contents", "Introduction"]
     assert document.title == "a"
+
+
+CHAPTERS = ("Where the water comes from", "How malt is dried", "Peat", "What the still does", "Age")
+
+
+def book(entry, *, gap=0, dots=24):
+    """Return a book of chapters, each on a page of its own after the contents on the first."""
+    paper = Paper().page().text(72, 740, "Contents", 16, 1)
+    for number, title in enumerate(CHAPTERS, 1):
+        paper.text(72, 700 - 14 * number, entry(number, title) + " ." * dots)
+        paper.text(450 + gap, 700 - 14 * number, str(number))
+    for number, title in enumerate(CHAPTERS, 1):
+        paper.page().text(72, 700, f"{number} {title}", 16, 1)
+        paper.lines(72, 660, [f"Text {'abcde'[number - 1]} of the chapter says something", "more."])
+    return paper
+
+
+@pytest.mark.parametrize("dots", [0, 24, 40])
+def test_tables_of_contents_are_left_out_and_counted(dots):
+    document = read(book("{} {}".format, dots=dots))
+    assert document.text.startswith("# 1 Where the water")
+    assert document.metadata["contents_lines_left_out"] == 6
+    assert document.text.count("How malt is dried") == 1
+    assert " . ." not in document.text
+
+
+def test_a_price_list_with_dots_stays_though_its_goods_are_headings():
+    paper = Paper().page().text(72, 740, "Prices", 16, 1)
+    prices = (120, 45, 300, 7, 61)
+    for number, (title, price) in enumerate(zip(CHAPTERS, prices, strict=True)):
+        paper.text(72, 700 - 14 * number, title + " ." * 24).text(
+            450, 700 - 14 * number, str(price)
+        )
+    for title in CHAPTERS:
+        paper.page().text(72, 700, title, 16, 1).lines(72, 660, ["A line of text.", "Another."])
+    document = read(paper)
+    assert "contents_lines_left_out" not in document.metadata
+    assert all(title in document.text.partition("A line")[0] for title in CHAPTERS)
+    assert "300" in document.text
+
+
+def test_heads_whose_numbers_run_beside_a_few_pages_are_left_out():
+    numbers = ["ii", "iii", "iv", *(f"{page} / 20" for page in range(1, 21))]
+    paper = Paper().page().text(72, 500, "A History of Malt", 24, 1)
+    for at, number in enumerate(numbers):
+        paper.page().text(72, 770, f"A History of Malt {number}", 9)
+        paper.lines(72, 700, [f"Sheet {'abcdefghijklmnopqrstuvw'[at]} has its own words,", "too."])
+    text = read(paper).text
+    assert text.count("A History of Malt") == 1
+    assert "Sheet a has" in text
+    assert "Sheet w has" in text
+
+
+def test_lone_roman_numbers_of_pages_are_left_out():
+    paper = Paper()
+    for word, number in zip(
+        ("oak", "ash", "elm", "fir", "yew"), ("i", "ii", "1", "2", "3"), strict=True
+    ):
+        paper.page().lines(72, 700, [f"A page on {word}, which has its own", f"{word}."])
+        paper.text(300, 30, number)
+    text = read(paper).text
+    assert text.endswith("which has its own\nyew.")
+    assert text.split("\n\n")[1].startswith("A page on ash")
+
+
+def test_a_hyphen_stays_at_a_line_end_where_the_document_has_the_word_with_it():
+    lines = [
+        "The ports are now named kfreebsd-i386, kfreebsd-",
+        "amd64 and some other names that nobody has used since",
+        "then. Two new ports, kfreebsd-i386 and kfreebsd-amd64",
+        "were read on the same day as the other archi-",
+        "tecture was.",
+    ]
+    text = read(Paper().page().lines(72, 700, lines)).text
+    assert text.count("kfreebsd-amd64") == 2
+    assert "architecture\nwas" in text
+
+
+def test_a_word_that_a_page_end_cut_is_joined_on_the_first_page():
+    paper = Paper().page().lines(72, 700, ["The tool dpkg-deb is old. A format was made by dpkg-"])
+    paper.page().lines(72, 700, ["deb and dropped after a correspond-", "ing vote of all of them."])
+    document = read(paper)
+    assert "made by dpkg-deb\nand dropped after a corresponding\nvote" in document.text
+    at = document.text.index("dpkg-deb\n")
+    assert document.locate(at, at + 8).pages == (1,)
+    at = document.text.index("and dropped")
+    assert document.locate(at, at + 8).pages == (2,)
+
+
+def test_raised_signs_of_footnotes_are_parted_from_words():
+    line = "It was voted by half of the developers"
+    end = 72 + 6 * len(line)  # Courier of 10 points
+    paper = Paper().page().text(72, 700, line, 10, 2).text(end, 704, "1", 6, 2)
+    paper.text(end + 3.6, 700, ", over 5 km", 10, 2).text(end + 3.6 + 66, 704, "2", 6, 2)
+    paper.text(72, 60, "1", 6).text(75.4, 56, "In elections the number had been lower.", 9)
+    text = read(paper).text
+    assert "the developers ¹, over 5 km²" in text
+    assert "¹ In elections" in text
