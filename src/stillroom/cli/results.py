@@ -146,7 +146,7 @@ def _print_untrained(artifact: Artifact) -> None:
         )
 
         reader = BUILTIN_READER if answer["reader"] in skipped else answer["reader"]
-        by = "the packaged reader" if reader == BUILTIN_READER else reader
+        by = "the program's own reader" if reader == BUILTIN_READER else reader
         try:
             open_reader(reader)
         except CheckpointError as error:

@@ -347,7 +347,7 @@ def collect_decision(
     """Return the line of the step that decided whether the result is worth using, and its notes.
 
     An export that failed its gate comes before it. The line of a comparison of readers says what
-    ``ask`` uses.
+    answers.
     """
     from stillroom.rag.evaluation.reader_decision import READER_HEAD
 
@@ -361,7 +361,7 @@ def collect_decision(
     if not lines:
         return {}
     if "reader" in answer and lines[-1].startswith(READER_HEAD):
-        lines[-1] = f"`ask` uses {lines[-1].removeprefix(READER_HEAD)}"
+        lines[-1] = f"Answers come from {lines[-1].removeprefix(READER_HEAD)}"
     sentences = [*refused, *([] if lines[-1] in refused else lines[-1:])]
     notes = {"notes": list(decided[-1]["notes"])} if decided[-1].get("notes") else {}
     return {"decision": " ".join(sentences), **notes}
@@ -381,8 +381,8 @@ def _collect_judgments(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
 _DIGEST_DIGITS = 12
 _UNTRAINED_REPORT = (
     "The steps below found too little, so nothing was learned from these documents. The index can "
-    "still answer: by quoting sentences that the packaged reader selects (or word overlap, if that "
-    "cannot be opened), or, on request, in the words of the untuned model."
+    "still answer: by quoting sentences that the program's own reader selects (or word search, if "
+    "that cannot be opened), or, on request, in the words of the untuned model."
 )
 _EMPTY_REPORT = (
     "No document could be used, so the index is empty, nothing was learned, and every question is "

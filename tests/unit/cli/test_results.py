@@ -361,7 +361,7 @@ def test_a_figure_that_was_not_measured_is_told_as_that(tmp_path):
     ("answer", "skipped", "told"),
     [
         ({"reader": "reader"}, "report", ""),
-        ({"reader": "reader"}, "reader", "by the packaged reader: nothing was trained"),
+        ({"reader": "reader"}, "reader", "by the program's own reader: nothing was trained"),
         (
             {"reader": "builtin:overlap", "trained_reader": "reader"},
             "reader",

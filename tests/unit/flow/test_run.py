@@ -216,19 +216,19 @@ def test_people_questions_are_used_where_no_record_is_kept(tmp_path, too_little)
     skipped = artifact.details["skipped"]
     assert skipped.keys() == {"records", "reader"}
     assert "needs" not in skipped["reader"]  # its own reason: it had the questions
-    assert artifact.details["decision"].startswith("`ask` uses the packaged reader. It ")
+    assert artifact.details["decision"].startswith("Answers come from ")
     assert "nothing was learned" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_reader_that_won_is_named_beside_the_step_that_trained(tmp_path, monkeypatch):
-    line = "Reader: word overlap. It is more often right."
+    line = "Reader: word search. It is more often right."
     details = {"decision": {"line": line, "reader": "builtin:overlap", "notes": ["Generated."]}}
     artifacts = {"report": Artifact("report", (), details=details)}
     recipe = read_make_recipe(tmp_path)
     described = FlowRun(recipe, tmp_path / "run", None)._describe_answer(artifacts)
     assert (described["reader"], described["trained_reader"]) == ("builtin:overlap", "reader")
     told = collect_decision(artifacts, described)
-    assert told["decision"] == "`ask` uses word overlap. It is more often right."
+    assert told["decision"] == "Answers come from word search. It is more often right."
     assert told["notes"] == ["Generated."]
 
 
