@@ -38,15 +38,16 @@ __all__ = [
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _METRIC_NAMES = {
-    "right": "answer accuracy",
+    "right": "accuracy on all questions, rightly silent included",
     "f1": "token F1",
     "em": "exact match",
-    "holds": "accuracy at equal coverage",
+    "holds": "accuracy on answerable questions at equal coverage",
     "wrong": "error rate at equal coverage",
     "silent_answerable": "abstention on answerable questions",
     "silent_unanswerable": "abstention on unanswerable questions",
     "cited": "citation precision",
-    "served_holds": "accuracy as served",
+    "served_holds": "accuracy on answerable questions, as served",
+    "served_first": "first quote right, as served",
     "served_silent": "abstention on answerable questions, as served",
     "served_silent_unanswerable": "abstention on unanswerable questions, as served",
     "cpu_s_a_question": "CPU seconds per question",

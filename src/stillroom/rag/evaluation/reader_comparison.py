@@ -88,8 +88,12 @@ __all__ = [
 _ANY_MARGIN = 1e9
 _RIGHT_F1 = 0.5
 _TABULATED = (
-    *("served_holds", "served_silent", "served_silent_unanswerable"),
+    *("served_holds", "served_first", "served_silent", "served_silent_unanswerable"),
     *("holds", "wrong", "silent_answerable", "silent_unanswerable", "cited"),
+)
+_UNASKED = (
+    "Abstention without the documents that answer is not measured: no evidence was found, or the "
+    "index holds no other documents."
 )
 _SHOWN_ANSWERS = 10
 _SHOWN_CHARACTERS = 240
@@ -205,10 +209,19 @@ def probe_silence(
     by_model = select_model_questions(questions, limit, recipe.seed)
     twins = find_twins(recipe)
     probes: dict[tuple[str, str], SilenceProbe] = {}
+    probed = {
+        question.id
+        for question in questions
+        if question.is_answerable and any(place.passages for place in locations[question.id])
+        if _hide_documents(index, locations[question.id]) is not None
+    }
+    if not probed:
+        job.say(_UNASKED)
+        return {}
     keys = {
         (arm.name, question.id): make_key(recipe, arm, question, index, model)
         for question in questions
-        if question.is_answerable and any(place.passages for place in locations[question.id])
+        if question.id in probed
         for arm in arms
         if arm.name not in twins and (arm.name != BASE_ARM or question.id in by_model)
     }
@@ -219,8 +232,7 @@ def probe_silence(
             asked = [arm for arm in arms if (arm.name, question.id) in keys]
             others = _hide_documents(index, locations[question.id]) if asked else None
             for arm in asked:
-                if others is None:
-                    break
+                assert others is not None  # noqa: S101  # so it is probed
                 key = keys[arm.name, question.id]
                 if key not in journal:
                     job.check_cancelled()
@@ -326,6 +338,11 @@ def _compare_arm(
         holds,
         {row.question.id: _holds(row.question, served[row.question.id]) for row in answerable},
         frozenset(name for name, reading in served.items() if reading.abstained),
+        {
+            row.question.id: _holds(row.question, served[row.question.id].cut_to_first_quote())
+            for row in answerable
+            if is_reader
+        },
     )
 
 
@@ -416,7 +433,7 @@ def add_comparison(
         "settings instead. Accuracy: share of answers that hold the right words; error rate: of "
         "answers without them; abstention: of no answer. Unanswerable: asked of the index without "
         "the documents that answer. Citation precision: share of the citations that support their "
-        "sentence. 95 % intervals over questions." + same,
+        "sentence. 95 % intervals over questions." + same + ("" if probes else f" {_UNASKED}"),
         table=tabulate_arms(report, comparison),
     )
     report.section(
@@ -474,6 +491,7 @@ def measure_arm(comparison: ArmComparison, arm: str) -> list[Metric]:
         measure("wrong", [1.0 - quiet[name] - value for name, value in side.holds.items()]),
         measure("silent_answerable", list(quiet.values())),
         measure("served_holds", list(side.served.values())),
+        *([measure("served_first", list(side.served_first.values()))] * bool(side.served_first)),
         measure("served_silent", [float(name in side.served_silent) for name in side.served]),
         *([measure("silent_unanswerable", unanswerable)] if unanswerable else []),
         *(

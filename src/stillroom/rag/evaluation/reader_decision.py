@@ -121,8 +121,9 @@ class ComparedArm:
     """Answers of one arm, with where it is silent, and whether each answer holds the right words.
 
     ``threshold`` is the probability below which it is silent; 0 if it decides itself. ``served``
-    tells of each answerable question whether the answer as the arm is served holds the words, and
-    ``served_silent`` where it is silent then.
+    tells of each answerable question whether the answer as the arm is served holds the words,
+    ``served_silent`` where it is silent then, and ``served_first`` whether its first quote does
+    (the model quotes nothing).
     """
 
     rows: Sequence[GradedAnswer]
@@ -131,6 +132,7 @@ class ComparedArm:
     holds: Mapping[str, float]
     served: Mapping[str, float]
     served_silent: frozenset[str]
+    served_first: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

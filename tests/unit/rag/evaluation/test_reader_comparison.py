@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 from contextlib import closing
 from dataclasses import replace
@@ -99,8 +98,12 @@ def test_better_than_no_model_is_to_be_used():
     assert report.sections[0].table.columns == ("", *named)
     assert report.sections[2].table.columns[2:] == named
     shown = [row[0] for row in report.sections[0].table.rows]
-    assert all("as served" in name for name in shown[1:4])
-    assert shown[4:6] == ["accuracy at equal coverage", "error rate at equal coverage"]
+    assert all("as served" in name for name in shown[1:5])
+    assert shown[2] == "first quote right, as served"
+    assert shown[5:7] == [
+        "accuracy on answerable questions at equal coverage",
+        "error rate at equal coverage",
+    ]
     assert not any("_" in name for name in shown)
     assert not any(" arm" in one.text or "arm" in one.table.columns for one in report.sections[:2])
 
@@ -176,6 +179,17 @@ def test_others_are_silent_as_often_as_the_first_where_they_are_least_sure():
     for arm in ("owned", "sentence"):
         parts = ("holds", "wrong", "silent_answerable")
         assert sum(figures[f"reader/{arm}/{part}"] for part in parts) == pytest.approx(1)
+
+
+def test_an_answer_that_is_right_in_its_second_quote_opens_with_a_wrong_one():
+    questions = [JudgedQuestion(f"{at}", "Where?", ("Bordeaux",)) for at in range(25)]
+    text = "It was in Hsinchu. [1]\nIt was in Bordeaux. [2]"
+    late = [answer(question, text, quotes=2) for question in questions]
+    report, _ = compare(owned=late, base=late)
+    assert report.metrics["reader/owned/served_holds"].value == 1
+    assert report.metrics["reader/owned/served_first"].value == 0
+    row = next(one for one in report.sections[1].table.rows if one[0].startswith("first quote"))
+    assert row[1:] == ("0.00 [0.00, 0.14] (n=25)", "not measured")  # the model quotes nothing
 
 
 def test_a_headline_says_how_often_the_reader_is_silent_without_an_answer():
