@@ -7,9 +7,11 @@ dark mode, print and screen readers. All text is escaped. Rendering computes no 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 
+_OPTION = re.compile(r"(?<!\S)--[\w-]+")
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _METRIC_NAMES = {
     "right": "accuracy on all questions, rightly silent included",
@@ -309,18 +312,24 @@ def _open_template() -> Template:
     environment = open_templates("stillroom.evaluate")
     environment.filters |= {
         "metric": lambda name, known: known.get(name),
+        "keep_options": _keep_options,
         "chart": lambda chart: render_line_chart(_parse(LineChart, chart)),
         "plot": lambda plot: render_plot(_parse(Plot, plot)),
     }
     environment.globals |= {
         "count_range": _count_range,
         "describe_ends": _describe_ends,
-        "describe_metric": describe_metric,
+        "describe": lambda metric: metric.get("label") or describe_metric(metric["name"]),
         "format_interval": _format_interval,
         "format_value": format_value,
         "list_notes": _list_notes,
     }
     return environment.get_template("report.html")
+
+
+def _keep_options(text: str) -> str:
+    """Return a text escaped, in which no line ends within a command's option."""
+    return _OPTION.sub(r'<span class="option">\g<0></span>', escape(text))
 
 
 def _describe_ends(metric: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ from stillroom.provenance import (
     read_artifact,
 )
 from stillroom.provenance.artifact import describe_host, list_installed_versions
+from stillroom.provenance.signing import SIGNATURE_FILE
 from stillroom.provenance.signing.artifacts import LOCK_FILE
 from stillroom.recipes import dump_recipe
 
@@ -296,7 +298,11 @@ class FlowRun:
         )
         write_manifest(self.out, artifact, sign=False)
         remove_other_steps(self.out, done.values())
-        sign_if_configured(self.out)
+        if not sign_if_configured(self.out) and (self.out / SIGNATURE_FILE).is_file():
+            self.reporter.warn(
+                f"{self.out} was made again after it was signed, so its signature no longer holds; "
+                f"sign it again: stillroom sign {shlex.quote(str(self.out))} --key YOUR.key"
+            )
         return artifact
 
     def _describe_answer(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:

@@ -57,7 +57,8 @@ class Metric:
     """A measured value with its 95 % interval, number of units and unit of measure.
 
     ``low`` and ``high`` are NaN where no interval can be given; ``note`` then has the reason.
-    ``p_value`` is that of a difference of yes-or-no pairs of which few differ, else NaN.
+    ``p_value`` is that of a difference of yes-or-no pairs of which few differ, else NaN. ``label``
+    is what a page calls it, if not by its name.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Metric:
     unit: str = ""
     note: str = ""
     p_value: float = math.nan
+    label: str = ""
 
     @property
     def is_few(self) -> bool:
@@ -95,6 +97,7 @@ class Metric:
             "unit": self.unit,
             **({"note": self.note} if self.note else {}),
             **({"p_value": self.p_value} if math.isfinite(self.p_value) else {}),
+            **({"label": self.label} if self.label else {}),
         }
 
     @classmethod
@@ -104,8 +107,8 @@ class Metric:
             math.nan if data.get(key) is None else float(data[key])
             for key in ("value", "low", "high", "p_value")
         )
-        unit, note = data.get("unit", ""), data.get("note", "")
-        return cls(data["name"], value, low, high, data["n"], unit, note, p_value)
+        unit, note, label = (data.get(key, "") for key in ("unit", "note", "label"))
+        return cls(data["name"], value, low, high, data["n"], unit, note, p_value, label)
 
 
 def warn_small_sample(count: int, unit: str, units: str = "") -> str:
