@@ -402,7 +402,7 @@ def add_comparison(
     is a sentence that limits the decision.
     """
     comparison = build_comparison(recipe, graded, probes)
-    compared, first = comparison.arms, comparison.first
+    first = comparison.first
     differences, served = comparison.find_differences(), comparison.find_differences(served=True)
     decision = decide_reader(
         comparison, differences, is_synthetic=is_synthetic, trained=trained, caveat=caveat
@@ -412,9 +412,8 @@ def add_comparison(
         *(f"/{decision.arm}/{name}" for name in ("served_first", "served_silent_unanswerable")),
     )
     report.headlines.clear()
-    for arm in compared:
-        for metric in measure_arm(comparison, arm):
-            report.add(metric, is_headline=metric.name.endswith(headlines))
+    for metric in (one for arm in comparison.arms for one in measure_arm(comparison, arm)):
+        report.add(metric, is_headline=metric.name.endswith(headlines))
     seconds = [row.reading.cpu_seconds for row in graded[first]]
     cost = bootstrap(seconds, seed=recipe.seed, name="reader/cpu_s_a_question", unit="s")
     for metric in (cost, *differences.values()):
@@ -432,11 +431,11 @@ def add_comparison(
         f"All answer the same questions from the same passages. {own[0].upper()}{own[1:]} answers "
         "as it is served; the other readers quote as many sentences and are silent on as many "
         "answerable questions; what the generating model wrote is cut to as many words, silent "
-        f"where {own} is (equal coverage). As served: each with its own "
-        "settings instead. Accuracy: share of answers that hold the right words; error rate: of "
-        "answers without them; abstention: of no answer. Unanswerable: asked of the index without "
-        "the documents that answer. Citation precision: share of the citations that support their "
-        "sentence. 95 % intervals over questions." + same + ("" if probes else f" {_UNASKED}"),
+        f"where {own} is (equal coverage). As served: each with its own settings. Accuracy: share "
+        "of answers that hold the right words; error rate: of answers without them; abstention: of "
+        "no answer. Unanswerable: asked of the index without the documents that answer. Citation "
+        "precision: share of the citations that support their sentence. 95 % intervals over "
+        "questions." + same + ("" if probes else f" {_UNASKED}"),
         table=tabulate_arms(report, comparison),
     )
     report.section(
