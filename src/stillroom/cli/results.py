@@ -34,6 +34,7 @@ _MAIN_METRICS = (
         f"reader/{arm}/{figure}"
         for figure, arms in (
             ("served_holds", ("owned", "packaged", "sentence", "base")),
+            ("served_first", ("owned", "packaged", "sentence")),
             ("served_silent_unanswerable", ("owned", "packaged", "sentence")),
             ("holds", ("owned", "packaged", "sentence", "base")),
         )
@@ -90,8 +91,11 @@ def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
         print_text("answers  nothing: no document could be used, so the index is empty")
     else:
         _print_untrained(artifact)
-    seconds = artifact.details.get("seconds", {}).items()
-    took = ", ".join(f"{name} {value:.0f} s" for name, value in seconds)
+    reused = artifact.details.get("reused") or ()
+    took = ", ".join(
+        f"{name} {'kept' if name in reused else f'{value:.0f} s'}"
+        for name, value in artifact.details.get("seconds", {}).items()
+    )
     print_text(f"\ntook     {took}" if took else "")
     print_text(f"report   {out / 'report.html'}")
     _print_next(out, can_answer=bool(artifact.details.get("answer")))
@@ -146,7 +150,7 @@ def _print_untrained(artifact: Artifact) -> None:
         )
 
         reader = BUILTIN_READER if answer["reader"] in skipped else answer["reader"]
-        by = "the packaged reader" if reader == BUILTIN_READER else reader
+        by = "the program's own reader" if reader == BUILTIN_READER else reader
         try:
             open_reader(reader)
         except CheckpointError as error:

@@ -7,9 +7,11 @@ dark mode, print and screen readers. All text is escaped. Rendering computes no 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +38,19 @@ __all__ = [
 ]
 
 
+_OPTION = re.compile(r"(?<!\S)--[\w-]+")
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _METRIC_NAMES = {
-    "right": "answer accuracy",
+    "right": "accuracy on all questions, rightly silent included",
     "f1": "token F1",
     "em": "exact match",
-    "holds": "accuracy at equal coverage",
+    "holds": "accuracy on answerable questions at equal coverage",
     "wrong": "error rate at equal coverage",
     "silent_answerable": "abstention on answerable questions",
     "silent_unanswerable": "abstention on unanswerable questions",
     "cited": "citation precision",
-    "served_holds": "accuracy as served",
+    "served_holds": "accuracy on answerable questions, as served",
+    "served_first": "first quote right, as served",
     "served_silent": "abstention on answerable questions, as served",
     "served_silent_unanswerable": "abstention on unanswerable questions, as served",
     "cpu_s_a_question": "CPU seconds per question",
@@ -308,18 +312,24 @@ def _open_template() -> Template:
     environment = open_templates("stillroom.evaluate")
     environment.filters |= {
         "metric": lambda name, known: known.get(name),
+        "keep_options": _keep_options,
         "chart": lambda chart: render_line_chart(_parse(LineChart, chart)),
         "plot": lambda plot: render_plot(_parse(Plot, plot)),
     }
     environment.globals |= {
         "count_range": _count_range,
         "describe_ends": _describe_ends,
-        "describe_metric": describe_metric,
+        "describe": lambda metric: metric.get("label") or describe_metric(metric["name"]),
         "format_interval": _format_interval,
         "format_value": format_value,
         "list_notes": _list_notes,
     }
     return environment.get_template("report.html")
+
+
+def _keep_options(text: str) -> str:
+    """Return a text escaped, in which no line ends within a command's option."""
+    return _OPTION.sub(r'<span class="option">\g<0></span>', escape(text))
 
 
 def _describe_ends(metric: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ from stillroom.provenance import (
     read_artifact,
 )
 from stillroom.provenance.artifact import describe_host, list_installed_versions
+from stillroom.provenance.signing import SIGNATURE_FILE
 from stillroom.provenance.signing.artifacts import LOCK_FILE
 from stillroom.recipes import dump_recipe
 
@@ -296,7 +298,11 @@ class FlowRun:
         )
         write_manifest(self.out, artifact, sign=False)
         remove_other_steps(self.out, done.values())
-        sign_if_configured(self.out)
+        if not sign_if_configured(self.out) and (self.out / SIGNATURE_FILE).is_file():
+            self.reporter.warn(
+                f"{self.out} was made again after it was signed, so its signature no longer holds; "
+                f"sign it again: stillroom sign {shlex.quote(str(self.out))} --key YOUR.key"
+            )
         return artifact
 
     def _describe_answer(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
@@ -347,7 +353,7 @@ def collect_decision(
     """Return the line of the step that decided whether the result is worth using, and its notes.
 
     An export that failed its gate comes before it. The line of a comparison of readers says what
-    ``ask`` uses.
+    answers.
     """
     from stillroom.rag.evaluation.reader_decision import READER_HEAD
 
@@ -361,7 +367,7 @@ def collect_decision(
     if not lines:
         return {}
     if "reader" in answer and lines[-1].startswith(READER_HEAD):
-        lines[-1] = f"`ask` uses {lines[-1].removeprefix(READER_HEAD)}"
+        lines[-1] = f"Answers come from {lines[-1].removeprefix(READER_HEAD)}"
     sentences = [*refused, *([] if lines[-1] in refused else lines[-1:])]
     notes = {"notes": list(decided[-1]["notes"])} if decided[-1].get("notes") else {}
     return {"decision": " ".join(sentences), **notes}
@@ -381,8 +387,8 @@ def _collect_judgments(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
 _DIGEST_DIGITS = 12
 _UNTRAINED_REPORT = (
     "The steps below found too little, so nothing was learned from these documents. The index can "
-    "still answer: by quoting sentences that the packaged reader selects (or word overlap, if that "
-    "cannot be opened), or, on request, in the words of the untuned model."
+    "still answer: by quoting sentences that the program's own reader selects (or word search, if "
+    "that cannot be opened), or, on request, in the words of the untuned model."
 )
 _EMPTY_REPORT = (
     "No document could be used, so the index is empty, nothing was learned, and every question is "

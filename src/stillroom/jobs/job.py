@@ -566,8 +566,8 @@ def _is_artifact(path: Path) -> bool:
     return False
 
 
-def sign_if_configured(folder: Path) -> None:
-    """Sign a finished folder if a key is configured.
+def sign_if_configured(folder: Path) -> bool:
+    """Sign a finished folder if a key is configured; return whether it is signed now.
 
     Raises:
         DataError: If the configured key cannot be read.
@@ -575,3 +575,4 @@ def sign_if_configured(folder: Path) -> None:
     signer = find_configured_key()
     if signer is not None:
         sign_artifact(folder, signer)
+    return signer is not None

@@ -358,6 +358,12 @@ def test_a_run_tells_how_often_each_reader_is_silent_without_an_answer(tmp_path)
     assert len({line.index("0.5") for line in lines[:6]}) == 1
 
 
+def test_a_step_that_was_kept_took_nothing(tmp_path):
+    details = {"seconds": {"index": 52.8, "report": 421.0}, "reused": ["index"]}
+    lines = said(print_run, tmp_path, replace(write_report(tmp_path), details=details))
+    assert "took     index kept, report 421 s" in lines
+
+
 def test_a_figure_that_was_not_measured_is_told_as_that(tmp_path):
     artifact = write_report(tmp_path, ("reader/owned/holds", None, None, None, ""))
     assert "reader/owned/holds                 not measured (n=4)" in said(
@@ -369,7 +375,7 @@ def test_a_figure_that_was_not_measured_is_told_as_that(tmp_path):
     ("answer", "skipped", "told"),
     [
         ({"reader": "reader"}, "report", ""),
-        ({"reader": "reader"}, "reader", "by the packaged reader: nothing was trained"),
+        ({"reader": "reader"}, "reader", "by the program's own reader: nothing was trained"),
         (
             {"reader": "builtin:overlap", "trained_reader": "reader"},
             "reader",

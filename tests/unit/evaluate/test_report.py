@@ -151,5 +151,13 @@ def test_the_page_calls_a_metric_by_its_name_in_the_field_beside_its_key(tmp_pat
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "abstention on unanswerable questions" in page
     assert '<div class="note">reader/owned/silent_unanswerable</div>' in page
+    # or by its label, and no line of text ends within an option
+    report.summary = "Run `<stillroom>` make --questions FILE."
+    report.add(Metric("reader/a/holds", 1.0, n=4, label="word search: accuracy"), is_headline=True)
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<span class="name">word search: accuracy</span>' in page
+    assert '&lt;stillroom&gt;` make <span class="option">--questions</span> FILE.' in page
+    assert Report.read(tmp_path).metrics["reader/a/holds"].label == "word search: accuracy"
     assert describe_metric("a/evidence_recall@10") == "a/evidence recall@10"
     assert describe_metric("loss") == "loss"

@@ -8,7 +8,14 @@ from stillroom.flow.make import read_make_recipe, run_make
 from stillroom.flow.opening import find_checkpoint, find_reader, open_run, set_reader
 from stillroom.flow.pipeline import FlowRun, collect_decision
 from stillroom.flow.run import run_recipe
+from stillroom.jobs.progress import LineReporter
 from stillroom.provenance import Artifact, read_artifact
+from stillroom.provenance.signing import (
+    KEY_VARIABLE,
+    create_key_pair,
+    load_signing_key,
+    sign_artifact,
+)
 from stillroom.provenance.verify import verify_artifact
 from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.generation.refusals import REFUSAL
@@ -216,19 +223,19 @@ def test_people_questions_are_used_where_no_record_is_kept(tmp_path, too_little)
     skipped = artifact.details["skipped"]
     assert skipped.keys() == {"records", "reader"}
     assert "needs" not in skipped["reader"]  # its own reason: it had the questions
-    assert artifact.details["decision"].startswith("`ask` uses the packaged reader. It ")
+    assert artifact.details["decision"].startswith("Answers come from ")
     assert "nothing was learned" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_reader_that_won_is_named_beside_the_step_that_trained(tmp_path, monkeypatch):
-    line = "Reader: word overlap. It is more often right."
+    line = "Reader: word search. It is more often right."
     details = {"decision": {"line": line, "reader": "builtin:overlap", "notes": ["Generated."]}}
     artifacts = {"report": Artifact("report", (), details=details)}
     recipe = read_make_recipe(tmp_path)
     described = FlowRun(recipe, tmp_path / "run", None)._describe_answer(artifacts)
     assert (described["reader"], described["trained_reader"]) == ("builtin:overlap", "reader")
     told = collect_decision(artifacts, described)
-    assert told["decision"] == "`ask` uses word overlap. It is more often right."
+    assert told["decision"] == "Answers come from word search. It is more often right."
     assert told["notes"] == ["Generated."]
 
 
@@ -257,3 +264,19 @@ steps:
     assert read_artifact(tmp_path / "run" / second[0]).details["documents"] == 1
     assert first[0] != second[0]  # of other settings, and the same bytes
     assert verify_artifact(tmp_path / "run") == []
+
+
+def test_a_signed_run_that_is_made_again_says_that_its_signature_no_longer_holds(
+    tmp_path, too_little, capsys, monkeypatch
+):
+    out, again = tmp_path / "run", "its signature no longer holds; sign it again: stillroom sign "
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    run_make(tmp_path / "documents", out, overrides=too_little, reporter=LineReporter())
+    private, _ = create_key_pair(tmp_path / "me")
+    sign_artifact(out, load_signing_key(private))
+    capsys.readouterr()
+    run_make(tmp_path / "documents", out, overrides=too_little, reporter=LineReporter())
+    assert f"{again}{out} --key" in capsys.readouterr().err
+    monkeypatch.setenv(KEY_VARIABLE, str(private))
+    run_make(tmp_path / "documents", out, overrides=too_little, reporter=LineReporter())
+    assert again not in capsys.readouterr().err

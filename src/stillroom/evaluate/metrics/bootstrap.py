@@ -1,9 +1,11 @@
 """Bootstrap confidence intervals (BCa), paired differences, and randomization (significance) tests.
 
-Intervals are BCa bootstrap: percentiles corrected for bias and skew. Where the data is too small
-for an interval, it is NaN (null in JSON), and ``note`` has the reason. Resampling few yes-or-no
-pairs that differ is too sure of them (3 of 22 on one side give an interval above 0, as a fair coin
-does once in four times), so fewer than 25 of them also have to pass the exact test of McNemar.
+Intervals are BCa bootstrap: percentiles corrected for bias and skew. Resampling shares that are
+all 0 or all 1 would give a point, so their interval is exact (Clopper and Pearson). Where the data
+is too small for an interval, it is NaN (null in JSON), and ``note`` has the reason. Resampling few
+yes-or-no pairs that differ is too sure of them (3 of 22 on one side give an interval above 0, as a
+fair coin does once in four times), so fewer than 25 of them also have to pass the exact test of
+McNemar.
 
 A mean over records of one run does not cover the variance of its seed, and a mean over seeds on
 fixed records not that of the records; the two-way bootstrap resamples both.
@@ -55,7 +57,8 @@ class Metric:
     """A measured value with its 95 % interval, number of units and unit of measure.
 
     ``low`` and ``high`` are NaN where no interval can be given; ``note`` then has the reason.
-    ``p_value`` is that of a difference of yes-or-no pairs of which few differ, else NaN.
+    ``p_value`` is that of a difference of yes-or-no pairs of which few differ, else NaN. ``label``
+    is what a page calls it, if not by its name.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Metric:
     unit: str = ""
     note: str = ""
     p_value: float = math.nan
+    label: str = ""
 
     @property
     def is_few(self) -> bool:
@@ -93,6 +97,7 @@ class Metric:
             "unit": self.unit,
             **({"note": self.note} if self.note else {}),
             **({"p_value": self.p_value} if math.isfinite(self.p_value) else {}),
+            **({"label": self.label} if self.label else {}),
         }
 
     @classmethod
@@ -102,8 +107,8 @@ class Metric:
             math.nan if data.get(key) is None else float(data[key])
             for key in ("value", "low", "high", "p_value")
         )
-        unit, note = data.get("unit", ""), data.get("note", "")
-        return cls(data["name"], value, low, high, data["n"], unit, note, p_value)
+        unit, note, label = (data.get(key, "") for key in ("unit", "note", "label"))
+        return cls(data["name"], value, low, high, data["n"], unit, note, p_value, label)
 
 
 def warn_small_sample(count: int, unit: str, units: str = "") -> str:
@@ -126,7 +131,9 @@ def bootstrap(
 ) -> Metric:
     """Return a statistic of the values with its 95 % BCa bootstrap interval.
 
-    Source: Efron 1987, "Better bootstrap confidence intervals" (bias-corrected and accelerated).
+    Sources: Efron 1987, "Better bootstrap confidence intervals" (bias-corrected and accelerated);
+    of shares that are all 0 or all 1: Clopper and Pearson 1934, "The Use of Confidence or Fiducial
+    Limits Illustrated in the Case of the Binomial" (a bound of any mean within 0 and 1, too).
 
     Args:
         values: One number per independent unit: a record, a query, a run.
@@ -158,8 +165,9 @@ def bootstrap(
     if len(data) == 1:
         return Metric(name, value, n=1, unit=unit, note="one value has no interval")
     if np.all(data == data[0]):
-        note = f"all {len(data)} values are equal, so resampling sees no spread"
-        return Metric(name, value, value, value, len(data), unit, note)
+        metric = _describe_equal(data, name, unit)
+        is_share = not unit and shares is None and statistic == "mean" and value in {0, 1}
+        return _bound_share(metric) if is_share else metric
     # The statistic of ``resamples`` draws with replacement, in blocks of bounded size.
     rng = np.random.default_rng(seed)
     block = max(_BLOCK_NUMBERS // len(data), 1)
@@ -253,6 +261,8 @@ def paired_difference(
         name=name,
         unit=unit,
     )
+    if len(gaps) > 1 and np.all(gaps == gaps[0]):
+        metric = _describe_equal(gaps, name, unit)  # a difference is no share
     if weights is not None or not all(np.isin(side, (0, 1)).all() for side in sides):
         return metric
     better, differing = int((gaps > 0).sum()), int((gaps != 0).sum())
@@ -321,6 +331,20 @@ def _check_finite(values: Sequence[float] | Floats, name: str) -> Floats:
             next="find why it could not be measured",
         )
     return data
+
+
+def _describe_equal(data: Floats, name: str, unit: str) -> Metric:
+    value = float(data[0])
+    note = f"all {len(data)} values are equal, so resampling sees no spread"
+    return Metric(name, value, value, value, len(data), unit, note)
+
+
+def _bound_share(metric: Metric) -> Metric:
+    """Return a share that is 0 or 1 with the interval of Clopper and Pearson."""
+    tail = ((1 - _LEVEL) / 2) ** (1 / metric.n)
+    low, high = (tail, 1.0) if metric.value else (0.0, 1 - tail)
+    note = f"all {metric.n} values are equal, so the interval is that of Clopper and Pearson"
+    return replace(metric, low=low, high=high, note=note)
 
 
 def _statistic(data: Floats, shares: Floats | None, statistic: Statistic) -> Floats:

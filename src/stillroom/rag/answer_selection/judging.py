@@ -43,11 +43,11 @@ __all__ = [
 ]
 
 READER_NAMES = {
-    BUILTIN_READER: "the packaged reader",
-    SMALL_READER: "the packaged reader",
-    LARGE_READER: "the packaged large reader",
-    MULTILINGUAL_READER: "the packaged multilingual reader",
-    OVERLAP_READER: "word overlap",
+    BUILTIN_READER: "the program's own reader",
+    SMALL_READER: "the program's own reader",
+    LARGE_READER: "the program's own large reader",
+    MULTILINGUAL_READER: "the program's own multilingual reader",
+    OVERLAP_READER: "word search",
 }
 """What readers are called in sentences, by their references."""
 
@@ -164,8 +164,8 @@ def describe_training(parents: Iterable[Parent], details: Mapping[str, Any]) -> 
     count = count_noun(details["comparison"]["n"], "held-out question")
     if outcome == "few":
         return (
-            f"{trained.capitalize()} is not shown to help, with {count} of {MIN_UNITS} required, "
-            "so its weights are left unchanged."
+            f"{trained.capitalize()} is not shown to help, with {count} where {MIN_UNITS} are "
+            "required, so its weights are left unchanged."
         )
     change = f"the share of {count} with a right first sentence changed by {figure}"
     kept = "so its weights are left unchanged"

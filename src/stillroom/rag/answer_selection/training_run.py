@@ -146,7 +146,7 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
         describe_base(recipe.base),
         *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
     ]
-    details = {"train": trained, "reader": True, **chosen}
+    details = {"train": trained, "reader": True, "questions": len(retrieved), **chosen}
     if line := describe_training(parents, details):
         job.say(line, kind="choice")
     origin = Origin("synthetic").then(Link("rag.reader")).to_json()
@@ -193,10 +193,11 @@ def _choose(
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
-    job.say(
-        f"{compared.shift:+.2f} was added to the logit of the trained reader's probability, as "
-        f"measured on {count_noun(compared.silences, 'reading')} without an answer"
-    )
+    if is_better and compared.silences:
+        job.say(
+            f"{compared.shift:+.2f} was added to the logit of the trained reader's probability, as "
+            f"measured on {count_noun(compared.silences, 'reading')} without an answer"
+        )
     return {
         "kept": "trained" if is_better else "start",
         "comparison": compared.to_json(),

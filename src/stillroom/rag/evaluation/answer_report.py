@@ -292,7 +292,8 @@ def _worst(rows: Sequence[GradedAnswer]) -> Table:
         for answer in order[:_WORST]
     )
     columns = ("id", "question", "stage", "answer", "accepted")
-    return Table(f"{len(shown)} of {len(failed)} that went wrong", columns, shown)
+    caption = f"{len(shown)} of {len(failed)} that went wrong" if failed else "none went wrong"
+    return Table(caption, columns, shown)
 
 
 def _add_notices(report: Report, graded: Rows) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -140,6 +140,10 @@ class AnswerTrace:
     def plain(self) -> str:
         """The answer without citations."""
         return _MARK.sub("", self.text)
+
+    def cut_to_first_quote(self) -> AnswerTrace:
+        """Return the answer up to its first citation: what a reader of it sees first."""
+        return replace(self, text=_MARK.split(self.text, maxsplit=1)[0])
 
     def claims(self) -> list[CitedStatement]:
         """Return the sentences that make a claim, with the texts of the cited passages."""

@@ -88,8 +88,12 @@ __all__ = [
 _ANY_MARGIN = 1e9
 _RIGHT_F1 = 0.5
 _TABULATED = (
-    *("served_holds", "served_silent", "served_silent_unanswerable"),
+    *("served_holds", "served_first", "served_silent", "served_silent_unanswerable"),
     *("holds", "wrong", "silent_answerable", "silent_unanswerable", "cited"),
+)
+_UNASKED = (
+    "Abstention without the documents that answer is not measured: no evidence was found, or the "
+    "index holds no other documents."
 )
 _SHOWN_ANSWERS = 10
 _SHOWN_CHARACTERS = 240
@@ -201,14 +205,22 @@ def probe_silence(
     """
     assert recipe.compare is not None  # noqa: S101  # callers have looked
     journal = job.journal("silence")
-    limit = recipe.compare.model_questions // 2
-    by_model = select_model_questions(questions, limit, recipe.seed)
+    by_model = select_model_questions(questions, recipe.compare.model_questions // 2, recipe.seed)
     twins = find_twins(recipe)
     probes: dict[tuple[str, str], SilenceProbe] = {}
+    probed = {
+        question.id
+        for question in questions
+        if question.is_answerable and any(place.passages for place in locations[question.id])
+        if _hide_documents(index, locations[question.id]) is not None
+    }
+    if not probed:
+        job.say(_UNASKED)
+        return {}
     keys = {
         (arm.name, question.id): make_key(recipe, arm, question, index, model)
         for question in questions
-        if question.is_answerable and any(place.passages for place in locations[question.id])
+        if question.id in probed
         for arm in arms
         if arm.name not in twins and (arm.name != BASE_ARM or question.id in by_model)
     }
@@ -328,6 +340,11 @@ def _compare_arm(
         holds,
         {row.question.id: _holds(row.question, served[row.question.id]) for row in answerable},
         frozenset(name for name, reading in served.items() if reading.abstained),
+        {
+            row.question.id: _holds(row.question, served[row.question.id].cut_to_first_quote())
+            for row in answerable
+            if is_reader
+        },
     )
 
 
@@ -388,37 +405,40 @@ def add_comparison(
     is a sentence that limits the decision.
     """
     comparison = build_comparison(recipe, graded, probes)
-    compared, first = comparison.arms, comparison.first
+    first = comparison.first
     differences, served = comparison.find_differences(), comparison.find_differences(served=True)
     decision = decide_reader(
         comparison, differences, is_synthetic=is_synthetic, trained=trained, caveat=caveat
     )
-    headlines = ("/holds", f"/{decision.arm}/served_silent_unanswerable")
-    for arm in compared:
-        for metric in measure_arm(comparison, arm):
-            report.add(metric, is_headline=metric.name.endswith(headlines))
+    headlines = (
+        *(f"/{arm}/served_holds" for arm in comparison.shown),
+        *(f"/{decision.arm}/{name}" for name in ("served_first", "served_silent_unanswerable")),
+    )
+    report.headlines.clear()
+    for metric in (one for arm in comparison.arms for one in measure_arm(comparison, arm)):
+        report.add(metric, is_headline=metric.name.endswith(headlines))
     seconds = [row.reading.cpu_seconds for row in graded[first]]
-    report.add(bootstrap(seconds, seed=recipe.seed, name="reader/cpu_s_a_question", unit="s"))
-    for metric in differences.values():
+    cost = bootstrap(seconds, seed=recipe.seed, name="reader/cpu_s_a_question", unit="s")
+    for metric in (cost, *differences.values()):
         report.add(metric)
     same = (
         " The very questions by which the trained reader was kept or not: slightly favorable to it."
         if recipe.questions in comparison.readers.values()
         else ""
     )
-    sections = list(report.sections)
+    sections, own = list(report.sections), comparison.labels[first]
     report.sections.clear()
     report.section("How it was decided", " ".join([*decision.notes, report.summary]))
     report.section(
         "Is it worth it",
-        f"All answer the same questions from the same passages. The {first} reader answers as it "
-        "is served; the other readers quote as many sentences and are silent on as many answerable "
-        "questions, and what the generating model wrote is cut to as many words and counts as "
-        f"silent where the {first} reader is (equal coverage). As served: each with its own "
-        "settings instead. Accuracy: share of answers that hold the right words; error rate: of "
-        "answers without them; abstention: of no answer. Unanswerable: asked of the index without "
-        "the documents that answer. Citation precision: share of the citations that support their "
-        "sentence. 95 % intervals over questions." + same,
+        f"All answer the same questions from the same passages. {own[0].upper()}{own[1:]} answers "
+        "as it is served; the other readers quote as many sentences and are silent on as many "
+        "answerable questions; what the generating model wrote is cut to as many words, silent "
+        f"where {own} is (equal coverage). As served: each with its own settings. Accuracy: share "
+        "of answers that hold the right words; error rate: of answers without them; abstention: of "
+        "no answer. Unanswerable: asked of the index without the documents that answer. Citation "
+        "precision: share of the citations that support their sentence. 95 % intervals over "
+        "questions." + same + ("" if probes else f" {_UNASKED}"),
         table=tabulate_arms(report, comparison),
     )
     report.section(
@@ -426,7 +446,7 @@ def add_comparison(
         "Share of the answerable questions whose right words the answers hold, on the same "
         "questions. A reader is better if both differences are significant.",
         table=Table(
-            f"{first} reader minus the others",
+            f"{own} minus the others",
             ("compared with", "at equal coverage", "as served", "questions"),
             tuple(
                 (
@@ -440,8 +460,7 @@ def add_comparison(
             ),
         ),
     )
-    table = _show_answers(comparison)
-    report.section("Ten answers", "Cut to the page.", table=table)
+    report.section("Answers side by side", "Cut to the page.", table=_show_answers(comparison))
     report.sections.extend(sections)
     report.summary = decision.line
     return decision
@@ -452,14 +471,13 @@ def measure_arm(comparison: ArmComparison, arm: str) -> list[Metric]:
     side = comparison.arms[arm]
 
     def measure(name: str, values: Sequence[float]) -> Metric:
+        label = f"{comparison.labels[arm].removeprefix('the ')}: {describe_metric(name)}"
         name = f"{comparison.head}/{arm}/{name}"
-        return bootstrap(values, seed=comparison.recipe.seed, name=name)
+        return replace(bootstrap(values, seed=comparison.recipe.seed, name=name), label=label)
 
     quiet = {name: float(name in side.silent) for name in side.holds}
-    quiet_served = comparison.list_silence(arm)
-    unanswerable = [
-        float(row.question.id in side.silent) for row in side.rows if not row.question.is_answerable
-    ]
+    without = [row.question.id for row in side.rows if not row.question.is_answerable]
+    unanswerable = [float(name in side.silent) for name in without]
     unanswerable += [
         float(probe.abstained or probe.probability < side.threshold)
         for (name, _), probe in comparison.probes.items()
@@ -471,18 +489,19 @@ def measure_arm(comparison: ArmComparison, arm: str) -> list[Metric]:
         if row.question.id not in side.silent
         and (value := row.grades["citation_precision"]) is not None
     ]
+    optional = {
+        "served_first": list(side.served_first.values()),
+        "silent_unanswerable": unanswerable,
+        "served_silent_unanswerable": list(comparison.list_silence(arm).values()),
+        "cited": cited,
+    }
     return [
         measure("holds", list(side.holds.values())),
         measure("wrong", [1.0 - quiet[name] - value for name, value in side.holds.items()]),
         measure("silent_answerable", list(quiet.values())),
         measure("served_holds", list(side.served.values())),
         measure("served_silent", [float(name in side.served_silent) for name in side.served]),
-        *([measure("silent_unanswerable", unanswerable)] if unanswerable else []),
-        *(
-            [measure("served_silent_unanswerable", list(quiet_served.values()))]
-            * bool(unanswerable)
-        ),
-        *([measure("cited", cited)] if cited else []),
+        *(measure(name, values) for name, values in optional.items() if values),
     ]
 
 

@@ -44,33 +44,31 @@ BASE_ARM = "base"
 READER_HEAD = "Reader: "
 """What the line of a decision begins with, before the name of the reader that answers."""
 _MIN_DIFFERING = 6  # questions; of fewer, McNemar's exact test is never below .05
-_KEEP = "Nothing has to be done."
-_ASK = "Ask more questions: --questions FILE."
+_KEEP = "Nothing to do."
+_ASK = "Ask your own: stillroom make FOLDER --questions FILE."
+_ADD = "Add more questions."  # to those of people
 _VERDICTS = {
     "alone": ("No other reader was compared.", ""),
     "none": ("No question has an answer.", _ASK),
-    "few": ("Only {questions} an answer ({least} are required).", _ASK),
+    "few": ("Nothing is proved: {questions} an answer, {least} are needed.", _ASK),
+    "untested": ("Neither it nor training could be tested: {held} held out, {least} needed.", _ASK),
     "untrained": ("The {first} reader is not shown to be better{figure}.", _KEEP),
     "replaced": ("It is more often right than the {first} reader{figure}.", _KEEP),
     "model": ("The generating model is more often right{figure}: --answering generate.", ""),
-    "loud": ("{Other} is more often right, but less often silent without an answer.", _KEEP),
-    "above": ("{Other} is more often right as served, but not if equally often silent.", _KEEP),
+    "loud": ("{Other} is more often right, but less often rightly silent.", _KEEP),
+    "above": ("{Other} is more often right only because it answers more often.", _KEEP),
     "better": ("It is more often right than {other}{figure}.", _KEEP),
-    "apart": (
-        "It and {other} differ on {differing}, too few to tell.",
-        _ASK,
-    ),
+    "apart": ("Only {differing} tell it from {other}.", _ASK),
     "even": ("It is not shown better than {other}{figure}.", _ASK),
 }
 """What decided which reader answers, and what is to be done."""
-_UNOPPOSED = {"alone", "better", "apart", "even"}
 _TRAINING = {
     "": "",
     "helped": "Training on these documents helped.",
-    "even": "Training on these documents did not measurably help.",
+    "even": "Training on these documents showed no gain.",
     "hurt": "Training on these documents hurt.",
-    "few": "Too few questions to tell whether training helps.",
-    "unmeasured": "Whether training helps was not measured.",
+    "few": "Training is untested: {held} held out, {least} needed.",
+    "unmeasured": "Training is untested: no held-out question has an answer.",
 }
 """Whether training helped, by the outcomes of ``rate_training``."""
 
@@ -107,11 +105,12 @@ class ReaderDecision:
 class _Training:
     """What training brought the first reader: a key of ``_TRAINING``, and the sentence of it.
 
-    ``is_undone`` tells whether the weights of its ``start`` were kept.
+    ``is_undone`` tells whether the weights of its ``start`` were kept; ``held`` is how many of how
+    many questions tested it, in words.
     """
 
     outcome: str = ""
-    figure: str = ""
+    held: str = ""
     line: str = ""
     start: str = ""
     is_undone: bool = False
@@ -122,8 +121,9 @@ class ComparedArm:
     """Answers of one arm, with where it is silent, and whether each answer holds the right words.
 
     ``threshold`` is the probability below which it is silent; 0 if it decides itself. ``served``
-    tells of each answerable question whether the answer as the arm is served holds the words, and
-    ``served_silent`` where it is silent then.
+    tells of each answerable question whether the answer as the arm is served holds the words,
+    ``served_silent`` where it is silent then, and ``served_first`` whether its first quote does
+    (the model quotes nothing).
     """
 
     rows: Sequence[GradedAnswer]
@@ -132,6 +132,7 @@ class ComparedArm:
     holds: Mapping[str, float]
     served: Mapping[str, float]
     served_silent: frozenset[str]
+    served_first: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,9 @@ class ArmComparison:
             arm: READER_NAMES.get(self.readers.get(arm, ""), f"the {arm} reader")
             for arm in self.arms
         }
-        return labels | {self.first: f"the {self.first} reader", BASE_ARM: "the generating model"}
+        kept = [labels[arm] for arm in self.twins if self.readers[arm] in READER_NAMES]
+        own = kept[0] if kept else f"the {self.first} reader"
+        return labels | {self.first: own, BASE_ARM: "the generating model"}
 
     @property
     def shown(self) -> dict[str, ComparedArm]:
@@ -191,7 +194,8 @@ class ArmComparison:
     def columns(self) -> list[str]:
         """What each arm that is shown is called at the head of its column."""
         names = [self.labels[arm].removeprefix("the ") for arm in self.shown]
-        names[0] += "".join(f", which is {self.labels[arm]}" for arm in self.twins)
+        others = {self.labels[arm] for arm in self.twins} - {self.labels[self.first]}
+        names[0] += "".join(f", which is {name}" for name in sorted(others))
         return names
 
     def find_differences(self, *, served: bool = False) -> dict[str, Metric]:
@@ -272,7 +276,11 @@ def decide_reader(
     used = labels[best if reader else first]
     verdict, other = _find_verdict(comparison, sides, best, labels)
     figure = _format_figure(comparison, differences, verdict, other)
-    line = _write_line(comparison, verdict, (used, other, figure), labels, training)
+    if verdict == "few" and training.outcome == "few" and is_synthetic:
+        verdict = "untested"  # the few questions are those that were held out
+    line = _write_line(
+        comparison, verdict, (used, other, figure), labels, training, is_synthetic=is_synthetic
+    )
     notes = [training.line] if training.line else []
     if training.is_undone:
         notes.append(
@@ -369,23 +377,22 @@ def _write_line(
     found: tuple[str, str, str],
     labels: Mapping[str, str],
     training: _Training,
+    *,
+    is_synthetic: bool,
 ) -> str:
-    """Return the line: what answers, what decided with its figure, training, and what to do.
+    """Return the line: what answers, whether training helped, what decided, and what to do.
 
-    ``found``: the reader that answers, the arm that it is compared with, the difference. Where
-    training decided, and nothing objects, the figure is that of training.
+    ``found``: the reader that answers, the arm that it is compared with, the difference.
     """
     used, arm, figure = found
     text, advice = _VERDICTS[verdict]
-    sentence = _TRAINING[training.outcome]
-    if training.is_undone and verdict in _UNOPPOSED:
-        figure = "" if training.outcome == "few" else training.figure
-        text, sentence = "", f"{sentence.removesuffix('.')}{figure}."
-        advice = _ASK if training.outcome in {"few", "unmeasured"} else _KEEP
+    if advice == _ASK and not is_synthetic:
+        advice = _ADD
+    taught = "" if verdict == "untested" else _TRAINING[training.outcome]
     other, first = labels.get(arm, ""), comparison.first
     count = len(comparison.arms[first].holds)
     apart = _count_apart(comparison, arm) if arm else 0
-    text = text.format(
+    text = f"{taught} {text}".strip().format(
         first=first,
         other=other,
         Other=other[:1].upper() + other[1:],
@@ -393,8 +400,9 @@ def _write_line(
         questions=count_noun(count, "question has", "questions have"),
         differing=f"{apart} of {count_noun(count, 'question')}",
         least=MIN_UNITS,
+        held=training.held,
     )
-    return " ".join(part for part in (f"{READER_HEAD}{used}.", text, sentence, advice) if part)
+    return " ".join(part for part in (f"{READER_HEAD}{used}.", text, advice) if part)
 
 
 def _read_training(reference: str) -> _Training:
@@ -406,10 +414,11 @@ def _read_training(reference: str) -> _Training:
     line = describe_training(artifact.parents, artifact.details)
     if not line:
         return _Training()
-    outcome, figure = rate_training(artifact.details)
+    tested = artifact.details.get("comparison", {}).get("n", 0)
+    given = artifact.details.get("questions")  # an earlier version does not say it
     return _Training(
-        outcome,
-        f" ({figure})" if figure else "",
+        rate_training(artifact.details)[0],
+        f"{tested} of {count_noun(given, 'question')}" if given else count_noun(tested, "question"),
         line,
         find_start_name(artifact.parents),
         is_undone=artifact.details["kept"] == "start",

@@ -60,7 +60,7 @@ def choose_embedder(
     foreign = [language for language in languages if language != "en"]
     if 2 * len(foreign) <= len(languages):
         english = len(languages) - len(foreign)
-        reason = f"{english} of {len(languages)} documents looked at are in English"
+        reason = f"{_count_documents(english, len(languages))} in English"
         if not languages:
             reason = "no language was recognized in the documents looked at"
         chosen = LARGE_EMBEDDER if has_large_embedder() else DEFAULT_EMBEDDER
@@ -70,7 +70,7 @@ def choose_embedder(
         )
         return chosen
     reason = (
-        f"{len(foreign)} of {len(languages)} documents looked at are not in English "
+        f"{_count_documents(len(foreign), len(languages))} not in English "
         f"({', '.join(sorted(set(foreign)))})"
     )
     try:
@@ -83,6 +83,13 @@ def choose_embedder(
         return DEFAULT_EMBEDDER
     job.say(f"embedder {MULTILINGUAL_EMBEDDER}: {reason}", kind="choice")
     return MULTILINGUAL_EMBEDDER
+
+
+def _count_documents(count: int, total: int) -> str:
+    """Return the beginning of a sentence about some of the documents looked at."""
+    if total == 1:
+        return "the document is"
+    return f"{count} of {total} documents looked at {'is' if count == 1 else 'are'}"
 
 
 def find_chosen_embedder(artifact: Artifact) -> str:

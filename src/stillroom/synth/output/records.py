@@ -115,11 +115,7 @@ class _RecordsRun:
             def show(result: SplitResult) -> None:
                 progress.advance(
                     len(result.records) - progress.done,
-                    lambda: (
-                        f"{count_noun(result.requests, 'request')}, {len(result.rejected)} "
-                        "rejected, "
-                        f"{self.costs.note()}"
-                    ),
+                    lambda: ", ".join(_describe_effort(result, self.costs)),
                 )
 
             return executor.run(target, self.files, self.costs, share, show)
@@ -363,11 +359,18 @@ def describe_shortfall(result: SplitResult, recipe: RecordsRecipe, stopped_by: s
     main_reasons = "; ".join(f"{count} {reason}" for reason, count in reasons)
     main_reasons = main_reasons or ("none dropped" if result.requests else "no seeds")
     wanted = f" of {target}" if target < UNLIMITED else ""
+    asked = f" after {count_noun(result.requests, 'request')}" if result.requests else ""
     cause = stopped_by or "all seeds and attempts are used"
-    return (
-        f"{num_records}{wanted} {result.split} records kept after "
-        f"{count_noun(result.requests, 'request')} ({main_reasons}); {cause}"
-    )
+    return f"{num_records}{wanted} {result.split} records kept{asked} ({main_reasons}); {cause}"
+
+
+def _describe_effort(result: SplitResult, costs: CostTracker) -> Iterator[str]:
+    """Yield the parts of a progress note; of a generator that asks no model, no requests."""
+    if result.requests:
+        yield count_noun(result.requests, "request")
+    yield f"{len(result.rejected)} rejected"
+    if result.requests:
+        yield costs.note()
 
 
 def make_report(

@@ -13,7 +13,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import get_working_folder
-from stillroom.provenance import find_output
+from stillroom.provenance import find_output, list_run_folders
 from stillroom.provenance.digests import load_json
 
 __all__ = ["RejectedRow", "count_rejected", "read_rejected"]
@@ -56,7 +56,7 @@ def read_rejected(
     """Yield the rejected rows of a run, in the order of its file.
 
     Args:
-        run: An artifact of records, or a file of rejected rows.
+        run: An artifact of records, a run with such steps, or a file of rejected rows.
         reason: Only rows whose reason contains this, ignoring case.
         method: Only rows rejected by this filter, generator or selector.
         step: Only rows of this step of the pipeline.
@@ -88,8 +88,11 @@ def count_rejected(run: Path) -> Counter[tuple[str, str, str]]:
 def _find_files(run: Path) -> list[Path]:
     if run.is_file():
         return [run]
-    folder = find_output(run, "records") if run.exists() else run
-    files = [folder / name for name in _FILES if (folder / name).is_file()]
+    folders = list_run_folders(run) if run.exists() else []
+    if len(folders) <= 1:  # no run of several steps
+        folders = [find_output(run, "records") if run.exists() else run]
+    places = [place for folder in folders for place in (folder, folder / "output")]
+    files = [place / name for place in places for name in _FILES if (place / name).is_file()]
     if not files and run.name:  # a job that kept nothing ends unfinished, and there one looks why
         files = sorted(get_working_folder(run).glob("scratch/*/*-dropped.jsonl"))
     if not files:
@@ -132,7 +135,8 @@ def _make_row(data: Mapping[str, Any], name: str) -> RejectedRow:
     if record is not None:
         says = tuple((message["role"], message["content"]) for message in record["messages"])
     else:
-        says = (("said", str(data.get("text", ""))),)
+        text = str(data.get("text", ""))
+        says = (("said", text),) if text else (("passage", str(data.get("unit", ""))),)
     if name == "contaminated.jsonl":
         return RejectedRow(
             "decontaminate",

@@ -1,4 +1,5 @@
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,8 @@ from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
+from stillroom.jobs import Job
+from stillroom.provenance import Artifact, Parent
 from stillroom.synth.output.rejected import count_rejected, read_rejected
 
 
@@ -113,6 +116,22 @@ def test_nothing_to_show_and_broken_rows_are_said(tmp_path, run):
     with pytest.raises(DataError) as caught:
         count_rejected(run)
     assert caught.value.code == "data.row"
+
+
+def test_a_run_shows_the_rows_of_its_steps_and_names_passages_without_a_text(tmp_path, run):
+    step = tmp_path / "run" / "steps" / "records"
+    with closing(Job.start(step, "recipe\n")) as job:
+        told = row("generator", "no sentence has a known form", record=None, unit="pas-1#0")
+        rows = run.read_text() + json.dumps(told) + "\n"
+        (job.output / "dropped.jsonl").write_text(rows)
+        made = job.finish("records")
+    parent = Parent("records", "steps/records", made.digest, "records")
+    manifest = json.dumps(Artifact("report", (), parents=(parent,)).to_json())
+    (tmp_path / "run" / "artifact.json").write_text(manifest)
+    assert count_rejected(tmp_path / "run").total() == 5
+    said = call(tmp_path / "run", "--method", "generator").output
+    assert "passage: pas-1#0" in said
+    assert "said:" not in said
 
 
 def test_the_folder_one_stands_in_may_hold_no_rejected_rows(tmp_path, monkeypatch):

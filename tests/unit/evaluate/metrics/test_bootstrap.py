@@ -43,8 +43,8 @@ def test_nothing_measured_is_null_not_zero():
 
 
 def test_equal_values_say_that_no_spread_was_seen():
-    metric = bootstrap([1.0] * 30)
-    assert (metric.value, metric.low, metric.high) == (1, 1, 1)
+    metric = bootstrap([2.0] * 30)
+    assert (metric.value, metric.low, metric.high) == (2, 2, 2)
     assert "no spread" in metric.note
 
 
@@ -86,6 +86,20 @@ def test_paired_difference_is_narrower_than_the_values_spread():
     gap = paired_difference(hard + 0.1 + 0.01 * rng.random(100), hard, name="gain")
     assert gap.low > 0.09
     assert gap.high < 0.12
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "low", "high"),
+    [(1, 25, 0.8628, 1), (0, 25, 0, 0.1372), (1, 3, 0.2924, 1)],  # Clopper and Pearson
+)
+def test_a_share_of_all_or_none_is_not_certain(value, count, low, high):
+    metric = bootstrap([value] * count)
+    assert (metric.low, metric.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_a_difference_or_a_time_that_is_always_1_is_no_share():
+    assert bootstrap([1.0] * 25, unit="s").low == 1
+    assert paired_difference([1.0] * 25, [0.0] * 25).low == 1
 
 
 def test_unequal_lists_cannot_be_paired():

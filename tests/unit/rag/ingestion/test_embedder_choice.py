@@ -68,6 +68,8 @@ def test_english_documents_keep_theirs(choose):
 @pytest.mark.parametrize(
     ("texts", "large", "line"),
     [
+        ([ENGLISH], True, f"{LARGE_EMBEDDER}: the document is in English, "
+         f"and {LARGE_EMBEDDER} is installed"),
         ([ENGLISH] * 3, True, f"{LARGE_EMBEDDER}: 3 of 3 documents looked at are in English, "
          f"and {LARGE_EMBEDDER} is installed"),
         ([ENGLISH] * 2 + [GERMAN], False, f"{DEFAULT_EMBEDDER}: 2 of 3 documents looked at are in "
