@@ -33,6 +33,7 @@ __all__ = [
     "find_lists",
     "find_rows",
     "find_sentences",
+    "is_caption",
     "is_item",
     "simplify_headings",
 ]
@@ -58,6 +59,11 @@ _ITEM = re.compile(
     r"^(?:[ \t]*(?:(?P<dash>[-–•‣◦])|(?P<number>\(?\d{1,3}[.)])|(?P<letter>\(?[A-Za-z]\)))"
     r"|(?:[ \t]{2})*(?P<star>[*+]))[ \t]+(?=\S)",
     re.MULTILINE,
+)
+_CAPTION = re.compile(
+    r"[*_]*(?P<name>figure|fig\.|table|tab\.|abbildung|abb\.|tabelle|tableau|tabla|figura)"
+    r"[ \xa0]*\d+(?:[.-]\d+)*[.:]?(?:(?<=[.:])\s|[*_]*$)",
+    re.IGNORECASE,
 )
 _LINE = re.compile(r"^[^\r\n]*[^\s][^\r\n]*", re.MULTILINE)
 # In a log the first comma is that of milliseconds, before blanks, brackets or words.
@@ -213,6 +219,15 @@ def find_lists(text: str) -> list[list[Span]]:
 def is_item(text: str) -> bool:
     """Return whether a text begins with the item of a list."""
     return bool(_ITEM.match(text))
+
+
+def is_caption(text: str, question: str) -> bool:
+    """Return whether a text is a caption, such as "Figure 2.", of which a question does not speak.
+
+    "Figure 2 shows the pump." is none.
+    """
+    caption = _CAPTION.match(text)
+    return caption is not None and caption["name"][:3].casefold() not in question.casefold()
 
 
 def _find_items(text: str) -> list[int]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
+from operator import sub
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -32,11 +33,12 @@ from stillroom.rag.answer_selection.encoding import (
     find_contents,
     find_lists,
     find_rows,
+    is_caption,
     is_item,
     simplify_headings,
 )
 from stillroom.rag.answer_selection.examples import read_passage
-from stillroom.rag.answer_selection.joining import Quoted, is_head, join_runs
+from stillroom.rag.answer_selection.joining import Quoted, is_head, join_runs, touches
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
@@ -44,6 +46,7 @@ from stillroom.rag.answer_selection.reader import (
     MULTILINGUAL_READER,
     choose_reader,
     open_available_reader,
+    weigh_sentence,
 )
 from stillroom.rag.generation.question import add_subject
 from stillroom.rag.generation.refusals import detect_refusal_language, get_refusal_wording
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Quote"]
 
+_Weigh = Callable[["ScoredSentence"], tuple[float, float]]
 _Candidates = tuple[str, str, list[tuple[int, int]]]
 _QUESTION_MARKS = ("?", "？", "؟")
 _CLOSING = "\"'”’»“‘)]*_ 」』"
@@ -106,7 +110,10 @@ class Quote(AnswerStrategy):
         3, ge=1, le=5, description="maximum number of quotes; the cells of a row count as one"
     )
     margin: float = Field(
-        6.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
+        1.5,
+        ge=0,
+        description="a further sentence is quoted if the log-odds that it answers are this near to "
+        "the first's, by the reader and by word overlap",
     )
     min_probability: float | None = Field(
         None,
@@ -171,6 +178,7 @@ class Quote(AnswerStrategy):
         is_known = bool(named) and not (unread and threshold)
         is_answered = is_known and (is_certain or least >= threshold)
         method = self
+        weigh = partial(weigh_sentence, reader, question, passages, reading, overlap)
         if not is_answered:
             _warn_of_language(inquiry, hits)
             if not is_known or least < _NEAR_SHARE * threshold:
@@ -179,7 +187,7 @@ class Quote(AnswerStrategy):
             method = self.model_copy(update={"max_quotes": min(self.max_quotes, _MAX_NEAREST)})
         yield from inquiry.quote(
             hits,
-            method._find_quotes(inquiry, hits, reading.sentences, named, places),
+            method._find_quotes(inquiry, hits, reading.sentences, named, places, weigh),
             probability=probability,
             fingerprint=reader.fingerprint,
             refusal="" if is_answered else "no-answer",
@@ -192,13 +200,14 @@ class Quote(AnswerStrategy):
         sentences: Sequence[ScoredSentence],
         named: Sequence[ScoredSentence],
         places: SentencePlaces,
+        weigh: _Weigh,
     ) -> list[list[dict[str, Any]]]:
         """Return the quotes of the best named sentences, of as many as ``max_quotes`` allows.
 
         The cells of a row are one quote; the best sentence is shown whole if a file parts it.
         """
         texts = places.texts
-        chosen = explain_terms(self._choose(named, texts), named, places)
+        chosen = explain_terms(self._choose(named, texts, weigh), named, places)
         followed, lists = _follow_announced(chosen, sentences, texts)
         while True:
             runs = join_runs(followed, sentences, texts)
@@ -223,23 +232,31 @@ class Quote(AnswerStrategy):
         return _add_terms(inquiry, hits, places.documents, found)
 
     def _choose(
-        self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
+        self, sentences: Sequence[ScoredSentence], texts: Sequence[str], weigh: _Weigh
     ) -> list[ScoredSentence]:
-        """Return the best sentences near the first, none twice, no label, no other row.
+        """Return the best sentences, of them those near the first; none twice, no label or row.
 
-        The head of a table is no answer: it is never the first that others must be near to.
+        The head of a table is no answer: it is never the first that others must be near to. What
+        goes on right after or before a sentence that is quoted need not be near.
         """
         chosen: dict[str, ScoredSentence] = {}
         for sentence in _leave_out_rows(sentences, texts):
-            best = next((s for s in chosen.values() if not is_head(texts[s.passage], s)), sentence)
-            if best.score - sentence.score > self.margin or len(chosen) == self.max_quotes:
+            if len(chosen) == self.max_quotes:
                 break
             passage = texts[sentence.passage]
             text, below = passage[sentence.start : sentence.end], passage[sentence.end :].lstrip()
             # "Possible values:" has a word of the question and a list.
             if not _is_label(text) or (sentence.overlap > 0 and is_item(below)):
                 chosen.setdefault(" ".join(text.split()), sentence)
-        return list(chosen.values())
+        found = list(chosen.values())
+        if len(found) < 2:
+            return found
+        heads = [one for one in found if is_head(texts[one.passage], one)]
+        first = weigh(next((one for one in found if one not in heads), found[0]))
+        near = [
+            one for one in found if one in heads or max(map(sub, first, weigh(one))) <= self.margin
+        ]
+        return [one for one in found if one in near or any(touches(one, s, texts) for s in near)]
 
 
 def _open_reader(reference: str, languages: Sequence[str]) -> SentenceReader | OverlapReader:
@@ -396,7 +413,8 @@ def _read_candidates(
     ``list_known`` returns the headings of a document as ``find_contents`` compares them.
 
     No candidates are headings, questions, as the headings of lists of questions with answers, what
-    repeats the question, and the lines of a table of contents.
+    repeats the question, the lines of a table of contents, and captions, such as "Figure 2.", of
+    which the question does not speak.
     """
     part, name = read_passage(hit), hit.passage.document_id
     # Documents are long: only what may be a heading is compared with those of its own.
@@ -413,6 +431,7 @@ def _read_candidates(
         for start, end in part.sentences
         if not (text := part.text[start:end]).rstrip(_CLOSING).endswith(_QUESTION_MARKS)
         and normalize_text(text) != asked
+        and not is_caption(part.text[part.text.rfind("\n", 0, start) + 1 : end], question)
     ]
     if sum(end - start <= _MAX_ENTRY for start, end in candidates) > 1:
         contents = find_contents(part.text, list_known(name))

@@ -647,7 +647,8 @@ def test_the_head_of_a_table_is_not_quoted_alone():
     text = "name;boat\nAda;ketch\nCy;yawl"
     spans = ((0, 9, 9.0), (10, 19, 3.0), (20, 27, 1.0))
     read = [ScoredSentence(0, a, b, score, 1.0, score, short=None) for a, b, score in spans]
-    assert Quote(margin=1.0)._choose(read, [text]) == read[:2]
+    weights = {one: (one.score, one.score) for one in read}
+    assert Quote(margin=1.0)._choose(read, [text], weights.get) == read[:2]
 
 
 def test_rows_of_csv_are_quoted_one_by_one():
@@ -1413,3 +1414,36 @@ def test_an_entry_that_goes_on_in_the_next_passage_is_quoted_after_its_term(tmp_
     assert found.completion.text == "max-burst [1]\nIts default is 8 packets. [2]"
     for one in found.details["quotes"]:
         assert page[one["byte_start"] : one["byte_end"]] == one["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "shown"),
+    [
+        (
+            "The amber ferry crosses the wide fjord at noon.\n\n## Dogs\n\nA dog needs a ticket.\n\n"
+            "## Carts\n\nThe ferry carries no carts.\n\n## Views\n\nThe fjord is deep.\n",
+            "What of the amber ferry crosses the wide fjord at noon?",
+            "The amber ferry crosses the wide fjord at noon. [1]",
+        ),
+        (
+            "The loom has two beams.\n\nFigure 5.1.\n\nTable 2. Beams of a loom\n",
+            "How many beams has the loom?",
+            "The loom has two beams. [1]",
+        ),
+        (
+            "The mill grinds rye flour. However, this is over since June.\n\nBread is baked here.\n",
+            "Which mill grinds rye flour?",
+            "The mill grinds rye flour. However, this is over since June. [1]",
+        ),
+    ],
+    ids=["filler", "caption", "contrast"],
+)  # fmt: skip
+def test_beside_the_first_only_what_is_about_as_near_is_quoted(tmp_path, text, question, shown):
+    found = ask_about(tmp_path / "x", "page.md", f"# Page\n\n{text}", question)
+    assert found.completion.text == shown
+
+
+def test_a_caption_is_quoted_where_the_question_speaks_of_it(tmp_path):
+    text = "# Loom\n\nThe loom has beams.\n\nTable 2. Weights of shuttles\n"
+    found = ask_about(tmp_path / "x", "page.md", text, "Which weights does table 2 have?")
+    assert "Weights of shuttles" in found.completion.text
