@@ -30,6 +30,7 @@ __all__ = [
     "extend_to_sentences",
     "find_code",
     "find_contents",
+    "find_head",
     "find_lists",
     "find_rows",
     "find_sentences",
@@ -154,6 +155,22 @@ def find_rows(text: str) -> list[Span]:
     rules = {row for row in rows if not any(map(str.isalnum, text[slice(*row)]))}
     heads = {row for row, below in pairwise(rows) if below in rules}
     return [row for row in rows if row not in rules | heads]
+
+
+def find_head(text: str, place: int) -> Span | None:
+    """Return the span of the names of the columns of the row at a place of a passage, if it has it.
+
+    A passage that goes on with a table in CSV is not told from one that begins it.
+    """
+    if not any(start <= place < end for start, end in find_rows(text)):
+        return None
+    if records := _find_records(text):
+        return records[0]
+    rows = [row.span(1) for row in _ROW.finditer(text, 0, place)]
+    heads = (row for row, (a, b) in pairwise(rows) if not any(map(str.isalnum, text[a:b])))
+    head = max(heads, default=None)
+    is_apart = head is None or "\n\n" in text[head[1] : place].replace("\r", "")
+    return None if is_apart or not any(map(str.isalnum, text[slice(*head)])) else head
 
 
 def simplify_headings(headings: Iterable[Heading]) -> frozenset[str]:

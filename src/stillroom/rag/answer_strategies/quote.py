@@ -48,6 +48,7 @@ from stillroom.rag.answer_selection.reader import (
     open_available_reader,
     weigh_sentence,
 )
+from stillroom.rag.answer_strategies.terms import add_terms
 from stillroom.rag.generation.question import add_subject
 from stillroom.rag.generation.refusals import detect_refusal_language, get_refusal_wording
 from stillroom.rag.generation.session import digest_sentence
@@ -229,7 +230,7 @@ class Quote(AnswerStrategy):
             followed, lists = _follow_announced(chosen, sentences, texts)
         for (number, (_, end), _), _ in listed:
             _warn_of_rest(inquiry, hits[number].passage, end, *lists[number, end])
-        return _add_terms(inquiry, hits, places.documents, found)
+        return add_terms(inquiry, hits, places.documents, found)
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str], weigh: _Weigh
@@ -285,56 +286,6 @@ def _warn_of_rest(
         if is_item(below.lstrip("\r\n")):
             count = count_noun(shown, "item")
             inquiry.remark(f"a list goes on after its passage, of which {count} are quoted")
-
-
-def _add_terms(
-    inquiry: AnswerSession,
-    hits: Sequence[Hit],
-    documents: Sequence[Document],
-    found: Sequence[list[dict[str, Any]]],
-) -> list[list[dict[str, Any]]]:
-    """Return the quotes of each run, after the term that they explain in a list of definitions."""
-    shown, quoted = set[tuple[int, tuple[int, int]]](), list[list[dict[str, Any]]]()
-    for quotes in found:
-        parts = list[dict[str, Any]]()
-        for quote in quotes:
-            number = quote["number"] - 1
-            span = quote["start"], quote["end"]
-            term = find_term(documents[number], hits[number].passage, span)
-            if term and parts and term[0] <= parts[-1]["start"] < term[1]:
-                parts[-1]["continues"] = True
-            elif term and (number, term) not in shown:
-                terms = inquiry.find_quotes(hits, [(number, term, None)])[0]
-                parts += [{**part, "continues": True} for part in terms]
-            elif not term and (earlier := _find_earlier_term(documents, hits, number, span)):
-                if earlier not in shown:
-                    parts += inquiry.find_quotes(hits, [(*earlier, None)])[0]
-                shown.add(earlier)
-            if term:
-                shown.add((number, term))
-            parts.append(quote)
-        quoted.append(parts)
-    return quoted
-
-
-def _find_earlier_term(
-    documents: Sequence[Document], hits: Sequence[Hit], number: int, span: Span
-) -> tuple[int, Span] | None:
-    """Return number of the hit and span of the term of an entry that goes on in another hit."""
-    passage = hits[number].passage
-    entries = documents[number].find_definitions(passage.start + span[0])
-    if not entries or entries[-1].start >= passage.start:
-        return None
-    head = entries[-1]
-    places = (
-        (other, (head.start - hit.passage.start, head.end - hit.passage.start))
-        for other, hit in enumerate(hits)
-        if hit.passage.document_id == passage.document_id
-        and hit.passage.start <= head.start
-        and head.end <= hit.passage.end
-    )
-    found = ((n, find_term(documents[n], hits[n].passage, (end, end))) for n, (_, end) in places)
-    return next(((n, term) for n, term in found if term), None)
 
 
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:

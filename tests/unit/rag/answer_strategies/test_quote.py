@@ -1420,7 +1420,7 @@ def test_an_entry_that_goes_on_in_the_next_passage_is_quoted_after_its_term(tmp_
     ("text", "question", "shown"),
     [
         (
-            "The amber ferry crosses the wide fjord at noon.\n\n## Dogs\n\nA dog needs a ticket.\n\n"
+            "The amber ferry crosses the wide fjord at noon.\n\n## Dogs\n\nA dog pays.\n\n"
             "## Carts\n\nThe ferry carries no carts.\n\n## Views\n\nThe fjord is deep.\n",
             "What of the amber ferry crosses the wide fjord at noon?",
             "The amber ferry crosses the wide fjord at noon. [1]",
@@ -1431,7 +1431,7 @@ def test_an_entry_that_goes_on_in_the_next_passage_is_quoted_after_its_term(tmp_
             "The loom has two beams. [1]",
         ),
         (
-            "The mill grinds rye flour. However, this is over since June.\n\nBread is baked here.\n",
+            "The mill grinds rye flour. However, this is over since June.\n\nBread is baked.\n",
             "Which mill grinds rye flour?",
             "The mill grinds rye flour. However, this is over since June. [1]",
         ),
@@ -1447,3 +1447,54 @@ def test_a_caption_is_quoted_where_the_question_speaks_of_it(tmp_path):
     text = "# Loom\n\nThe loom has beams.\n\nTable 2. Weights of shuttles\n"
     found = ask_about(tmp_path / "x", "page.md", text, "Which weights does table 2 have?")
     assert "Weights of shuttles" in found.completion.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        (
+            "terms.md",
+            "| Shop | Cut | Days |\n|---|---|---|\n| Harbour | 5 | 14 |\n| Green | 7 | 21 |\n",
+            "| Shop | Cut | Days |\n| Green | 7 | 21 |",
+        ),
+        (
+            "terms.html",
+            "<table><tr><th>Shop</th><th>Cut</th></tr><tr><td>Harbour</td><td>5</td></tr>"
+            "<tr><td>Green</td><td>7</td></tr></table>",
+            "Shop; Cut\nGreen; 7",
+        ),
+        ("terms.csv", "Shop;Cut\nHarbour;5\nGreen;7\n", "Shop;Cut\nGreen;7"),
+    ],
+)
+def test_a_row_is_quoted_below_the_names_of_its_columns(tmp_path, name, text, shown):
+    found = ask_about(tmp_path / "x", name, text, "What does Green get?", max_quotes=1)
+    assert found.completion.text == f"{shown} [1]"
+    for quote in found.details["quotes"]:
+        source = text.encode()[quote["byte_start"] : quote["byte_end"]].decode()
+        assert quote["text"] in source  # that of a cell in HTML is its row
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- Pay the bill in full.\n- Alternatively, the discount is a credit note.\n",
+        "Debit the bank. Then the discount is booked monthly.\n",
+        "Early discount is not implemented. A discount is booked by hand.\n",
+    ],
+    ids=["alternatively", "then", "caution"],
+)
+def test_what_a_sentence_goes_on_from_is_quoted_before_it(tmp_path, text):
+    found = ask_about(
+        tmp_path / "x", "page.md", f"# Page\n\n{text}", "the discount booked is a credit note",
+        max_quotes=1,
+    )  # fmt: skip
+    assert found.completion.text.removesuffix(" [1]") in text
+    assert found.completion.text.startswith(text[:8])
+
+
+def test_what_begins_in_the_middle_of_a_sentence_is_quoted_with_its_beginning():
+    text = "Copies end in No. .bak instead of that. The weir is open."
+    spans = ((0, 17), (18, 39), (40, len(text)))
+    read = [ScoredSentence(0, a, b, 1.0, 1.0, 1.0) for a, b in spans]
+    assert join_runs(read[1:2], read, [text]) == [(0, (0, 39), None)]
+    assert join_runs(read[2:], read, [text]) == [(0, (40, len(text)), None)]
