@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stillroom.rag.answer_selection.entries import find_cells
+from stillroom.rag.answer_selection.entries import find_cells, get_row_label
 from stillroom.text.language import split_sentences
 
 if TYPE_CHECKING:
@@ -169,8 +169,10 @@ def find_head(text: str, place: int) -> Span | None:
     rows = [row.span(1) for row in _ROW.finditer(text, 0, place)]
     heads = (row for row, (a, b) in pairwise(rows) if not any(map(str.isalnum, text[a:b])))
     head = max(heads, default=None)
-    is_apart = head is None or "\n\n" in text[head[1] : place].replace("\r", "")
-    return None if is_apart or not any(map(str.isalnum, text[slice(*head)])) else head
+    if head is None or "\n\n" in text[head[1] : place].replace("\r", ""):
+        return None
+    names = text[slice(*head)]  # a row with a label, such as "Default:", is one as the others
+    return head if any(map(str.isalnum, names)) and not get_row_label(names) else None
 
 
 def simplify_headings(headings: Iterable[Heading]) -> frozenset[str]:

@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stillroom.rag.answer_selection.encoding import find_code, find_rows, is_item
+from stillroom.rag.answer_selection.encoding import find_code, find_rows
 
 if TYPE_CHECKING:
     from stillroom.rag.answer_selection.overlap import ScoredSentence
 
-__all__ = ["Quoted", "is_head", "join_runs", "touches"]
+__all__ = ["Quoted", "goes_on", "is_head", "join_runs"]
 
 Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
 """Index of a passage, a span in its text, and the span of a short answer in it, if known."""
@@ -53,17 +53,13 @@ def is_head(text: str, sentence: ScoredSentence) -> bool:
     return is_above and sentence.start not in starts
 
 
-def touches(sentence: ScoredSentence, other: ScoredSentence, texts: Sequence[str]) -> bool:
-    """Return whether one of two sentences goes right after the other in a paragraph.
-
-    Rows and items of a list are alike, so that one says nothing of the next.
-    """
+def goes_on(sentence: ScoredSentence, other: ScoredSentence, texts: Sequence[str]) -> bool:
+    """Return whether one of two sentences goes on from the other with a word such as "However"."""
     first, last = sorted((sentence, other), key=lambda one: one.start)
     text = texts[first.passage]
     gap = text[first.end : last.start]
     is_apart = first.passage != last.passage or first == last or _PARAGRAPH.search(gap)
-    is_alike = is_item(text[last.start :]) or any(last.start == row for row, _ in find_rows(text))
-    return not (gap.strip() or is_apart or is_alike)
+    return not (gap.strip() or is_apart) and bool(_ANAPHOR.match(text, last.start))
 
 
 def _find_beginning(sentence: ScoredSentence, every: Sequence[ScoredSentence], text: str) -> int:

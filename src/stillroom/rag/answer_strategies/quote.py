@@ -38,7 +38,7 @@ from stillroom.rag.answer_selection.encoding import (
     simplify_headings,
 )
 from stillroom.rag.answer_selection.examples import read_passage
-from stillroom.rag.answer_selection.joining import Quoted, is_head, join_runs, touches
+from stillroom.rag.answer_selection.joining import Quoted, goes_on, is_head, join_runs
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
@@ -238,7 +238,7 @@ class Quote(AnswerStrategy):
         """Return the best sentences, of them those near the first; none twice, no label or row.
 
         The head of a table is no answer: it is never the first that others must be near to. What
-        goes on right after or before a sentence that is quoted need not be near.
+        goes on from a sentence that is quoted, or before it, need not be near.
         """
         chosen: dict[str, ScoredSentence] = {}
         for sentence in _leave_out_rows(sentences, texts):
@@ -257,7 +257,7 @@ class Quote(AnswerStrategy):
         near = [
             one for one in found if one in heads or max(map(sub, first, weigh(one))) <= self.margin
         ]
-        return [one for one in found if one in near or any(touches(one, s, texts) for s in near)]
+        return [one for one in found if one in near or any(goes_on(one, s, texts) for s in near)]
 
 
 def _open_reader(reference: str, languages: Sequence[str]) -> SentenceReader | OverlapReader:

@@ -44,11 +44,10 @@ def add_terms(
                 shown.add(earlier)
             if term:
                 shown.add((number, term))
-            head = _find_missing_head(hits, found, number, quote["start"])
-            if head and (number, head) not in shown:
+            head = _find_missing_head(hits, [*found, *quoted, parts], number, quote["start"])
+            if head:
                 names = inquiry.find_quotes(hits, [(number, head, None)])[0]
                 parts += [{**part, "continues": True} for part in names]
-                shown.add((number, head))
             parts.append(quote)
         quoted.append(parts)
     return quoted
@@ -85,5 +84,11 @@ def _find_missing_head(
     head = None if passage.table_header else find_head(passage.text, place)
     if head is None:
         return None
-    starts = (quote["start"] for part in found for quote in part if quote["number"] == number + 1)
-    return None if any(head[0] <= start < head[1] for start in starts) else head
+    quoted = (
+        hits[quote["number"] - 1].passage.start + quote["start"]
+        for part in found
+        for quote in part
+        if hits[quote["number"] - 1].passage.document_id == passage.document_id
+    )
+    first, last = (passage.start + edge for edge in head)
+    return None if any(first <= start < last for start in quoted) else head

@@ -570,34 +570,34 @@ def marked_up(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("question", "quotes"),
+    ("question", "quotes", "shown"),
     [
-        ("How long is the ketch Alder?", ["the ketch Alder", "12 m", "| 40 ft"]),
-        ("Which bell, of brass?", ["the brass bell"]),  # and not all of the list
-        ("Which stern oars?", ["The stern has oars."]),  # and not what follows what was left out
-        ("anchor drop", ["anchor = drop()"]),
-        ("How long is the cutter?", ["| the cutter | 7 m |"]),  # as the file has it
+        (  # a bar that stands in its cell; the names of the columns come first
+            "How long is the ketch Alder?",
+            ["ship", "length", "the ketch Alder", "12 m", "| 40 ft"],
+            "ship; length\nthe ketch Alder; 12 m | 40 ft",
+        ),
+        ("Which bell, of brass?", ["the brass bell"], "the brass bell"),  # not all of the list
+        # and not what follows what was left out
+        ("Which stern oars?", ["The stern has oars."], "The stern has oars."),
+        ("anchor drop", ["anchor = drop()"], "anchor = drop()"),
+        (  # as the file has it
+            "How long is the cutter?",
+            ["| ship | length |", "| the cutter | 7 m |"],
+            "| ship | length |\n| the cutter | 7 m |",
+        ),
     ],
-)  # fmt: skip
-def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
+)
+def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes, shown):
     asked = {**OVERLAP, "max_quotes": 1}
     found = ask(marked_up, Untouched(), question, answering=asked)
     told = found.details["quotes"]
     assert [one["text"] for one in told] == quotes
-    is_row = len({(one["byte_start"], one["byte_end"]) for one in told}) == 1  # cited once
-    marks = [f" [{one['number']}]" for one in told]
-    shown = (
-        "; ".join(quotes).replace("; |", " |") + marks[-1]  # a bar that stands in its cell
-        if is_row
-        else " ".join(text + mark for text, mark in zip(quotes, marks, strict=True))
-    )
-    assert found.completion.text == shown
-    assert is_row == (len(told) == 1 or "ketch" in question)
-    statements = found.details["statements"]
-    assert [shown[one["start"] : one["end"]] for one in statements] == [
-        text + mark * (not is_row or text == quotes[-1])
-        for text, mark in zip(quotes, marks, strict=True)
+    assert found.completion.text == f"{shown} [{told[-1]['number']}]"  # cited once
+    statements = [
+        found.completion.text[one["start"] : one["end"]] for one in found.details["statements"]
     ]
+    assert statements == [*quotes[:-1], f"{quotes[-1]} [{told[-1]['number']}]"]
 
 
 def test_rows_are_quoted_one_by_one_with_all_their_values(tmp_path):
