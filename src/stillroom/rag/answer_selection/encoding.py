@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stillroom.rag.answer_selection.entries import find_cells
+from stillroom.rag.answer_selection.entries import find_cells, get_row_label
 from stillroom.text.language import split_sentences
 
 if TYPE_CHECKING:
@@ -30,9 +30,11 @@ __all__ = [
     "extend_to_sentences",
     "find_code",
     "find_contents",
+    "find_head",
     "find_lists",
     "find_rows",
     "find_sentences",
+    "is_caption",
     "is_item",
     "simplify_headings",
 ]
@@ -58,6 +60,11 @@ _ITEM = re.compile(
     r"^(?:[ \t]*(?:(?P<dash>[-–•‣◦])|(?P<number>\(?\d{1,3}[.)])|(?P<letter>\(?[A-Za-z]\)))"
     r"|(?:[ \t]{2})*(?P<star>[*+]))[ \t]+(?=\S)",
     re.MULTILINE,
+)
+_CAPTION = re.compile(
+    r"[*_]*(?P<name>figure|fig\.|table|tab\.|abbildung|abb\.|tabelle|tableau|tabla|figura)"
+    r"[ \xa0]*\d+(?:[.-]\d+)*[.:]?(?:(?<=[.:])\s|[*_]*$)",
+    re.IGNORECASE,
 )
 _LINE = re.compile(r"^[^\r\n]*[^\s][^\r\n]*", re.MULTILINE)
 # In a log the first comma is that of milliseconds, before blanks, brackets or words.
@@ -150,6 +157,24 @@ def find_rows(text: str) -> list[Span]:
     return [row for row in rows if row not in rules | heads]
 
 
+def find_head(text: str, place: int) -> Span | None:
+    """Return the span of the names of the columns of the row at a place of a passage, if it has it.
+
+    A passage that goes on with a table in CSV is not told from one that begins it.
+    """
+    if not any(start <= place < end for start, end in find_rows(text)):
+        return None
+    if records := _find_records(text):
+        return records[0]
+    rows = [row.span(1) for row in _ROW.finditer(text, 0, place)]
+    heads = (row for row, (a, b) in pairwise(rows) if not any(map(str.isalnum, text[a:b])))
+    head = max(heads, default=None)
+    if head is None or "\n\n" in text[head[1] : place].replace("\r", ""):
+        return None
+    names = text[slice(*head)]  # a row with a label, such as "Default:", is one as the others
+    return head if any(map(str.isalnum, names)) and not get_row_label(names) else None
+
+
 def simplify_headings(headings: Iterable[Heading]) -> frozenset[str]:
     """Return the letters and digits of the titles of headings, as ``find_contents`` compares."""
     return frozenset(_letters(heading.title) for heading in headings) - {""}
@@ -213,6 +238,15 @@ def find_lists(text: str) -> list[list[Span]]:
 def is_item(text: str) -> bool:
     """Return whether a text begins with the item of a list."""
     return bool(_ITEM.match(text))
+
+
+def is_caption(text: str, question: str) -> bool:
+    """Return whether a text is a caption, such as "Figure 2.", of which a question does not speak.
+
+    "Figure 2 shows the pump." is none.
+    """
+    caption = _CAPTION.match(text)
+    return caption is not None and caption["name"][:3].casefold() not in question.casefold()
 
 
 def _find_items(text: str) -> list[int]:

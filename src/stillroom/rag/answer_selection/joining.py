@@ -14,7 +14,7 @@ from stillroom.rag.answer_selection.encoding import find_code, find_rows
 if TYPE_CHECKING:
     from stillroom.rag.answer_selection.overlap import ScoredSentence
 
-__all__ = ["Quoted", "is_head", "join_runs"]
+__all__ = ["Quoted", "goes_on", "is_head", "join_runs"]
 
 Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
 """Index of a passage, a span in its text, and the span of a short answer in it, if known."""
@@ -24,8 +24,17 @@ _ANAPHOR = re.compile(
     r"(?:it|its|they|their|them|he|his|she|her|both|the (?:latter|former)"
     r"|(?:(?:after|as|at|because of|before|by|due to|during|for|from|if|in|of|on|since|to|under"
     r"|when|with|without) )?(?:this|that|these|those|such)"
-    r"|accordingly|and|but|consequently|conversely|hence|however|if (?:so|not)|instead"
-    r"|nevertheless|nonetheless|nor|or|otherwise|so|therefore|thus|yet)\b(?!-)",
+    r"|accordingly|alternatively|and|but|consequently|conversely|hence|however|if (?:so|not)"
+    r"|instead|nevertheless|nonetheless|nor|or|otherwise|so|then|therefore|thus|yet)\b(?!-)",
+    re.IGNORECASE,
+)
+_ITEM_MARK = re.compile(r"(?:[-–•‣◦*+]|\(?\d{1,3}[.)])[ \t]+")
+# A sentence of which the splitter took the full stop of an abbreviation or a name for its end.
+_GOES_ON = re.compile(r"[.][ \t]*\n?[ \t]*(?:[a-z]|\.\w)")
+# What restricts the sentence after it.
+_CAUTION = re.compile(
+    r"\b(?:caution|deprecated|discouraged|neither|obsolete|unsupported|warning"
+    r"|not (?:\w+ )?(?:implemented|recommended|supported))\b",
     re.IGNORECASE,
 )
 # Without it, the sentence that follows it may say the opposite.
@@ -44,10 +53,20 @@ def is_head(text: str, sentence: ScoredSentence) -> bool:
     return is_above and sentence.start not in starts
 
 
+def goes_on(sentence: ScoredSentence, other: ScoredSentence, texts: Sequence[str]) -> bool:
+    """Return whether one of two sentences goes on from the other with a word such as "However"."""
+    first, last = sorted((sentence, other), key=lambda one: one.start)
+    text = texts[first.passage]
+    gap = text[first.end : last.start]
+    is_apart = first.passage != last.passage or first == last or _PARAGRAPH.search(gap)
+    return not (gap.strip() or is_apart) and bool(_ANAPHOR.match(text, last.start))
+
+
 def _find_beginning(sentence: ScoredSentence, every: Sequence[ScoredSentence], text: str) -> int:
     """Return where a sentence's quote begins: before it, if its first word points there.
 
-    Also after "Yes." or "No.", and before code: the sentence above it says what it does.
+    Also after "Yes." or "No.", a caution or the beginning of the same sentence, and before code:
+    the sentence above it says what it does.
     """
     code = find_code(text, sentence.start)
     if code is not None:
@@ -58,13 +77,19 @@ def _find_beginning(sentence: ScoredSentence, every: Sequence[ScoredSentence], t
         is_short = sentence.end - last.start <= _MAX_CODE
         announces = text[last.start : last.end].endswith(_ENDS)
         return last.start if is_near and is_short and announces else sentence.start
-    is_anaphor = _ANAPHOR.match(text, sentence.start)
+    mark = _ITEM_MARK.match(text, sentence.start)
+    is_anaphor = _ANAPHOR.match(text, mark.end() if mark else sentence.start)
     gaps = {
         other.start: text[other.end : sentence.start]
         for other in every
         if other.passage == sentence.passage
         and other.end <= sentence.start
-        and (is_anaphor or _YES_OR_NO.fullmatch(text, other.start, other.end))
+        and (
+            is_anaphor
+            or _YES_OR_NO.fullmatch(text, other.start, other.end)
+            or _CAUTION.search(text, other.start, other.end)
+            or _GOES_ON.match(text, other.end - 1)
+        )
     }
     before = (start for start, gap in gaps.items() if not (gap.strip() or _PARAGRAPH.search(gap)))
     return max(before, default=sentence.start)
@@ -77,7 +102,8 @@ def join_runs(
 
     Those of one passage are in reading order. The short answer of several is that of the best. Rows
     of a table stay apart. A sentence that begins with a word such as "It" is quoted with the one
-    right before it, if that one may be quoted, and so is one after "Yes." or "No.", and code.
+    right before it, if that one may be quoted, and so is one after "Yes.", "No." or a caution, and
+    code.
     """
     spans = []
     for sentence in chosen:

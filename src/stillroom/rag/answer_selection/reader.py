@@ -75,6 +75,7 @@ __all__ = [
     "list_installed_readers",
     "open_available_reader",
     "open_reader",
+    "weigh_sentence",
 ]
 
 READ_PASSAGES, MAX_READ_PASSAGES = 5, 50
@@ -91,6 +92,7 @@ _BUILTIN_FOLDERS = {
     MULTILINGUAL_READER: "builtin_multilingual",
 }
 _MAX_SHORT_TOKENS = 24
+_LEAST_CHANCE = 1e-9
 _CODE_LETTERS = 2
 _LETTER = re.compile(rf"[^\W\d{UNSPACED_SCRIPTS}]")
 # Words of scripts without spaces are not told apart.
@@ -250,6 +252,24 @@ def describe_reading(
         "cosine": cosine,
         "rank": sum(places) / len(places),
     }
+
+
+def weigh_sentence(
+    reader: SentenceReader | OverlapReader,
+    question: str,
+    passages: Sequence[tuple[str, str, Sequence[Span]]],
+    reading: Reading,
+    overlap: QuestionOverlap,
+    sentence: ScoredSentence,
+) -> tuple[float, float]:
+    """Return the log-odds that a sentence of a reading answers: by the reader, by word overlap."""
+    ranked = [sentence, *(other for other in reading.sentences if other != sentence)]
+    chances = (
+        one.rate(question, passages, ranked, reading.no_answer, overlap)
+        for one in (reader, OverlapReader())
+    )
+    own, shared = (min(max(chance, _LEAST_CHANCE), 1 - _LEAST_CHANCE) for chance in chances)
+    return math.log(own / (1 - own)), math.log(shared / (1 - shared))
 
 
 def _find_short(

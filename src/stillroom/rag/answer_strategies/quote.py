@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
+from operator import sub
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -32,11 +33,12 @@ from stillroom.rag.answer_selection.encoding import (
     find_contents,
     find_lists,
     find_rows,
+    is_caption,
     is_item,
     simplify_headings,
 )
 from stillroom.rag.answer_selection.examples import read_passage
-from stillroom.rag.answer_selection.joining import Quoted, is_head, join_runs
+from stillroom.rag.answer_selection.joining import Quoted, goes_on, is_head, join_runs
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
@@ -44,7 +46,9 @@ from stillroom.rag.answer_selection.reader import (
     MULTILINGUAL_READER,
     choose_reader,
     open_available_reader,
+    weigh_sentence,
 )
+from stillroom.rag.answer_strategies.terms import add_terms
 from stillroom.rag.generation.question import add_subject
 from stillroom.rag.generation.refusals import detect_refusal_language, get_refusal_wording
 from stillroom.rag.generation.session import digest_sentence
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Quote"]
 
+_Weigh = Callable[["ScoredSentence"], tuple[float, float]]
 _Candidates = tuple[str, str, list[tuple[int, int]]]
 _QUESTION_MARKS = ("?", "？", "؟")
 _CLOSING = "\"'”’»“‘)]*_ 」』"
@@ -106,7 +111,10 @@ class Quote(AnswerStrategy):
         3, ge=1, le=5, description="maximum number of quotes; the cells of a row count as one"
     )
     margin: float = Field(
-        6.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
+        1.5,
+        ge=0,
+        description="a further sentence is quoted if the log-odds that it answers are this near to "
+        "the first's, by the reader and by word overlap",
     )
     min_probability: float | None = Field(
         None,
@@ -169,6 +177,7 @@ class Quote(AnswerStrategy):
         is_known = bool(named) and not (unread and threshold)
         is_answered = is_known and (is_certain or least >= threshold)
         method = self
+        weigh = partial(weigh_sentence, reader, question, passages, reading, overlap)
         if not is_answered:
             _warn_of_language(inquiry, hits)
             if not is_known or least < _NEAR_SHARE * threshold:
@@ -177,7 +186,7 @@ class Quote(AnswerStrategy):
             method = self.model_copy(update={"max_quotes": min(self.max_quotes, _MAX_NEAREST)})
         yield from inquiry.quote(
             hits,
-            method._find_quotes(inquiry, hits, reading.sentences, named, places),
+            method._find_quotes(inquiry, hits, reading.sentences, named, places, weigh),
             probability=probability,
             fingerprint=reader.fingerprint,
             refusal="" if is_answered else "no-answer",
@@ -190,13 +199,14 @@ class Quote(AnswerStrategy):
         sentences: Sequence[ScoredSentence],
         named: Sequence[ScoredSentence],
         places: SentencePlaces,
+        weigh: _Weigh,
     ) -> list[list[dict[str, Any]]]:
         """Return the quotes of the best named sentences, of as many as ``max_quotes`` allows.
 
         The cells of a row are one quote; the best sentence is shown whole if a file parts it.
         """
         texts = places.texts
-        chosen = explain_terms(self._choose(named, texts), named, places)
+        chosen = explain_terms(self._choose(named, texts, weigh), named, places)
         followed, lists = _follow_announced(chosen, sentences, texts)
         while True:
             runs = join_runs(followed, sentences, texts)
@@ -218,26 +228,34 @@ class Quote(AnswerStrategy):
             followed, lists = _follow_announced(chosen, sentences, texts)
         for (number, (_, end), _), _ in listed:
             _warn_of_rest(inquiry, hits[number].passage, end, *lists[number, end])
-        return _add_terms(inquiry, hits, places.documents, found)
+        return add_terms(inquiry, hits, places.documents, found)
 
     def _choose(
-        self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
+        self, sentences: Sequence[ScoredSentence], texts: Sequence[str], weigh: _Weigh
     ) -> list[ScoredSentence]:
-        """Return the best sentences near the first, none twice, no label, no other row.
+        """Return the best sentences, of them those near the first; none twice, no label or row.
 
-        The head of a table is no answer: it is never the first that others must be near to.
+        The head of a table is no answer: it is never the first that others must be near to. What
+        goes on from a sentence that is quoted, or before it, need not be near.
         """
         chosen: dict[str, ScoredSentence] = {}
         for sentence in _leave_out_rows(sentences, texts):
-            best = next((s for s in chosen.values() if not is_head(texts[s.passage], s)), sentence)
-            if best.score - sentence.score > self.margin or len(chosen) == self.max_quotes:
+            if len(chosen) == self.max_quotes:
                 break
             passage = texts[sentence.passage]
             text, below = passage[sentence.start : sentence.end], passage[sentence.end :].lstrip()
             # "Possible values:" has a word of the question and a list.
             if not _is_label(text) or (sentence.overlap > 0 and is_item(below)):
                 chosen.setdefault(" ".join(text.split()), sentence)
-        return list(chosen.values())
+        found = list(chosen.values())
+        if len(found) < 2:
+            return found
+        heads = [one for one in found if is_head(texts[one.passage], one)]
+        first = weigh(next((one for one in found if one not in heads), found[0]))
+        near = [
+            one for one in found if one in heads or max(map(sub, first, weigh(one))) <= self.margin
+        ]
+        return [one for one in found if one in near or any(goes_on(one, s, texts) for s in near)]
 
 
 def _open_reader(reference: str, languages: Sequence[str]) -> SentenceReader | OverlapReader:
@@ -266,56 +284,6 @@ def _warn_of_rest(
         if is_item(below.lstrip("\r\n")):
             count = count_noun(shown, "item")
             inquiry.remark(f"a list goes on after its passage, of which {count} are quoted")
-
-
-def _add_terms(
-    inquiry: AnswerSession,
-    hits: Sequence[Hit],
-    documents: Sequence[Document],
-    found: Sequence[list[dict[str, Any]]],
-) -> list[list[dict[str, Any]]]:
-    """Return the quotes of each run, after the term that they explain in a list of definitions."""
-    shown, quoted = set[tuple[int, tuple[int, int]]](), list[list[dict[str, Any]]]()
-    for quotes in found:
-        parts = list[dict[str, Any]]()
-        for quote in quotes:
-            number = quote["number"] - 1
-            span = quote["start"], quote["end"]
-            term = find_term(documents[number], hits[number].passage, span)
-            if term and parts and term[0] <= parts[-1]["start"] < term[1]:
-                parts[-1]["continues"] = True
-            elif term and (number, term) not in shown:
-                terms = inquiry.find_quotes(hits, [(number, term, None)])[0]
-                parts += [{**part, "continues": True} for part in terms]
-            elif not term and (earlier := _find_earlier_term(documents, hits, number, span)):
-                if earlier not in shown:
-                    parts += inquiry.find_quotes(hits, [(*earlier, None)])[0]
-                shown.add(earlier)
-            if term:
-                shown.add((number, term))
-            parts.append(quote)
-        quoted.append(parts)
-    return quoted
-
-
-def _find_earlier_term(
-    documents: Sequence[Document], hits: Sequence[Hit], number: int, span: Span
-) -> tuple[int, Span] | None:
-    """Return number of the hit and span of the term of an entry that goes on in another hit."""
-    passage = hits[number].passage
-    entries = documents[number].find_definitions(passage.start + span[0])
-    if not entries or entries[-1].start >= passage.start:
-        return None
-    head = entries[-1]
-    places = (
-        (other, (head.start - hit.passage.start, head.end - hit.passage.start))
-        for other, hit in enumerate(hits)
-        if hit.passage.document_id == passage.document_id
-        and hit.passage.start <= head.start
-        and head.end <= hit.passage.end
-    )
-    found = ((n, find_term(documents[n], hits[n].passage, (end, end))) for n, (_, end) in places)
-    return next(((n, term) for n, term in found if term), None)
 
 
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:
@@ -394,7 +362,8 @@ def _read_candidates(
     ``list_known`` returns the headings of a document as ``find_contents`` compares them.
 
     No candidates are headings, questions, as the headings of lists of questions with answers, what
-    repeats the question, and the lines of a table of contents.
+    repeats the question, the lines of a table of contents, and captions, such as "Figure 2.", of
+    which the question does not speak.
     """
     part, name = read_passage(hit), hit.passage.document_id
     # Documents are long: only what may be a heading is compared with those of its own.
@@ -411,6 +380,7 @@ def _read_candidates(
         for start, end in part.sentences
         if not (text := part.text[start:end]).rstrip(_CLOSING).endswith(_QUESTION_MARKS)
         and normalize_text(text) != asked
+        and not is_caption(part.text[part.text.rfind("\n", 0, start) + 1 : end], question)
     ]
     if sum(end - start <= _MAX_ENTRY for start, end in candidates) > 1:
         contents = find_contents(part.text, list_known(name))

@@ -570,34 +570,34 @@ def marked_up(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("question", "quotes"),
+    ("question", "quotes", "shown"),
     [
-        ("How long is the ketch Alder?", ["the ketch Alder", "12 m", "| 40 ft"]),
-        ("Which bell, of brass?", ["the brass bell"]),  # and not all of the list
-        ("Which stern oars?", ["The stern has oars."]),  # and not what follows what was left out
-        ("anchor drop", ["anchor = drop()"]),
-        ("How long is the cutter?", ["| the cutter | 7 m |"]),  # as the file has it
+        (  # a bar that stands in its cell; the names of the columns come first
+            "How long is the ketch Alder?",
+            ["ship", "length", "the ketch Alder", "12 m", "| 40 ft"],
+            "ship; length\nthe ketch Alder; 12 m | 40 ft",
+        ),
+        ("Which bell, of brass?", ["the brass bell"], "the brass bell"),  # not all of the list
+        # and not what follows what was left out
+        ("Which stern oars?", ["The stern has oars."], "The stern has oars."),
+        ("anchor drop", ["anchor = drop()"], "anchor = drop()"),
+        (  # as the file has it
+            "How long is the cutter?",
+            ["| ship | length |", "| the cutter | 7 m |"],
+            "| ship | length |\n| the cutter | 7 m |",
+        ),
     ],
-)  # fmt: skip
-def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
+)
+def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes, shown):
     asked = {**OVERLAP, "max_quotes": 1}
     found = ask(marked_up, Untouched(), question, answering=asked)
     told = found.details["quotes"]
     assert [one["text"] for one in told] == quotes
-    is_row = len({(one["byte_start"], one["byte_end"]) for one in told}) == 1  # cited once
-    marks = [f" [{one['number']}]" for one in told]
-    shown = (
-        "; ".join(quotes).replace("; |", " |") + marks[-1]  # a bar that stands in its cell
-        if is_row
-        else " ".join(text + mark for text, mark in zip(quotes, marks, strict=True))
-    )
-    assert found.completion.text == shown
-    assert is_row == (len(told) == 1 or "ketch" in question)
-    statements = found.details["statements"]
-    assert [shown[one["start"] : one["end"]] for one in statements] == [
-        text + mark * (not is_row or text == quotes[-1])
-        for text, mark in zip(quotes, marks, strict=True)
+    assert found.completion.text == f"{shown} [{told[-1]['number']}]"  # cited once
+    statements = [
+        found.completion.text[one["start"] : one["end"]] for one in found.details["statements"]
     ]
+    assert statements == [*quotes[:-1], f"{quotes[-1]} [{told[-1]['number']}]"]
 
 
 def test_rows_are_quoted_one_by_one_with_all_their_values(tmp_path):
@@ -647,7 +647,8 @@ def test_the_head_of_a_table_is_not_quoted_alone():
     text = "name;boat\nAda;ketch\nCy;yawl"
     spans = ((0, 9, 9.0), (10, 19, 3.0), (20, 27, 1.0))
     read = [ScoredSentence(0, a, b, score, 1.0, score, short=None) for a, b, score in spans]
-    assert Quote(margin=1.0)._choose(read, [text]) == read[:2]
+    weights = {one: (one.score, one.score) for one in read}
+    assert Quote(margin=1.0)._choose(read, [text], weights.get) == read[:2]
 
 
 def test_rows_of_csv_are_quoted_one_by_one():
@@ -1428,3 +1429,87 @@ def test_an_entry_that_goes_on_in_the_next_passage_is_quoted_after_its_term(tmp_
     assert found.completion.text == "max-burst [1]\nIts default is 8 packets. [2]"
     for one in found.details["quotes"]:
         assert page[one["byte_start"] : one["byte_end"]] == one["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "shown"),
+    [
+        (
+            "The amber ferry crosses the wide fjord at noon.\n\n## Dogs\n\nA dog pays.\n\n"
+            "## Carts\n\nThe ferry carries no carts.\n\n## Views\n\nThe fjord is deep.\n",
+            "What of the amber ferry crosses the wide fjord at noon?",
+            "The amber ferry crosses the wide fjord at noon. [1]",
+        ),
+        (
+            "The loom has two beams.\n\nFigure 5.1.\n\nTable 2. Beams of a loom\n",
+            "How many beams has the loom?",
+            "The loom has two beams. [1]",
+        ),
+        (
+            "The mill grinds rye flour. However, this is over since June.\n\nBread is baked.\n",
+            "Which mill grinds rye flour?",
+            "The mill grinds rye flour. However, this is over since June. [1]",
+        ),
+    ],
+    ids=["filler", "caption", "contrast"],
+)  # fmt: skip
+def test_beside_the_first_only_what_is_about_as_near_is_quoted(tmp_path, text, question, shown):
+    found = ask_about(tmp_path / "x", "page.md", f"# Page\n\n{text}", question)
+    assert found.completion.text == shown
+
+
+def test_a_caption_is_quoted_where_the_question_speaks_of_it(tmp_path):
+    text = "# Loom\n\nThe loom has beams.\n\nTable 2. Weights of shuttles\n"
+    found = ask_about(tmp_path / "x", "page.md", text, "Which weights does table 2 have?")
+    assert "Weights of shuttles" in found.completion.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        (
+            "terms.md",
+            "| Shop | Cut | Days |\n|---|---|---|\n| Harbour | 5 | 14 |\n| Green | 7 | 21 |\n",
+            "| Shop | Cut | Days |\n| Green | 7 | 21 |",
+        ),
+        (
+            "terms.html",
+            "<table><tr><th>Shop</th><th>Cut</th></tr><tr><td>Harbour</td><td>5</td></tr>"
+            "<tr><td>Green</td><td>7</td></tr></table>",
+            "Shop; Cut\nGreen; 7",
+        ),
+        ("terms.csv", "Shop;Cut\nHarbour;5\nGreen;7\n", "Shop;Cut\nGreen;7"),
+    ],
+)
+def test_a_row_is_quoted_below_the_names_of_its_columns(tmp_path, name, text, shown):
+    found = ask_about(tmp_path / "x", name, text, "What does Green get?", max_quotes=1)
+    assert found.completion.text == f"{shown} [1]"
+    for quote in found.details["quotes"]:
+        source = text.encode()[quote["byte_start"] : quote["byte_end"]].decode()
+        assert quote["text"] in source  # that of a cell in HTML is its row
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- Pay the bill in full.\n- Alternatively, the discount is a credit note.\n",
+        "Debit the bank. Then the discount is booked monthly.\n",
+        "Early discount is not implemented. A discount is booked by hand.\n",
+    ],
+    ids=["alternatively", "then", "caution"],
+)
+def test_what_a_sentence_goes_on_from_is_quoted_before_it(tmp_path, text):
+    found = ask_about(
+        tmp_path / "x", "page.md", f"# Page\n\n{text}", "the discount booked is a credit note",
+        max_quotes=1,
+    )  # fmt: skip
+    assert found.completion.text.removesuffix(" [1]") in text
+    assert found.completion.text.startswith(text[:8])
+
+
+def test_what_begins_in_the_middle_of_a_sentence_is_quoted_with_its_beginning():
+    text = "Copies end in No. .bak instead of that. The weir is open."
+    spans = ((0, 17), (18, 39), (40, len(text)))
+    read = [ScoredSentence(0, a, b, 1.0, 1.0, 1.0) for a, b in spans]
+    assert join_runs(read[1:2], read, [text]) == [(0, (0, 39), None)]
+    assert join_runs(read[2:], read, [text]) == [(0, (40, len(text)), None)]
