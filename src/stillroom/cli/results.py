@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,21 @@ from stillroom.errors import CheckpointError, count_noun
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
 from stillroom.provenance.evidence import describe_citations
-from stillroom.records import Answer, Citation, list_cited_quotes
+from stillroom.records import Answer, Citation, Location, list_cited_quotes
 from stillroom.text.line_wrapping import unwrap_lines
 
-__all__ = ["list_cited", "print_answer", "print_run"]
+__all__ = [
+    "format_excerpt",
+    "format_place",
+    "list_cited",
+    "print_answer",
+    "print_flags",
+    "print_run",
+]
 
 _MAX_NEAREST = 2
-_MAX_EXCERPT = 160  # characters of a nearest passage
+_MAX_EXCERPT = 160  # characters of a passage
+_HEADING = re.compile(r"#{1,6} +(\S.*)")  # as in Markdown, which parsers of pages write, too
 _NAME_WIDTH = 34
 _MAIN_METRICS = (
     *(
@@ -280,20 +289,18 @@ def _print_sources(answer: Answer) -> None:
     sources = {source["number"]: source for source in answer.details.get("sources", ())}
     for citation, quote in list_cited(answer):
         source = sources.get(citation.number, {})
-        origin = f", origin {source['origin']}" if source else ""
+        is_known = source.get("origin", "unknown") != "unknown"
+        origin = f", origin {source['origin']}" if is_known else ""
         checked = _PROVENANCE_NOTES.get(str(source.get("checked", "")), "")
         headings = quote.get("headings") or source.get("headings") or ()
-        section = f", section {' › '.join(headings)}" if headings else ""
-        place = f"{citation.location}{section}{origin}{checked}"
+        place = f"{format_place(citation.location, headings)}{origin}{checked}"
         print_text(escape_line(f"[{citation.number}] {place}"))
         is_answer = not answer.details.get("abstained")
         if is_answer and (short := quote.get("short")):
             print_text(f"    short answer: {' '.join(short.split())}")
         if not (is_answer or quote):
-            excerpt = " ".join(citation.text.split())[:_MAX_EXCERPT]
-            print_text(f"    {excerpt}")
-        if source.get("flags"):
-            print_text(f"    verify: {', '.join(source['flags'])}")
+            print_text(f"    {format_excerpt(citation.text, headings)}")
+        print_flags(source.get("flags", ()), indent=4)
     for step in answer.details.get("trace", ()):
         if step["step"] == "quote" and "probability" in step:
             print_text(f"probability that the first quote answers: {step['probability']:.2f}")
@@ -301,6 +308,33 @@ def _print_sources(answer: Answer) -> None:
     if answer.citations and (len(origins) > 1 or origins.keys() & {"synthetic", "suspected-fake"}):
         shares = ", ".join(f"{count} {name}" for name, count in origins.items())
         print_text(f"origin of the sources: {shares}")
+
+
+def format_place(location: Location, headings: Sequence[str]) -> str:
+    """Return a place in a document with its section."""
+    return f"{location}, section {' › '.join(headings)}" if headings else str(location)
+
+
+def format_excerpt(text: str, headings: Sequence[str]) -> str:
+    """Return the beginning of a passage on one line, its headings without marks.
+
+    Those that it opens with and that ``headings``, beside which it is printed, have are left out.
+    A document without headings may have other lines that begin with such a mark.
+    """
+    lines = [" ".join(line.split()) for line in text.strip().split("\n")]
+    named = {"", *(" ".join(heading.split()) for heading in headings)}
+    while headings and len(lines) > 1 and lines[0].lstrip("# ") in named:
+        del lines[0]
+    shown = [_HEADING.sub(r"\1:", line) for line in lines] if headings else lines
+    return " ".join(filter(None, shown))[:_MAX_EXCERPT]
+
+
+def print_flags(flags: Iterable[str], *, indent: int) -> None:
+    """Print what a text with content flags may hold."""
+    from stillroom.rag.generation.content_flags import CONTENT_FLAGS
+
+    if told := "; ".join(CONTENT_FLAGS.get(flag, flag) for flag in flags):
+        print_text(f"{' ' * indent}caution: this may hold {told}")
 
 
 def _print_judged(answer: Answer) -> None:

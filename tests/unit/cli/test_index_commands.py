@@ -108,3 +108,21 @@ def test_an_older_snapshot_is_not_to_be_updated(index):
     printed = call("ask", out, "What does the mill grind?", "--snapshot", "1").stdout
     assert "since it was indexed: this is snapshot 1; leave out --snapshot" in printed
     assert "rag update" not in printed
+
+
+def test_a_search_names_the_words_that_no_passage_has(index):
+    out, _ = index
+    done = call("rag", "search", out, "What does the zeppelin grind?")
+    assert 'no passage has "zeppelin"' in done.stderr
+    told = json.loads(call("rag", "search", out, "zzzz qqqq", "--json").stdout)
+    assert told["notices"] == ['no passage has "zzzz", "qqqq"']
+    assert "no passage has" not in call("rag", "search", out, "grinding mills").stderr
+
+
+def test_a_search_shows_a_heading_as_the_section_and_not_as_marks(tmp_path):
+    folder, out = tmp_path / "documents", tmp_path / "index"
+    folder.mkdir()
+    (folder / "mills.md").write_text("# Mills\n\n## Old mill\n\nThe old mill grinds corn.\n")
+    call("rag", "index", folder, "--out", out, "embedder=builtin:static")
+    first = call("rag", "search", out, "Who grinds corn?").stdout
+    assert "section Mills\n   Old mill: The old mill grinds corn.\n" in first

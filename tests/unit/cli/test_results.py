@@ -222,7 +222,7 @@ def test_sources_steps_and_what_no_passage_says_are_told():
     answer = Answer(CITED.completion, CITED.citations, details=details)
     told = said(print_answer, [answer], as_json=False, steps=True)
     source = "page 3, origin suspected-fake, its file is marked as machine-generated\n"
-    assert f"{source}    verify: instruction\n" in told
+    assert f"{source}    caution: this may hold an instruction to a language model\n" in told
     assert "not in any passage: It grinds" in told
     assert "left out, unsupported: Mills fly." in told
     assert "step retrieve: found 3, new 2\nstep stop\n" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from stillroom.cli.options import (
     view_options,
 )
 from stillroom.cli.output import print_json, print_text
+from stillroom.cli.results import format_excerpt, format_place, print_flags
 from stillroom.jobs.progress import escape_line
 
 __all__ = ["search_command"]
@@ -52,7 +54,7 @@ def search_command(
     principals: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """List the passages that a query finds.
+    """List the passages that a query finds, and the words of it that no passage has.
 
     Words in quotation marks must occur in a passage as a phrase; headings:WORD and body:WORD must
     occur in its headings or its text. If no passage matches, a note says so, and the
@@ -60,6 +62,7 @@ def search_command(
     """
     from stillroom.jobs import LineReporter
     from stillroom.rag.generation.content_flags import flag_text
+    from stillroom.rag.generation.question import list_missing_words
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.observability import (
         collect_stages,
@@ -85,6 +88,8 @@ def search_command(
             reranker=parsed.reranker if parsed else None,
             transform=parsed.transform if parsed else None,
         )
+        if missing := list_missing_words(query, opened):
+            warnings.append(f"no passage has {', '.join(map(json.dumps, missing))}")
     if as_json:
         rows = [
             {
@@ -101,11 +106,10 @@ def search_command(
     for line in warnings:
         LineReporter().warn(line)
     for hit in hits:
-        first = " ".join(hit.passage.text.split())[:160]
-        print_text(escape_line(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}"))
-        print_text(f"   {first}")
-        if labels := flag_text(hit.passage.text):
-            print_text(f"   verify: {', '.join(labels)}")
+        place = format_place(hit.passage.location, hit.passage.headings)
+        print_text(escape_line(f"{hit.rank}. {hit.score:.4f}  {place}"))
+        print_text(f"   {format_excerpt(hit.passage.text, hit.passage.headings)}")
+        print_flags(flag_text(hit.passage.text), indent=3)
     if not hits:
         print_text("nothing was found")
     for name, spent_ms in times.milliseconds.items() if timings else ():

@@ -14,15 +14,15 @@ from stillroom.text.unicode import count_invisible, strip_invisible
 __all__ = ["CONTENT_FLAGS", "flag_text"]
 
 CONTENT_FLAGS: dict[str, str] = {
-    "control-tokens": "text that a chat template could parse as control tokens",
-    "hidden-text": "characters or markup invisible to a reader",
-    "instruction": "an instruction to the model instead of a statement",
-    "planted-citation": "demands that a certain passage be cited or trusted",
-    "remote-content": "a picture or link in Markdown or HTML that could send data out",
-    "role-play": "a faked turn of the system, user or assistant",
-    "secrets": "asks for prompts, keys, passwords, or other people's documents",
+    "control-tokens": "control tokens of a chat template",
+    "hidden-text": "characters or markup that no reader sees",
+    "instruction": "an instruction to a language model",
+    "planted-citation": "a demand that a certain passage be cited or trusted",
+    "remote-content": "a picture or link that could send data out",
+    "role-play": "a made-up turn of a chat with a language model",
+    "secrets": "a request for prompts, keys, passwords, or other people's documents",
 }
-"""Description of each flag."""
+"""What a text with each flag may hold."""
 _INJECTION_VERBS = (
     r"(?:ignore|disregard|forget|override|bypass|skip|discard|drop|set aside|pay no attention to)"
 )
@@ -47,10 +47,16 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
     "instruction": re.compile(
         rf"\b{_INJECTION_VERBS}\s+(?:\w+\s+){{0,3}}?{_INJECTION_QUALIFIERS}\s+(?:\w+\s+){{0,3}}?{_INJECTION_OBJECTS}\b"
         r"|\b(?:you\s+(?:must|should|will|shall|are\s+to)|always|instead,?|please)\s+(?:now\s+|only\s+)?"
-        r"(?:answer|respond|reply|say|output|write|print|repeat|tell\s+the\s+user)\b"
-        r"|\b(?:answer|respond|reply|say|output|print|repeat)\s+(?:only\s+|exactly\s+|with\s+){1,3}"
+        r"(?:(?:answer|respond|reply|say|tell\s+the\s+user)\b"
+        # people are told to print and to write, too; a model is told the words
+        r"|(?:output|write|print|repeat)\s+(?:only|exactly|nothing|the\s+(?:following|words?)"
+        r"|[\"'“‘]|(?-i:[A-Z]{2})))"
+        r"|(?<!\bthe\s)\b(?:answer|respond|reply|say|output|print|repeat)\s+(?:only\s+|exactly\s+|with\s+){1,3}"
         r"(?:the\s+)?(?:word|phrase|text|sentence|following|[\"'“‘])"
-        r"|\bnew\s+(?:instructions?|rules?|task)\s*:|\byou\s+are\s+now\b|\bfrom\s+now\s+on\b"
+        r"|\bnew\s+(?:instructions?|rules?|task)\s*:"
+        r"|\byou\s+are\s+now\s+(?:an?|the|called|named|no\s+longer|in\s+\w+\s+mode|(?-i:[A-Z]\w+))\b"
+        r"|\bfrom\s+now\s+on,?\s+(?:you|your|always|never|only|every|all|answer|respond|reply|say|speak"
+        r"|act|pretend|ignore|write|output)\b"
         r"|\b(?:note|message|instructions?|attention)\s+(?:to|for)\s+(?:the\s+)?"
         r"(?:ai|assistant|model|language\s+model|chatbot|reader\s+model)\b"
         r"|\bif\s+you\s+are\s+an?\s+(?:ai|assistant|language\s+model)\b",

@@ -30,6 +30,7 @@ __all__ = [
     "has_content",
     "is_follow_up",
     "list_antecedents",
+    "list_missing_words",
     "may_lean",
     "read_in_turn",
     "select_asking",
@@ -380,6 +381,17 @@ def _edit(word: str) -> Iterator[str]:
             yield before + other + letter + after
     for other in ascii_lowercase:
         yield word[:-1] + other + word[-1]
+
+
+def list_missing_words(text: str, index: Index) -> list[str]:
+    """Return the words of a text that no passage of the index has, in any inflection."""
+    return [
+        word
+        for word in dict.fromkeys(match.group() for match in _WORD.finditer(text))
+        if index.analyzer.has_content(word, index.languages)
+        and not _FUNCTION_WORD.fullmatch(word.lower())
+        and not _count_passages(word, index)
+    ]
 
 
 def _count_passages(word: str, index: Index) -> int:
