@@ -48,7 +48,7 @@ from stillroom.rag.answer_selection.reader import (
     open_available_reader,
     weigh_sentence,
 )
-from stillroom.rag.answer_strategies.terms import add_terms
+from stillroom.rag.answer_selection.terms import add_terms
 from stillroom.rag.generation.question import add_subject
 from stillroom.rag.generation.refusals import detect_refusal_language, get_refusal_wording
 from stillroom.rag.generation.session import digest_sentence
@@ -228,7 +228,7 @@ class Quote(AnswerStrategy):
             followed, lists = _follow_announced(chosen, sentences, texts)
         for (number, (_, end), _), _ in listed:
             _warn_of_rest(inquiry, hits[number].passage, end, *lists[number, end])
-        return add_terms(inquiry, hits, places.documents, found)
+        return add_terms(partial(inquiry.find_quotes, hits), hits, places.documents, found)
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str], weigh: _Weigh

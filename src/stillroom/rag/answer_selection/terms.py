@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.answer_selection.definitions import find_term
@@ -10,14 +10,14 @@ from stillroom.rag.answer_selection.encoding import find_head
 
 if TYPE_CHECKING:
     from stillroom.rag.answer_selection.encoding import Span
-    from stillroom.rag.generation.session import AnswerSession
+    from stillroom.rag.answer_selection.joining import Quoted
     from stillroom.records import Document, Hit
 
 __all__ = ["add_terms"]
 
 
 def add_terms(
-    inquiry: AnswerSession,
+    find_quotes: Callable[[Sequence[Quoted]], list[list[dict[str, Any]]]],
     hits: Sequence[Hit],
     documents: Sequence[Document],
     found: Sequence[list[dict[str, Any]]],
@@ -36,17 +36,17 @@ def add_terms(
             if term and parts and term[0] <= parts[-1]["start"] < term[1]:
                 parts[-1]["continues"] = True
             elif term and (number, term) not in shown:
-                terms = inquiry.find_quotes(hits, [(number, term, None)])[0]
+                terms = find_quotes([(number, term, None)])[0]
                 parts += [{**part, "continues": True} for part in terms]
             elif not term and (earlier := _find_earlier_term(documents, hits, number, span)):
                 if earlier not in shown:
-                    parts += inquiry.find_quotes(hits, [(*earlier, None)])[0]
+                    parts += find_quotes([(*earlier, None)])[0]
                 shown.add(earlier)
             if term:
                 shown.add((number, term))
             head = _find_missing_head(hits, [*found, *quoted, parts], number, quote["start"])
             if head:
-                names = inquiry.find_quotes(hits, [(number, head, None)])[0]
+                names = find_quotes([(number, head, None)])[0]
                 parts += [{**part, "continues": True} for part in names]
             parts.append(quote)
         quoted.append(parts)
