@@ -152,8 +152,9 @@ def list_cited_quotes(quotes: Iterable[Mapping[str, Any]]) -> list[Mapping[str, 
             pages = sorted({page for part in parts for page in part["pages"]})
             whole = [parts[0], *takewhile(lambda part: not part.get("is_apart"), parts[1:])]
             short = next((part["short"] for part in whole if part.get("short")), None)
-            start = parts[0]["byte_start"]
-            cited.append({**quote, "byte_start": start, "pages": pages, "short": short})
+            joined = {name: value for name, value in quote.items() if name != "short"}
+            joined |= {"byte_start": parts[0]["byte_start"], "pages": pages}
+            cited.append(joined | ({"short": short} if short else {}))
             parts = []
     return cited
 

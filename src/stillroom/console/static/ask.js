@@ -35,19 +35,20 @@
     const spans = open.map((one) => ({ ...one, from: place[one.start], to: place[one.end] }));
     for (const span of spans) cuts.add(span.from).add(span.to);
     const length = (text) => Array.from(text).length;
+    const isShort = (one) => one.short && !state.details.abstained;
     const quotes = (state.details.quotes || []).map((one) => {
       const short = one.answer_start + one.short_start - one.start;
       return {
         ...one,
         from: place[one.answer_start],
         to: place[one.answer_start + length(one.text)],
-        shortFrom: one.short ? place[short] : -1,
-        shortTo: one.short ? place[short + length(one.short)] : -1,
+        shortFrom: isShort(one) ? place[short] : -1,
+        shortTo: isShort(one) ? place[short + length(one.short)] : -1,
       };
     });
     for (const one of quotes) {
       cuts.add(one.from).add(one.to);
-      if (one.short) cuts.add(one.shortFrom).add(one.shortTo);
+      if (isShort(one)) cuts.add(one.shortFrom).add(one.shortTo);
     }
     const endsAt = (mark) => quotes.find((one) => one.to + 1 === mark.index);
     // A mark cites all quotes since the one before it.

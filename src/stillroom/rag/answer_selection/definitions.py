@@ -70,10 +70,10 @@ _AFTER = rf" (?:{_KIND}|do|defaults?|be used|takes?|means?)\b"
 _CAPITAL_SETTING = re.compile(
     rf"(?i:{_BEFORE})(?P<named>{_CAPITAL})\b|\b(?P<stated>{_CAPITAL})(?i:{_AFTER})"
 )
-_NUMBERED = re.compile(r"\b(?P<name>[^\W\d_]{3,})\d+\b")
+_NUMBERED = re.compile(r"\b(?P<name>[^\W\d_]{3,})(?P<number>\d+)\b")
 # A word as any other without an article: "What does user do?", not "What does the user do?".
 _CALLED = (
-    r"\bwhat (?:does {name} (?:control|configure|do|mean|set|take)|is {name} for)\b"
+    r"\bwhat (?:does {name} (?:control|configure|do|mean|set|take)|is {name} for)\W*$"
     r"|\bwhen (?:\w+ ){{1,2}}use {name}\W*$|\bunits? (?:does|has|is) {name}\b"
 )
 # What asks for what the entry of a setting says of it.
@@ -277,11 +277,24 @@ def find_unread_names(question: str, texts: Iterable[str]) -> list[str]:
     read = _simplify(" ".join(texts))
     found = [match[0] for match in _SETTING.finditer(question)]
     found += [match["named"] or match["stated"] for match in _CAPITAL_SETTING.finditer(question)]
-    for match in _NUMBERED.finditer(question):
-        if re.search(rf"{re.escape(match['name'].casefold())}\d", read):
-            found.append(match[0])
     names = dict.fromkeys(found)
-    return [name for name in names if _simplify(name) not in read]
+    unread = [name for name in names if _simplify(name) not in read]
+    return [*unread, *_find_other_numbers(question, read)]
+
+
+def _find_other_numbers(question: str, read: str) -> list[str]:
+    """Return the names with numbers that a text has with other numbers alone."""
+    asked = [(match["name"].casefold(), match) for match in _NUMBERED.finditer(question)]
+    held = {
+        name
+        for name, match in asked
+        if re.search(rf"(?<![^\W_]){re.escape(name)} ?{match['number']}(?!\d)", read)
+    }
+    return [
+        match[0]
+        for name, match in asked
+        if name not in held and re.search(rf"(?<![^\W_]){re.escape(name)}\d", read)
+    ]
 
 
 def prefer_entries(question: str, hits: Sequence[Hit], depth: int) -> list[Hit]:
@@ -397,11 +410,11 @@ def _find_names(title: str, pattern: re.Pattern[str]) -> Iterator[str]:
 def _is_named(name: str, text: str) -> bool:
     """Return whether a text has a name by itself: "max_size" is not in "hard_max_size".
 
-    Its words may be joined otherwise ("max size"), but for two with a hyphen ("set-up"). A word as
-    any other ("Port", "Germany") has to be called a setting.
+    Its words may be joined otherwise ("max size"), but for two with a hyphen ("set-up"). Words as
+    any others ("Port", "Germany", "user data") have to be called a setting.
     """
     words = _WORD.findall(name)
-    if words == [name] and name[1:].islower():
+    if " " in name or (words == [name] and name[1:].islower()):
         before = _BEFORE.replace(r"|\bdoes", "")
         called = rf"(?:{before}{name}(?![\w-])|(?<![\w-]){name} (?:{_KIND}|defaults?)\b"
         plain = _CALLED.format(name=name)

@@ -160,7 +160,7 @@ def find_rows(text: str) -> list[Span]:
 def find_head(text: str, place: int) -> Span | None:
     """Return the span of the names of the columns of the row at a place of a passage, if it has it.
 
-    A passage that goes on with a table in CSV is not told from one that begins it.
+    A passage that goes on with a table in CSV cannot be distinguished from one that begins it.
     """
     if not any(start <= place < end for start, end in find_rows(text)):
         return None

@@ -174,7 +174,8 @@ def lay_out_quotes(
         before["continues"], cited[place - 1] = True, False
         text = texts[quote["number"] - 1]
         items = [_find_item_mark(text, one["start"]) for one in (before, quote)]
-        between = text[before["end"] : quote["start"]]
+        line = text.rfind("\n", 0, quote["start"]) + 1
+        between = text[before["end"] : line if items[1] else quote["start"]]
         if groups[place - 1] == groups[place] and "\n" not in between:
             opened[place] = " "
         elif any(map(str.isalnum, between)) and not _is_row(text, quote["start"]):
@@ -228,7 +229,7 @@ def _find_citations(quotes: Sequence[Mapping[str, Any]]) -> list[bool]:
         and (
             following is None
             or bool(quote["is_exact"])
-            or any(quote[end] != following[end] for end in ("byte_start", "byte_end"))
+            or any(quote[name] != following[name] for name in ("number", "byte_start", "byte_end"))
         )
         for quote, following in zip_longest(quotes, quotes[1:])
     ]
