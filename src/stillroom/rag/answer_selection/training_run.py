@@ -193,7 +193,7 @@ def _choose(
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
-    if is_better and compared.silences:
+    if compared.shift:
         job.say(
             f"{compared.shift:+.2f} was added to the logit of the trained reader's probability, as "
             f"measured on {count_noun(compared.silences, 'reading')} without an answer"

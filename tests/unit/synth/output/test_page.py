@@ -115,4 +115,5 @@ def test_a_chain_is_two_steps():
         "completion_tokens": 1,
     }
     page = render_report(tell(report={"splits": {"train": side}, "spent": report["spent"]}))
-    assert re.search(r"<td>keep</td><td>ask</td><td>70</td><td>60</td><td>86%</td>", page)
+    cells = ("keep", "ask", "70", "60", "86%")
+    assert re.search("".join(f"<td[^>]*>{cell}</td>" for cell in cells), page)
