@@ -78,8 +78,10 @@ _EXPLETIVE = re.compile(
 )
 # What a question after a conjunction begins with if it has a verb of its own.
 _WHOLE = re.compile(
-    r"\W*(?:and|but|or|so|then|also)\b,? (?P<whole>(?:who|whose|what|which|where|when|why|how"
-    r"|is|are|do|does|did|can|may|must|should)\b(?! (?:about|if|not)\b).+)",
+    r"\W*(?:and|but|or|so|then|also)\b,? (?P<whole>"
+    r"(?:(?:at|by|for|from|in|on|to|under|with) (?=what|which|whom|how))?"
+    r"(?:whom?|whose|what|which|where|when|why|how|is|are|do|does|did|can|may|must|should)\b"
+    r"(?! (?:about|if|not)\b).+)",
     re.IGNORECASE | re.DOTALL,
 )
 # "What values are allowed?": of what, stands in a question before.
@@ -178,7 +180,9 @@ def is_follow_up(text: str) -> bool:
     if is_long or not any(map(str.isalnum, text)):
         return False
     if whole := _WHOLE.match(text):
-        return _count_content(whole["whole"]) < _MIN_WHOLE or is_follow_up(whole["whole"])
+        asked = whole["whole"]
+        has_little = _count_content(asked) < _MIN_WHOLE and not _NAME_OR_CODE.search(asked)
+        return has_little or is_follow_up(asked)
     if _CONJUNCTION.match(text) or _VALUES.fullmatch(text):
         return True
     if len(words) <= _MAX_ELLIPSIS and not _NAME_OR_CODE.search(text):

@@ -269,6 +269,8 @@ def test_a_follow_up_is_told_by_what_it_leaves_out(text):
         "And who counts the cash?",
         "And how do I set up a mast?",
         "So which key opens the boathouse?",
+        "And what does max_size do?",
+        "And under which flag do ships sail?",
         "What are the first steps to rig a boat?",
         "Which boats are available?",
         "Is the second mast of the boat longer?",
