@@ -79,8 +79,10 @@ _EXPLETIVE = re.compile(
 )
 # What a question after a conjunction begins with if it has a verb of its own.
 _WHOLE = re.compile(
-    r"\W*(?:and|but|or|so|then|also)\b,? (?P<whole>(?:who|whose|what|which|where|when|why|how"
-    r"|is|are|do|does|did|can|may|must|should)\b(?! (?:about|if|not)\b).+)",
+    r"\W*(?:and|but|or|so|then|also)\b,? (?P<whole>"
+    r"(?:(?:at|by|for|from|in|on|to|under|with) (?=what|which|whom|how))?"
+    r"(?:whom?|whose|what|which|where|when|why|how|is|are|do|does|did|can|may|must|should)\b"
+    r"(?! (?:about|if|not)\b).+)",
     re.IGNORECASE | re.DOTALL,
 )
 # "What values are allowed?": of what, stands in a question before.
@@ -129,7 +131,6 @@ _OBJECT = re.compile(
 )
 _OF = frozenset(("de", "for", "für", "of", "von"))
 _MAX_FOLLOW_UP, _MAX_ELLIPSIS = 16, 4  # words
-_MAX_LITTLE = 1  # words with content
 _MIN_WHOLE = 2  # words with content, as a verb and what it is done to
 _MAX_EARLIER, _MAX_CHARACTERS = 3, 1000
 _MAX_LOOKED_AT, _MAX_MESSAGE = 10, 10_000  # messages, and characters of one
@@ -179,7 +180,8 @@ def is_follow_up(text: str) -> bool:
     if is_long or not any(map(str.isalnum, text)):
         return False
     if whole := _WHOLE.match(text):
-        return _count_content(whole["whole"]) < _MIN_WHOLE or is_follow_up(whole["whole"])
+        asked = whole["whole"]
+        return _has_little(asked) or is_follow_up(asked)
     if _CONJUNCTION.match(text) or _VALUES.fullmatch(text):
         return True
     if len(words) <= _MAX_ELLIPSIS and not _NAME_OR_CODE.search(text):
@@ -206,9 +208,13 @@ def may_lean(text: str) -> bool:
     language than English, whose pronouns are not known.
     """
     is_english = any(word in STOP_WORDS["english"] for word in text.lower().split())
+    return not is_english or _has_little(text) or bool(_ANAPHOR.search(_EXPLETIVE.sub(" ", text)))
+
+
+def _has_little(text: str) -> bool:
+    """Return whether a text has one word with content at most, and no name of a setting."""
     rest = re.sub(r"\b\d+\b", " ", text)  # a number is no subject
-    has_little = _count_content(rest) <= _MAX_LITTLE and not _JOINED.search(rest)
-    return not is_english or has_little or bool(_ANAPHOR.search(_EXPLETIVE.sub(" ", text)))
+    return _count_content(rest) < _MIN_WHOLE and not _JOINED.search(rest)
 
 
 def _count_content(text: str) -> int:
