@@ -230,11 +230,8 @@ def probe_silence(
         for question in questions:
             asked = [arm for arm in arms if (arm.name, question.id) in keys]
             others = _hide_documents(index, locations[question.id]) if asked else None
-            weight = sum(seconds.get((arm.name, question.id), 0) for arm in asked)
-            if others is None:
-                progress.advance(weight=weight)
-                continue
             for arm in asked:
+                assert others is not None  # noqa: S101  # it is probed
                 key = keys[arm.name, question.id]
                 if key not in journal:
                     job.check_cancelled()
@@ -251,7 +248,7 @@ def probe_silence(
                 if isinstance(row, Mapping):  # a journal of an earlier version holds the pair alone
                     row = row["abstained"], row["probability"]
                 probes[arm.name, question.id] = SilenceProbe(*row)
-            progress.advance(weight=weight)
+            progress.advance(weight=sum(seconds.get((arm.name, question.id), 0) for arm in asked))
     return probes
 
 
