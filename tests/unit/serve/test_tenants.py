@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import random
+import re
 
 import httpx
 import pytest
@@ -158,7 +159,9 @@ def test_a_tenant_never_sees_anothers_passage_entity_summary_or_kept_answer(
     seen = set()
     for (who, question), reply in zip(asked, replies, strict=True):
         assert reply.status_code == 200, reply.text
-        foreign = {one for one in CANARIES if one in reply.text.replace(question, "")}
+        # What is not found of the question's own words is named.
+        answered = re.sub(r"[Nn]o passage that was read has [^.\"]*", "", reply.text)
+        foreign = {one for one in CANARIES if one in answered.replace(question, "")}
         assert foreign <= may_see(*who), (who, question)
         seen |= foreign
     assert seen or way == "graph_global"  # the test could see a canary

@@ -85,10 +85,10 @@ def _find_missing_head(
     if head is None:
         return None
     quoted = (
-        hits[quote["number"] - 1].passage.start + quote["start"]
+        [hits[quote["number"] - 1].passage.start + quote[edge] for edge in ("start", "end")]
         for part in found
         for quote in part
         if hits[quote["number"] - 1].passage.document_id == passage.document_id
     )
     first, last = (passage.start + edge for edge in head)
-    return None if any(first <= start < last for start in quoted) else head
+    return None if any(start < last and first < end for start, end in quoted) else head
