@@ -277,7 +277,7 @@ def hold_replies(page, text, details):
     deltas = [{"content": text}, {"citations": [cited], "answer": details}]
     events = [json.dumps({"choices": [{"index": 0, "delta": delta}]}) for delta in deltas]
     body = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
-    told = {"id": "pas-1", "text": "### 1.2. Mills\n\nIt grinds.\n\n#### Oil\n\nNuts.",
+    told = {"id": "pas-1", "text": "### 1.2.\xa0Mills\n\nIt grinds.\n\n#### Oil\n\nNuts.",
             "headings": ["1.2. Mills"], "sentences": [[16, 26], [38, 43]]}  # fmt: skip
     rye = {"text": "Rye.", "headings": [], "sentences": [[0, 4]]}
     rows = {"data": [told, *({**rye, "id": f"pas-{n}"} for n in range(2, 5))]}
@@ -381,3 +381,27 @@ def test_open_settings_leave_room_for_the_answer(open_page, console, size):
     high = page.locator("#composer").evaluate("one => one.offsetHeight / window.innerHeight")
     assert high < 0.65
     check_axe(page)
+
+
+def test_a_question_is_stopped_while_the_documents_are_opened(open_page, console):
+    page = open_page(console, "/ask")
+    page.route("**/ask/open*", lambda route: None)
+    page.get_by_label("Question").fill("Who grinds?")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("stopped before an answer").wait_for()
+    assert "supports" not in page.locator(".exchange").inner_text()
+
+
+def test_after_a_reload_the_last_answer_is_in_view(open_page, console):
+    page, held = ask_mills(open_page, console, {}, size="phone")
+    answer_now(page, held)
+    page.get_by_label("Question").fill("Who bakes?")
+    page.get_by_label("Question").press("Enter")
+    answer_now(page, held, 1)
+    page.evaluate("window.scrollTo(0, 0)")
+    page.reload()
+    page.get_by_role("heading", name="Who bakes?").wait_for()
+    page.locator("#send:enabled").wait_for()
+    page.wait_for_load_state("networkidle")
+    assert abs(page.locator(".exchange").nth(1).bounding_box()["y"]) < 40

@@ -132,12 +132,14 @@
   // that it opens with and that stand above it show no words.
   const findHeadings = ({ text, headings }) => {
     const found = [];
+    const flat = (line) => line.trim().split(/\s+/).join(" ");
+    const named = new Set((headings || []).map(flat));
     let at = 0, isCode = false, isOpening = true;
     for (const line of headings && headings.length ? text.split("\n") : []) {
       if (/^\s*(```|~~~)/.test(line)) isCode = !isCode;
       const mark = isCode ? null : /^#{1,6} +(?=\S)/.exec(line);
       const end = at + line.length;
-      isOpening &&= !line.trim() || (mark && headings.includes(line.slice(mark[0].length).trim()));
+      isOpening &&= !line.trim() || (mark && named.has(flat(line.slice(mark[0].length))));
       if (mark) found.push([at, isOpening && text.slice(end).trim() ? end : at + mark[0].length, end]);
       at = end + 1;
     }
@@ -236,8 +238,10 @@
 
   // Makes every sentence of the listed passages a button, or the texts plain again.
   const pickSentence = (parts, state, isPicking) => {
+    const wasPicking = parts.article.classList.contains("picking");
     parts.article.classList.toggle("picking", isPicking);
-    for (const fold of parts.list.querySelectorAll("details")) fold.open ||= isPicking;
+    for (const fold of parts.list.querySelectorAll("details"))
+      if (isPicking !== wasPicking) fold.open = isPicking;
     for (const [text, told, quotes] of parts.texts) {
       text.replaceChildren(...markQuotes(told, quotes).childNodes);
       if (!isPicking) continue;
@@ -391,11 +395,15 @@
   const conclude = (parts, state) => {
     const details = state.details;
     const said = [];
+    if (state.isStopped && !state.text) {
+      parts.under.textContent = "stopped before an answer";
+      return;
+    }
     if (details.abstained) {
       const note = details.refusal_note || "no passage supports an answer";
       parts.refusal.hidden = false;
       parts.refusal.textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
-    } else if (state.isGrounded && !(state.citations || []).length) {
+    } else if (state.isGrounded && !state.isStopped && !(state.citations || []).length) {
       parts.refusal.hidden = false;
       parts.refusal.textContent = "No passage supports this answer.";
     }
@@ -504,7 +512,10 @@
     setBusy(true);
     $("status").textContent = "Answering";
     try {
-      const names = await open(state.at);
+      const stopped = new Promise((_, fail) => {
+        state.controller.signal.addEventListener("abort", () => fail(state.controller.signal.reason));
+      });
+      const names = await Promise.race([open(state.at), stopped]);
       state.model = names.model;
       parts.under.textContent = state.isGrounded ? "Looking for passages…" : "Reading…";
       // Only quotes are looked for with earlier questions: a model that writes would not read them.
@@ -566,14 +577,19 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     if (!$("composer")) return;
+    const drawn = [];
+    let last = null;
     for (const state of kept().filter((one) => one.at === $("talk").dataset.at)) {
       const parts = draw(state);
+      last = parts.article;
       render(parts.answer, state);
       conclude(parts, state);
       offerTrace(parts, state);
-      listPassages(parts, state).then(() => offerVerdicts(parts, state));
+      drawn.push(listPassages(parts, state).then(() => offerVerdicts(parts, state)));
       $("hint").hidden = true;
     }
+    // Where the browser leaves the page, nothing was drawn yet.
+    Promise.all(drawn).then(() => last && !running && last.scrollIntoView({ block: "start" }));
     const grow = () => {
       $("question").rows = Math.min(8, $("question").value.split("\n").length);
     };
