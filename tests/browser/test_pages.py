@@ -132,6 +132,14 @@ def test_the_settings_of_an_answer_that_were_changed_are_sent(open_page, console
     page.locator(".answer:not([aria-busy])").wait_for(state="attached")
 
 
+def test_settings_stay_open_where_an_index_is_chosen(open_page, console):
+    page = open_page(console, "/ask")
+    page.locator("summary", has_text="Settings").click()
+    page.get_by_label("Run or index").dispatch_event("change")  # there is no other one
+    page.wait_for_url("**/ask?at=run*")
+    page.get_by_label("Passages shown to the model").wait_for()
+
+
 def test_the_menu_opens_and_closes_by_keyboard_on_a_phone(open_page, console):
     page = open_page(console, "/ask", size="phone")
     page.locator(".menu summary").focus()
@@ -190,6 +198,7 @@ def test_an_answer_is_judged_by_keyboard(open_page, console, judgments, theme):
     shoot(page, f"ask-picking-{theme}")
     check_axe(page)
     page.get_by_role("button", name="It ends in the sea.").press("Enter")
+    assert page.evaluate("document.activeElement.textContent") == "This sentence…"
     page.get_by_text("“It ends in the sea.” answers").wait_for()
     page.get_by_label("Question").fill("where does the river rise")
     page.get_by_label("Question").press("Enter")
@@ -353,9 +362,12 @@ def test_a_question_that_is_entered_during_another_waits(open_page, console):
 
 def test_a_follow_up_says_why_it_is_not_judged(open_page, console):
     trace = [{"step": "follow_up", "antecedents": ["Who grinds?"]}]
-    page, held = ask_mills(open_page, console, {"trace": trace})
+    notices = ["what was read: Read", "the text quoted: grinds"]
+    page, held = ask_mills(open_page, console, {"trace": trace, "notices": notices})
     answer_now(page, held)
     page.get_by_text("The answer to a follow-up is not judged").wait_for()
+    under = page.locator(".under").first.text_content()
+    assert under == "1 citation · quoted from the documents of run · the text quoted: grinds"
     with page.expect_request("**/v1/traces*") as sent:
         page.get_by_role("button", name="Find its words").click()
     assert sent.value.post_data_json["text"] == f"{' ' * 8}It grinds.{' ' * 4}"

@@ -254,6 +254,7 @@
         const button = make("button", { class: "sentence", type: "button", text: sentence });
         button.addEventListener("click", () => {
           pickSentence(parts, state, false);
+          parts.verdicts.querySelector("[data-verdict=quote]").focus(); // the button has gone
           judge(parts, state, "quote", sentence);
         });
         const begin = place + length(at, start);
@@ -266,16 +267,23 @@
     }
   };
 
-  // Lists where the answer's words stand verbatim: documents with bytes, and training records.
-  const trace = async (parts, state) => {
-    parts.traced.replaceChildren(make("p", { class: "under", text: "Looking for its words…" }));
+  // The words of an answer in their places, and those of the program's own remarks between quotes.
+  const splitRemarks = (state) => {
     const letters = Array.from(state.text);
     const quotes = (state.details.quotes || []).map(
       (one) => [one.answer_start, one.answer_start + Array.from(one.text).length],
     );
-    // Between quotes stand the program's own remarks, which are no words of the answer.
-    const isSaid = (n) => !quotes.length || quotes.some(([from, to]) => from <= n && n < to);
-    const text = letters.map((letter, n) => (isSaid(n) ? letter : " ")).join("");
+    const isOwn = (n) =>
+      quotes.length ? !quotes.some(([from, to]) => from <= n && n < to) : Boolean(state.details.abstained);
+    const pick = (isPicked) => letters.map((letter, n) => (isPicked(n) ? letter : " ")).join("");
+    return [pick((n) => !isOwn(n)), pick(isOwn)];
+  };
+
+  // Lists where the answer's words stand verbatim: documents with bytes, and training records.
+  const trace = async (parts, state) => {
+    parts.traced.replaceChildren(make("p", { class: "under", text: "Looking for its words…" }));
+    const letters = Array.from(state.text);
+    const [text] = splitRemarks(state);
     try {
       const reply = await post(`/v1/traces?at=${encodeURIComponent(state.at)}`, {
         model: state.model, text, cited: (state.citations || []).map((one) => one.number),
@@ -431,7 +439,9 @@
     if (isQuoting && !details.abstained) said.push(`quoted from the documents of ${state.model}`);
     else if (!isQuoting && state.model) said.push(`written by the model of ${state.model}`);
     for (const one of details.dropped_statements || []) said.push(`left out, since no passage says it: ${one.text}`);
-    for (const one of details.notices || []) said.push(one);
+    const [, remarks] = splitRemarks(state);
+    const isInText = (notice) => remarks.includes(notice.split(": ").slice(1).join(": ") || notice);
+    said.push(...(details.notices || []).filter((one) => !isInText(one)));
     parts.under.textContent = said.join(" · ");
   };
 
@@ -617,8 +627,9 @@
       if (running) running.controller.abort();
     });
     setBusy(false); // before, a click would have been lost
+    if (window.location.hash === "#settings") $("settings").open = true; // it was when this was chosen
     $("run").addEventListener("change", () => {
-      window.location.href = `/ask?at=${encodeURIComponent($("run").value)}`;
+      window.location.href = `/ask?at=${encodeURIComponent($("run").value)}#settings`;
     });
   });
 })();
