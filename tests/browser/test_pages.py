@@ -132,6 +132,14 @@ def test_the_settings_of_an_answer_that_were_changed_are_sent(open_page, console
     page.locator(".answer:not([aria-busy])").wait_for(state="attached")
 
 
+def test_settings_stay_open_where_an_index_is_chosen(open_page, console):
+    page = open_page(console, "/ask")
+    page.locator("summary", has_text="Settings").click()
+    page.get_by_label("Run or index").dispatch_event("change")  # there is no other one
+    page.wait_for_url("**/ask?at=run*")
+    page.get_by_label("Passages shown to the model").wait_for()
+
+
 def test_the_menu_opens_and_closes_by_keyboard_on_a_phone(open_page, console):
     page = open_page(console, "/ask", size="phone")
     page.locator(".menu summary").focus()
@@ -190,6 +198,7 @@ def test_an_answer_is_judged_by_keyboard(open_page, console, judgments, theme):
     shoot(page, f"ask-picking-{theme}")
     check_axe(page)
     page.get_by_role("button", name="It ends in the sea.").press("Enter")
+    assert page.evaluate("document.activeElement.textContent") == "This sentence…"
     page.get_by_text("“It ends in the sea.” answers").wait_for()
     page.get_by_label("Question").fill("where does the river rise")
     page.get_by_label("Question").press("Enter")
@@ -269,3 +278,142 @@ def test_the_words_of_an_answer_are_found(open_page, console):
     assert "rivers.txt: bytes 0–48" in stands.text_content()
     assert "verbatim in documents" in page.locator(".exchange").text_content()
     shoot(page, "ask-traced")
+
+
+def hold_replies(page, text, details):
+    """Hold the questions of a page for ``answer_now``, with a text that cites passage 1."""
+    cited = {"number": 1, "passage_id": "pas-1", "path": "mills.txt"}
+    deltas = [{"content": text}, {"citations": [cited], "answer": details}]
+    events = [json.dumps({"choices": [{"index": 0, "delta": delta}]}) for delta in deltas]
+    body = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
+    told = {"id": "pas-1", "text": "### 1.2.\xa0Mills\n\nIt grinds.\n\n#### Oil\n\nNuts.",
+            "headings": ["1.2. Mills"], "sentences": [[16, 26], [38, 43]]}  # fmt: skip
+    rye = {"text": "Rye.", "headings": [], "sentences": [[0, 4]]}
+    rows = {"data": [told, *({**rye, "id": f"pas-{n}"} for n in range(2, 5))]}
+    page.route("**/ask/passages*", lambda route: route.fulfill(body=json.dumps(rows)))
+    held = []
+    page.route(
+        "**/v1/chat/completions*",
+        lambda route: held.append(
+            lambda: route.fulfill(body=body, content_type="text/event-stream")
+        ),
+    )
+    return held
+
+
+def answer_now(page, held, place=0):
+    """Give the answer that a page waits for, its question being the one at a place."""
+    while not held:
+        page.wait_for_timeout(20)
+    held.pop()()
+    page.locator(".exchange").nth(place).locator(".passage").first.wait_for()
+
+
+SOURCES = [
+    {"number": n, "passage_id": f"pas-{n}", "path": "mills.txt", "pages": [], "origin": "unknown",
+     "score": 0.5, "flags": ["instruction"] * (n == 1)}
+    for n in range(1, 5)
+]  # fmt: skip
+GRINDS = {"number": 1, "text": "It grinds.", "start": 16, "end": 26, "answer_start": 8,
+          "byte_start": 0, "byte_end": 9, "headings": [], "pages": []}  # fmt: skip
+DETAILS = {"quotes": [GRINDS], "answering": "quote", "sources": SOURCES, "origins": {"unknown": 1}}
+
+
+def ask_mills(open_page, console, details, **how):
+    page = open_page(console, "/ask", **how)
+    held = hold_replies(page, "(Read.) It grinds. [1]", {**DETAILS, **details})
+    page.get_by_label("Question").fill("Who grinds?")
+    page.get_by_label("Question").press("Enter")
+    return page, held
+
+
+def test_passages_that_are_not_cited_are_folded_and_headings_have_no_marks(open_page, console):
+    page, held = ask_mills(open_page, console, {}, bypass=True)
+    answer_now(page, held)
+    shown = page.locator(".exchange").inner_text()
+    assert "3 more passages read" in shown
+    assert [text for text in ("Rye.", "#", "unknown") if text in shown] == []
+    assert shown.count("1.2. Mills") == 1  # the headings stand above the passage
+    assert page.locator(".passage strong").all_text_contents() == ["Oil"]
+    assert "Caution: this may hold an instruction to a language model." in shown
+    check_axe(page)
+    page.get_by_role("button", name="This sentence").click()
+    assert "Rye." in page.locator(".exchange").inner_text()
+
+
+def test_a_refusal_with_the_nearest_sentences_reads_as_none(open_page, console):
+    page, held = ask_mills(open_page, console, {"abstained": True, "refusal": "no-answer"})
+    answer_now(page, held)
+    assert page.locator(".under").first.text_content() == "no answer, 1 nearest sentence"
+    assert "no answer, 1 nearest sentence" in page.locator("#status").text_content()
+
+
+def test_a_question_that_is_entered_during_another_waits(open_page, console):
+    page, held = ask_mills(open_page, console, {})
+    page.get_by_label("Question").fill("And who bakes?")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_text("This question waits").wait_for()
+    answer_now(page, held)
+    page.get_by_role("heading", name="And who bakes?").wait_for()
+    answer_now(page, held, 1)
+    assert page.locator(".exchange").count() == 2
+    assert page.get_by_text("This question waits").count() == 0
+
+
+def test_a_follow_up_says_why_it_is_not_judged(open_page, console):
+    trace = [{"step": "follow_up", "antecedents": ["Who grinds?"]}]
+    notices = ["what was read: Read", "the text quoted: grinds"]
+    page, held = ask_mills(open_page, console, {"trace": trace, "notices": notices})
+    answer_now(page, held)
+    page.get_by_text("The answer to a follow-up is not judged").wait_for()
+    under = page.locator(".under").first.text_content()
+    assert under == "1 citation · quoted from the documents of run · the text quoted: grinds"
+    with page.expect_request("**/v1/traces*") as sent:
+        page.get_by_role("button", name="Find its words").click()
+    assert sent.value.post_data_json["text"] == f"{' ' * 8}It grinds.{' ' * 4}"
+
+
+def test_a_follow_up_that_was_read_as_a_whole_question_is_judged_as_that(open_page, console):
+    whole = "What is ground by the mill?"
+    step = {"step": "follow_up", "antecedents": ["Who grinds?"], "query": whole}
+    page, held = ask_mills(open_page, console, {"trace": [step]})
+    stored = {"verdict": "right", "split": "train", "evidence": [{"quote": "It grinds."}]}
+    page.route("**/v1/judgments*", lambda route: route.fulfill(body=json.dumps(stored)))
+    answer_now(page, held)
+    with page.expect_request("**/v1/judgments*") as sent:
+        page.get_by_role("button", name="Right").click()
+    assert sent.value.post_data_json["question"] == whole
+    page.get_by_text(f"Stored for training as the answer to “{whole}”: Right").wait_for()
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+def test_open_settings_leave_room_for_the_answer(open_page, console, size):
+    page = open_page(console, "/ask", size=size, bypass=True)
+    page.locator("summary", has_text="Settings").click()
+    high = page.locator("#composer").evaluate("one => one.offsetHeight / window.innerHeight")
+    assert high < 0.65
+    check_axe(page)
+
+
+def test_a_question_is_stopped_while_the_documents_are_opened(open_page, console):
+    page = open_page(console, "/ask")
+    page.route("**/ask/open*", lambda route: None)
+    page.get_by_label("Question").fill("Who grinds?")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("stopped before an answer").wait_for()
+    assert "supports" not in page.locator(".exchange").inner_text()
+
+
+def test_after_a_reload_the_last_answer_is_in_view(open_page, console):
+    page, held = ask_mills(open_page, console, {}, size="phone")
+    answer_now(page, held)
+    page.get_by_label("Question").fill("Who bakes?")
+    page.get_by_label("Question").press("Enter")
+    answer_now(page, held, 1)
+    page.evaluate("window.scrollTo(0, 0)")
+    page.reload()
+    page.get_by_role("heading", name="Who bakes?").wait_for()
+    page.locator("#send:enabled").wait_for()
+    page.wait_for_load_state("networkidle")
+    assert 0 <= page.locator(".exchange").nth(1).bounding_box()["y"] < 400

@@ -9,7 +9,11 @@ from starlette.routing import Route
 from stillroom.console.page_context import PageContext
 from stillroom.errors import DataError
 from stillroom.serve.views.folder import list_askable
-from stillroom.serve.views.forms import list_answer_settings, list_answering_options
+from stillroom.serve.views.forms import (
+    list_answer_settings,
+    list_answering_options,
+    list_content_flags,
+)
 
 __all__ = [
     "ask_routes",
@@ -41,6 +45,7 @@ def ask_routes(context: PageContext) -> list[Route]:
             ways=await context.run_in_thread(list_answering_options),
             question=request.query_params.get("q", "")[:4000],
             can_judge=context.can_write,
+            flags=list_content_flags(),
         )
 
     async def open_run(request: Request) -> Response:

@@ -5,7 +5,9 @@
   const { chat, open, post, problem, make, svg, badge } = window.stillroom;
   const $ = (id) => document.getElementById(id);
   const KEPT = 20;
+  const FLAGS = JSON.parse(($("talk") && $("talk").dataset.flags) || "{}"); // what each may mean
   const SENT_BEFORE = 6; // earlier questions, for a follow-up
+  const NEAREST = 2; // passages shown if none is cited; the others are folded
   const AROUND = 80; // characters of a passage shown beside a quote
 
   // Opens a document at quotes, if any are given, or at a passage.
@@ -20,6 +22,12 @@
     pages.length ? `page ${pages[0]}` : `bytes ${byte_start}–${byte_end}`;
 
   const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+  const countMarks = (parts, state) => {
+    const marks = parts.answer.querySelectorAll("a.cite").length;
+    if (!state.details.abstained) return plural(marks, "citation");
+    if (!marks) return "no answer";
+    return `no answer, ${plural(marks, (state.details.quotes || []).length ? "nearest sentence" : "nearest passage")}`;
+  };
 
   // The text with its marks as links and its unsupported sentences underlined.
   const render = (answer, state) => {
@@ -119,28 +127,66 @@
     return make("div", { class: "score" }, bar, make("span", { text: `score ${score.toPrecision(3)}` }));
   };
 
+  // The lines of a passage that are headings, in Markdown, which parsers of pages write, too: from,
+  // where its words begin, to. A text without sections may have other lines that begin so. Those
+  // that it opens with and that stand above it show no words.
+  const findHeadings = ({ text, headings }) => {
+    const found = [];
+    const flat = (line) => line.trim().split(/\s+/).join(" ");
+    const named = new Set((headings || []).map(flat));
+    let at = 0, isCode = false, isOpening = true;
+    for (const line of headings && headings.length ? text.split("\n") : []) {
+      if (/^\s*(```|~~~)/.test(line)) isCode = !isCode;
+      const mark = isCode ? null : /^#{1,6} +(?=\S)/.exec(line);
+      const end = at + line.length;
+      isOpening &&= !line.trim() || (mark && named.has(flat(line.slice(mark[0].length))));
+      if (mark) found.push([at, isOpening && text.slice(end).trim() ? end : at + mark[0].length, end]);
+      at = end + 1;
+    }
+    return found;
+  };
+
+  // Adds a part of a passage, its headings without their marks.
+  const addPart = (box, told, from, to) => {
+    let at = from;
+    for (const [start, words, end] of findHeadings(told)) {
+      if (end <= at || start >= to) continue;
+      if (start > at) box.append(told.text.slice(at, start));
+      at = Math.min(end, to);
+      const shown = told.text.slice(Math.max(words, from), at);
+      if (shown) box.append(make("strong", { text: shown }), " ");
+    }
+    if (at < to) box.append(told.text.slice(at, to));
+  };
+
   // A passage with its quotes marked. With neighbours a quote
   // counts from the first of them; it is then looked for, and not marked if it is in another.
   // What is far from every quote is left out, so that each is shown whole.
-  const markQuotes = (text, quotes) => {
+  const markQuotes = (told, quotes) => {
     const shown = make("p", { class: "text" });
+    const { text } = told;
     const letters = Array.from(text);
-    const between = (part, isFirst, isLast) => {
+    const addBetween = (from, to, isFirst, isLast) => {
+      const part = text.slice(from, to);
       const long = part.length > (isFirst || isLast ? AROUND : 2 * AROUND);
-      if (!long || !quotes.length) return part;
+      if (!long || !quotes.length) return addPart(shown, told, from, to);
       const before = isFirst ? "" : part.slice(0, AROUND).replace(/\S*$/, "");
       const after = isLast ? "" : part.slice(-AROUND).replace(/^\S*/, "");
-      return `${before}…${after}`;
+      addPart(shown, told, from, from + before.length);
+      shown.append("…");
+      return addPart(shown, told, to - after.length, to);
     };
     let end = 0;
     for (const quote of [...quotes].sort((one, other) => one.start - other.start)) {
       const own = letters.slice(0, quote.start).join("").length;
       const at = text.startsWith(quote.text, own) ? own : text.indexOf(quote.text, end);
       if (at < end) continue;
-      shown.append(between(text.slice(end, at), !end, false), make("mark", { text: quote.text }));
+      addBetween(end, at, !end, false);
+      shown.append(make("mark", { text: quote.text }));
       end = at + quote.text.length;
     }
-    shown.append(end ? between(text.slice(end), false, true) : text);
+    if (end) addBetween(end, text.length, false, true);
+    else addPart(shown, told, 0, text.length);
     shown.classList.toggle("quoted", end > 0);
     return shown;
   };
@@ -149,13 +195,19 @@
     ["right", "Right"], ["wrong", "Wrong"], ["quote", "This sentence…"], ["absent", "Not in the documents"],
   ];
 
+  // The question that was answered: of a follow-up the whole question that it was read as, or none.
+  const findRead = (state) => {
+    const reading = (state.details.trace || []).find((one) => one.antecedents || one.step === "stand_alone");
+    return reading ? reading.query || "" : state.question;
+  };
+
   // Stores a verdict; "quote" names a sentence of the passages.
   const judge = async (parts, state, verdict, quote = "") => {
     const citations = (state.citations || []).map(({ number, passage_id }) => ({ number, passage_id }));
     parts.judged.textContent = "Storing…";
     try {
       const reply = await post(`/v1/judgments?at=${encodeURIComponent(state.at)}`, {
-        model: state.model, question: state.question, answer: state.text, citations,
+        model: state.model, question: findRead(state), answer: state.text, citations,
         quotes: (state.details.quotes || []).map(
           ({ text, answer_start, start, short, short_start }) =>
             short ? { text, answer_start, start, short, short_start } : { text, answer_start, start },
@@ -174,8 +226,10 @@
         ? " (the documents changed: none holds the quoted sentence)"
         : " (it quotes no sentence, so readers cannot be trained on it)";
       const note = told.verdict !== "right" ? "" : learned || lost;
-      parts.judged.textContent =
-        told.verdict === "wrong" ? "Stored: Wrong. If a sentence answers, choose it." : `Stored ${kept}: ${what}${note}`;
+      const asked = findRead(state) === state.question ? "" : ` as the answer to “${findRead(state)}”`;
+      parts.judged.textContent = told.verdict === "wrong"
+        ? `Stored${asked}: Wrong. If a sentence answers, choose it.`
+        : `Stored ${kept}${asked}: ${what}${note}`;
       if (told.verdict === "wrong") pickSentence(parts, state, true);
     } catch (error) {
       parts.judged.textContent = `It was not stored: ${error.message}`;
@@ -184,37 +238,58 @@
 
   // Makes every sentence of the listed passages a button, or the texts plain again.
   const pickSentence = (parts, state, isPicking) => {
+    const wasPicking = parts.article.classList.contains("picking");
     parts.article.classList.toggle("picking", isPicking);
+    for (const fold of parts.list.querySelectorAll("details"))
+      if (isPicking !== wasPicking) fold.open = isPicking;
     for (const [text, told, quotes] of parts.texts) {
-      text.replaceChildren(...markQuotes(told.text, quotes).childNodes);
+      text.replaceChildren(...markQuotes(told, quotes).childNodes);
       if (!isPicking) continue;
       text.replaceChildren();
       const letters = Array.from(told.text);
-      let at = 0;
+      const length = (from, to) => letters.slice(from, to).join("").length;
+      let at = 0, place = 0;
       for (const [start, end] of told.sentences) {
         const sentence = letters.slice(start, end).join("");
         const button = make("button", { class: "sentence", type: "button", text: sentence });
         button.addEventListener("click", () => {
           pickSentence(parts, state, false);
+          parts.verdicts.querySelector("[data-verdict=quote]").focus(); // the button has gone
           judge(parts, state, "quote", sentence);
         });
-        text.append(letters.slice(at, start).join(""), button);
+        const begin = place + length(at, start);
+        addPart(text, told, place, begin);
+        text.append(button);
         at = end;
+        place = begin + sentence.length;
       }
-      text.append(letters.slice(at).join(""));
+      addPart(text, told, place, told.text.length);
     }
+  };
+
+  // The words of an answer in their places, and those of the program's own remarks between quotes.
+  const splitRemarks = (state) => {
+    const letters = Array.from(state.text);
+    const quotes = (state.details.quotes || []).map(
+      (one) => [one.answer_start, one.answer_start + Array.from(one.text).length],
+    );
+    const isOwn = (n) =>
+      quotes.length ? !quotes.some(([from, to]) => from <= n && n < to) : Boolean(state.details.abstained);
+    const pick = (isPicked) => letters.map((letter, n) => (isPicked(n) ? letter : " ")).join("");
+    return [pick((n) => !isOwn(n)), pick(isOwn)];
   };
 
   // Lists where the answer's words stand verbatim: documents with bytes, and training records.
   const trace = async (parts, state) => {
     parts.traced.replaceChildren(make("p", { class: "under", text: "Looking for its words…" }));
+    const letters = Array.from(state.text);
+    const [text] = splitRemarks(state);
     try {
       const reply = await post(`/v1/traces?at=${encodeURIComponent(state.at)}`, {
-        model: state.model, text: state.text, cited: (state.citations || []).map((one) => one.number),
+        model: state.model, text, cited: (state.citations || []).map((one) => one.number),
       });
       if (!reply.ok) throw new Error(await problem(reply));
       const told = await reply.json();
-      const letters = Array.from(state.text);
       const said = told.own.map(([start, end]) => `“${letters.slice(start, end).join("")}”`).join(", ");
       const own = told.own_words ? `not found: ${said}` : "all were found";
       const counts = `${told.in_documents} of ${plural(told.words, "word")} verbatim in documents, ${told.in_records} in training records`;
@@ -244,9 +319,12 @@
   };
 
   const offerVerdicts = (parts, state) => {
-    // A judgment is of a question's words, which for a follow-up are not the whole question.
-    const isFollowUp = (state.details.trace || []).some((one) => one.antecedents || one.step === "stand_alone");
-    if (!("judged" in $("talk").dataset) || !state.isGrounded || state.isStopped || isFollowUp) return;
+    if (!("judged" in $("talk").dataset) || !state.isGrounded || state.isStopped) return;
+    // A judgment is of a question's words, which for a follow-up may not be the whole question.
+    if (!findRead(state)) {
+      parts.judged.textContent = "The answer to a follow-up is not judged: ask a whole question to judge its answer.";
+      return;
+    }
     for (const [verdict, label] of VERDICTS) {
       const button = make("button", {
         type: "button", "data-verdict": verdict, "aria-pressed": "false", text: label,
@@ -273,6 +351,7 @@
     if (!sources.length) return;
     const cited = new Set((state.citations || []).map((one) => one.number));
     const best = Math.max(...sources.map((one) => one.score || 0));
+    const rest = make("ul", { class: "passages", "aria-label": "More passages that were read" });
     let texts = new Map();
     try {
       const wanted = sources.map((one) => `id=${encodeURIComponent(one.passage_id)}`).join("&");
@@ -281,7 +360,7 @@
     } catch {
       // The list stands without the texts; each still opens at its source.
     }
-    for (const one of sources) {
+    for (const [place, one] of sources.entries()) {
       const told = texts.get(one.passage_id) || {};
       const isCited = cited.has(one.number);
       const item = make("li", { class: `passage${isCited ? " cited" : ""}` });
@@ -299,7 +378,7 @@
       if (told.missing)
         item.append(make("p", { class: "text", text: "The index holds this passage no more." }));
       if (told.text) {
-        const text = markQuotes(told.text, quotes);
+        const text = markQuotes(told, quotes);
         parts.texts.push([text, told, quotes]);
         item.append(text);
       }
@@ -307,37 +386,45 @@
       // The cells of a row are several quotes of the same bytes.
       for (const text of new Set(places)) item.append(make("div", { class: "quiet", text }));
       if (typeof one.score === "number") item.append(scoreBar(one.score, best));
-      const tags = make("div", { class: "row" }, badge(one.origin));
+      const tags = make("div", { class: "row" });
+      if (one.origin !== "unknown") tags.append(badge(one.origin));
       if (one.license) tags.append(make("span", { class: "tag", text: one.license }));
-      if (!isCited) tags.append(make("span", { class: "tag", text: "not cited" }));
       for (const flag of one.flags || [])
-        tags.append(make("span", { class: "tag bad", text: `look twice: ${flag}` }));
-      item.append(tags);
-      list.append(item);
+        item.append(make("p", { class: "note bad", text: `Caution: this may hold ${FLAGS[flag] || flag}.` }));
+      if (tags.childNodes.length) item.append(tags);
+      (isCited || (!cited.size && place < NEAREST) ? list : rest).append(item);
     }
+    const count = rest.childNodes.length;
+    if (!count) return;
+    const summary = make("summary", { text: `${plural(count, "more passage")} read` });
+    list.append(make("li", {}, make("details", {}, summary, rest)));
   };
 
   const conclude = (parts, state) => {
     const details = state.details;
     const said = [];
+    if (state.isStopped && !state.text) {
+      parts.under.textContent = "stopped before an answer";
+      return;
+    }
     if (details.abstained) {
       const note = details.refusal_note || "no passage supports an answer";
       parts.refusal.hidden = false;
       parts.refusal.textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
-    } else if (state.isGrounded && !(state.citations || []).length) {
+    } else if (state.isGrounded && !state.isStopped && !(state.citations || []).length) {
       parts.refusal.hidden = false;
       parts.refusal.textContent = "No passage supports this answer.";
     }
     const marks = parts.answer.querySelectorAll("a.cite").length;
     const passages = (state.citations || []).length;
-    const same = marks > passages ? ` of ${plural(passages, "passage")}` : "";
-    if (state.isGrounded) said.push(`${plural(marks, "citation")}${same}`);
+    const same = marks > passages && !details.abstained ? ` of ${plural(passages, "passage")}` : "";
+    if (state.isGrounded) said.push(`${countMarks(parts, state)}${same}`);
     else if (!state.isStopped) said.push("from the model alone, without documents");
     const open = (details.statements || []).filter((one) => one.status === "unsupported").length;
     if (open && !details.abstained) said.push(`${plural(open, "sentence")} no passage supports`);
     const origins = Object.entries(details.origins || {});
     const used = (state.citations || []).length ? "cited" : "read";
-    if (origins.length) said.push(`origin of what is ${used}: ${origins.map(([k, n]) => `${n} ${k}`).join(", ")}`);
+    if (origins.some(([kind]) => kind !== "unknown")) said.push(`origin of what is ${used}: ${origins.map(([k, n]) => `${n} ${k}`).join(", ")}`);
     const judgments = {
       right: "the answer is right",
       quote: "this sentence answers",
@@ -352,7 +439,9 @@
     if (isQuoting && !details.abstained) said.push(`quoted from the documents of ${state.model}`);
     else if (!isQuoting && state.model) said.push(`written by the model of ${state.model}`);
     for (const one of details.dropped_statements || []) said.push(`left out, since no passage says it: ${one.text}`);
-    for (const one of details.notices || []) said.push(one);
+    const [, remarks] = splitRemarks(state);
+    const isInText = (notice) => remarks.includes(notice.split(": ").slice(1).join(": ") || notice);
+    said.push(...(details.notices || []).filter((one) => !isInText(one)));
     parts.under.textContent = said.join(" · ");
   };
 
@@ -408,6 +497,11 @@
   };
 
   let running = null;
+  let isWaiting = false; // a question was entered before the answer to the last one was complete
+  const setWaiting = (isOn) => {
+    isWaiting = isOn;
+    $("waits").textContent = isOn ? "This question waits, and is asked as soon as the answer above is complete." : "";
+  };
   const setBusy = (isBusy) => {
     $("send").disabled = isBusy;
     $("stop").hidden = !isBusy;
@@ -422,12 +516,16 @@
     $("hint").hidden = true;
     const parts = draw(state);
     parts.answer.setAttribute("aria-busy", "true");
-    parts.under.textContent = "Opening the model…";
+    parts.under.textContent = state.isGrounded ? "Opening the documents…" : "Opening the model…";
     parts.article.scrollIntoView({ block: "start" });
+    const seenAt = window.scrollY;
     setBusy(true);
     $("status").textContent = "Answering";
     try {
-      const names = await open(state.at);
+      const stopped = new Promise((_, fail) => {
+        state.controller.signal.addEventListener("abort", () => fail(state.controller.signal.reason));
+      });
+      const names = await Promise.race([open(state.at), stopped]);
       state.model = names.model;
       parts.under.textContent = state.isGrounded ? "Looking for passages…" : "Reading…";
       // Only quotes are looked for with earlier questions: a model that writes would not read them.
@@ -480,24 +578,35 @@
     setBusy(false);
     $("status").textContent = state.failed
       ? "The question could not be answered"
-      : `${state.details.abstained ? "Refused. " : ""}Answer complete, ${plural(parts.answer.querySelectorAll("a.cite").length, "citation")}: ${state.text}`;
+      : `Answer complete, ${countMarks(parts, state)}: ${state.text}`;
     $("question").focus();
+    // What was long in coming was drawn below the question box.
+    if (window.scrollY === seenAt) parts.article.scrollIntoView({ block: "start" });
+    if (isWaiting) $("composer").requestSubmit();
   };
 
   document.addEventListener("DOMContentLoaded", () => {
     if (!$("composer")) return;
+    const drawn = [];
+    let last = null;
     for (const state of kept().filter((one) => one.at === $("talk").dataset.at)) {
       const parts = draw(state);
+      last = parts.article;
       render(parts.answer, state);
       conclude(parts, state);
       offerTrace(parts, state);
-      listPassages(parts, state).then(() => offerVerdicts(parts, state));
+      drawn.push(listPassages(parts, state).then(() => offerVerdicts(parts, state)));
       $("hint").hidden = true;
     }
+    // Where the browser leaves the page, nothing was drawn yet.
+    Promise.all(drawn).then(() => last && !running && last.scrollIntoView({ block: "start" }));
     const grow = () => {
       $("question").rows = Math.min(8, $("question").value.split("\n").length);
     };
-    $("question").addEventListener("input", grow);
+    $("question").addEventListener("input", () => {
+      grow();
+      setWaiting(false);
+    });
     $("question").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
@@ -507,15 +616,20 @@
     $("composer").addEventListener("submit", (event) => {
       event.preventDefault();
       const question = $("question").value.trim();
+      setWaiting(Boolean(question && running));
       if (!question || running) return;
       $("question").value = "";
       grow();
       ask(question);
     });
-    $("stop").addEventListener("click", () => running && running.controller.abort());
+    $("stop").addEventListener("click", () => {
+      setWaiting(false);
+      if (running) running.controller.abort();
+    });
     setBusy(false); // before, a click would have been lost
+    if (window.location.hash === "#settings") $("settings").open = true; // it was when this was chosen
     $("run").addEventListener("change", () => {
-      window.location.href = `/ask?at=${encodeURIComponent($("run").value)}`;
+      window.location.href = `/ask?at=${encodeURIComponent($("run").value)}#settings`;
     });
   });
 })();

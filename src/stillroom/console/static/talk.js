@@ -3,13 +3,14 @@ window.stillroom = (() => {
   "use strict";
   const token = () => document.querySelector('meta[name="stillroom-token"]').content;
 
-  const post = (address, body, signal) =>
-    fetch(address, {
-      method: "POST",
-      headers: { "content-type": "application/json", "x-stillroom-token": token() },
-      body: JSON.stringify(body),
-      signal,
-    });
+  const post = async (address, body, signal) => {
+    const headers = { "content-type": "application/json", "x-stillroom-token": token() };
+    try {
+      return await fetch(address, { method: "POST", headers, body: JSON.stringify(body), signal });
+    } catch (error) {
+      throw error.name === "AbortError" ? error : new Error("the console gives no answer: does it still run?");
+    }
+  };
 
   const problem = async (reply) => {
     try {
@@ -57,12 +58,12 @@ window.stillroom = (() => {
     if (!opened.has(at)) {
       const asked = post(`/ask/open?at=${encodeURIComponent(at)}`, {}).then(async (reply) => {
         if (reply.ok) return reply.json();
-        opened.delete(at);
         const page = new DOMParser().parseFromString(await reply.text(), "text/html");
         const said = page.querySelector("main .card strong");
         throw new Error(said ? said.textContent : `the console answered ${reply.status}`);
       });
       opened.set(at, asked);
+      asked.catch(() => opened.delete(at));
     }
     return opened.get(at);
   };

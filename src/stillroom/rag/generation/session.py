@@ -229,8 +229,9 @@ class AnswerSession:
                 earlier = list_antecedents(self.query.text, history, self.index)
             if earlier:
                 self.judged = None  # the same words may mean something else after other turns
-                self.note("follow_up", antecedents=earlier)
                 *self.antecedents, text = read_in_turn([*earlier, self.query.text])
+                whole = {} if self.antecedents else {"query": text}
+                self.note("follow_up", antecedents=earlier, **whole)
                 if self.antecedents:
                     add_warning(_FOLLOW_UP.format(" ".join(self.antecedents)))
                 if text != self.query.text:

@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import override
 
 from stillroom.models.hub import DEFAULT_TEACHER
+from stillroom.rag.generation.content_flags import CONTENT_FLAGS
 from stillroom.rag.settings import AnswerSettings
 from stillroom.recipes import find_recipe_class, render_template
 from stillroom.recipes.yaml_text import read_yaml
@@ -30,6 +31,7 @@ __all__ = [
     "describe_form",
     "list_answer_settings",
     "list_answering_options",
+    "list_content_flags",
     "list_forms",
     "list_kinds",
     "list_method_options",
@@ -337,6 +339,11 @@ def list_answering_options() -> dict[str, tuple[MethodListing, ...]]:
         "rerankers": list_method_options("rag.rerankers"),
         "answering": list_method_options("rag.answer_strategies"),
     }
+
+
+def list_content_flags() -> dict[str, str]:
+    """Return what a text with each content flag may hold."""
+    return CONTENT_FLAGS
 
 
 def list_answer_settings() -> tuple[FormField, ...]:

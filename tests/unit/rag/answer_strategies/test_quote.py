@@ -168,6 +168,7 @@ def test_a_follow_up_is_searched_behind_the_question_before_and_says_so(opening_
     found = ask(opening_hours, Untouched(), query, **settings)
     *pieces, _ = ask_stream(opening_hours, Untouched(), query, **settings)
     text = found.completion.text
+    assert found.details["trace"][0] == {"step": "follow_up", "antecedents": [history[0].content]}
     opening = "(Read as a follow-up to “Where does the garden stand?”. If it is none, ask a whole "
     assert text == "".join(pieces)
     assert (opening in text) == bool(least)  # beside an answer the notice is enough
@@ -195,6 +196,7 @@ def test_a_follow_up_about_another_thing_is_answered_as_the_question_before_is(o
     found = ask(opening_hours, Untouched(), query, **settings)
     text = found.completion.text
     assert text.startswith("(Read as “What is the garden of Sunday?”.) ")
+    assert found.details["trace"][0]["query"] == "What is the garden of Sunday?"
     assert "garden" in found.details["quotes"][0]["text"]
     stated = make_evidence(found, opening_hours, scripted_model(""), query, **settings)
     again = ask(opening_hours, Untouched(), restore_question(stated).query, **settings)
