@@ -118,6 +118,25 @@ class SentencePlaces:
         entry = self.documents[number].find_term_at(shift + sentence.start)
         return (entry.end - shift, entry.stop - shift) if entry else None
 
+    def find_below(
+        self, sentence: ScoredSentence, every: Iterable[ScoredSentence]
+    ) -> ScoredSentence | None:
+        """Return the sentence of another passage that follows one at the end of its passage."""
+        passage = self._passages[sentence.passage]
+        text, end = self.documents[sentence.passage].text, passage.start + sentence.end
+        beside = {
+            number: one.start
+            for number, one in enumerate(self._passages)
+            if one.document_id == passage.document_id and one.start >= passage.end
+        }
+        places = (
+            (beside[other.passage] + other.start, other)
+            for other in every
+            if other.passage in beside
+        )
+        start, below = min(places, key=lambda place: place[0], default=(0, None))
+        return below if below and not any(map(str.isalnum, text[end:start])) else None
+
     def find_names(self, sentence: ScoredSentence) -> list[frozenset[str]]:
         """Return the names of settings in each title and term that a sentence lies under."""
         names = [self._find_names(sentence.passage, part) for part in self._find_path(sentence)]

@@ -75,6 +75,7 @@ _CLOSING = "\"'”’»“‘)]*_ 」』"
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _COLONS = (":", "：")
 _BRACKETED = re.compile(r"[(（\[][^()（）\[\]]*[)）\]][.。]?")
+_MARKS = "*_`~ \t\r\n"  # of emphasis, and of code that begins
 _MAX_LABEL_WORDS = 4
 _MAX_TITLE_WORDS = 8
 _SHARE_OF_ROW = 0.5  # of the words that the best row shares with the question
@@ -207,7 +208,7 @@ class Quote(AnswerStrategy):
         """
         texts = places.texts
         chosen = explain_terms(self._choose(named, texts, weigh), named, places)
-        followed, lists = _follow_announced(chosen, sentences, texts)
+        followed, lists = _follow_announced(chosen, sentences, places)
         while True:
             runs = join_runs(followed, sentences, texts)
             found = inquiry.find_quotes(hits, runs)
@@ -225,7 +226,7 @@ class Quote(AnswerStrategy):
                 followed.pop()
                 continue
             chosen.pop()
-            followed, lists = _follow_announced(chosen, sentences, texts)
+            followed, lists = _follow_announced(chosen, sentences, places)
         for (number, (_, end), _), _ in listed:
             _warn_of_rest(inquiry, hits[number].passage, end, *lists[number, end])
         return add_terms(partial(inquiry.find_quotes, hits), hits, places.documents, found)
@@ -459,13 +460,15 @@ _Lists = dict[tuple[int, int], tuple[int, int]]
 
 
 def _follow_announced(
-    chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
+    chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], places: SentencePlaces
 ) -> tuple[list[ScoredSentence], _Lists]:
     """Return the chosen sentences, and after each title or one with a colon what it announces.
 
+    What a passage ends with announces what another one begins with.
     In place of those of a list that is asked for there is one, of all that is quoted of it. Of
     each, by passage and end, the number of its items that are quoted and of all are returned.
     """
+    texts = places.texts
     counts: dict[ScoredSentence, tuple[int, int]] = {}
     found = list(chosen)
     for number in dict.fromkeys(sentence.passage for sentence in chosen):
@@ -484,17 +487,21 @@ def _follow_announced(
             counts[whole] = sum(end <= whole.end for _, end in items), len(items)
     lists = {(part.passage, part.end): counts[part] for part in found if part in counts}
     announced = []
-    for sentence in found:
+    above = list(found)
+    for sentence in above:
         text = texts[sentence.passage]
         after = [
             other
             for other in every
             if other.passage == sentence.passage and other.start >= sentence.end
         ]
-        if after and (sentence.passage, sentence.end) not in lists:
-            below = min(after, key=lambda other: other.start)
-            if _announces(text, sentence, below.start):
-                announced.append(below)
+        if (sentence.passage, sentence.end) in lists:
+            continue
+        below = min(after, key=lambda one: one.start, default=places.find_below(sentence, every))
+        start = below.start if below in after else len(text)
+        if below and _announces(text, sentence, start):
+            announced.append(below)
+            above += [below] if _is_label(places.get_text(below)) else []
     return [*found, *(other for other in announced if other not in found)], lists
 
 
@@ -503,7 +510,7 @@ def _announces(text: str, sentence: ScoredSentence, below: int) -> bool:
 
     A question between a title and it is no candidate: what follows that is its answer.
     """
-    if text[sentence.start : sentence.end].rstrip("*_").endswith(_COLONS):
+    if text[sentence.start : sentence.end].rstrip(_MARKS).endswith(_COLONS):
         return True
     return _is_title(text, sentence) and not any(map(str.isalnum, text[sentence.end : below]))
 

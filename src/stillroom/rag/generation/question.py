@@ -77,6 +77,12 @@ _EXPLETIVE = re.compile(
     r"|\bthis (?:documentation|manual|package|program|project|software|tool)\b",
     re.IGNORECASE,
 )
+# "What is the most it can have?": what stands before the pronoun is not what it stands for.
+_CLAUSE = re.compile(
+    r"\b(?:is|are|was|were) the (?:(?!(?:after|and|as|because|before|but|how|if|in|of|or|once|since"
+    r"|so|than|that|though|unless|until|when|where|whether|while|why)\b)[\w-]+ ){1,4}it (?!is\b)\w",
+    re.IGNORECASE,
+)
 # What a question after a conjunction begins with if it has a verb of its own.
 _WHOLE = re.compile(
     r"\W*(?:and|but|or|so|then|also)\b,? (?P<whole>"
@@ -182,7 +188,7 @@ def is_follow_up(text: str) -> bool:
     if whole := _WHOLE.match(text):
         asked = whole["whole"]
         return _has_little(asked) or is_follow_up(asked)
-    if _CONJUNCTION.match(text) or _VALUES.fullmatch(text):
+    if _CONJUNCTION.match(text) or _VALUES.fullmatch(text) or _CLAUSE.search(text):
         return True
     if len(words) <= _MAX_ELLIPSIS and not _NAME_OR_CODE.search(text):
         content = _count_content(text)

@@ -1515,3 +1515,14 @@ def test_what_begins_in_the_middle_of_a_sentence_is_quoted_with_its_beginning():
     read = [ScoredSentence(0, a, b, 1.0, 1.0, 1.0) for a, b in spans]
     assert join_runs(read[1:2], read, [text]) == [(0, (0, 39), None)]
     assert join_runs(read[2:], read, [text]) == [(0, (40, len(text)), None)]
+
+
+def test_what_the_end_of_a_passage_announces_is_quoted_from_the_next_one(tmp_path):
+    code = "pumpctl commands" + "".join(f" --part {number}" for number in range(200))
+    rest = "The ferry is painted white and sails at noon. " * 12
+    text = f"# Pump\n\n{rest}\n\nDrain it with these commands:\n\n```\n{code}\n```\n"
+    found = ask_about(tmp_path / "x", "pump.md", text, "these commands")
+    first, second = found.details["quotes"]
+    assert first["text"] == "Drain it with these commands:"
+    assert second["text"].startswith("pumpctl commands --part 0")
+    assert first["number"] != second["number"]

@@ -234,6 +234,8 @@ def test_what_was_read_is_said(index):
         "Are there others?",
         "What values are allowed?",
         "Which values are possible?",
+        "And what is the highest value it can have?",
+        "How long is the longest name it takes?",
     ],
 )
 def test_a_follow_up_is_told_by_what_it_leaves_out(text):
@@ -276,6 +278,8 @@ def test_a_follow_up_is_told_by_what_it_leaves_out(text):
         "And under which flag do ships sail?",
         "What are the first steps to rig a boat?",
         "Which boats are available?",
+        "What is the price of a boat when it is new?",
+        "Is the mast stowed if it rains?",
         "Is the second mast of the boat longer?",
         "compression algorithms",
         "It asks for a password each time that a script of the night runs although the file with it"
