@@ -75,7 +75,7 @@ _CLOSING = "\"'”’»“‘)]*_ 」』"
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _COLONS = (":", "：")
 _BRACKETED = re.compile(r"[(（\[][^()（）\[\]]*[)）\]][.。]?")
-_MARKS = "*_`~ \t\r\n"  # of emphasis, and of code that begins
+_CODE_BEGINS = re.compile(r"\s*(?:`{3,}|~{3,})?[*_\s]*$")
 _MAX_LABEL_WORDS = 4
 _MAX_TITLE_WORDS = 8
 _SHARE_OF_ROW = 0.5  # of the words that the best row shares with the question
@@ -500,9 +500,21 @@ def _follow_announced(
         below = min(after, key=lambda one: one.start, default=places.find_below(sentence, every))
         start = below.start if below in after else len(text)
         if below and _announces(text, sentence, start):
+            if below not in after:
+                below = _extend_to_list(below, texts[below.passage], lists)
             announced.append(below)
             above += [below] if _is_label(places.get_text(below)) else []
     return [*found, *(other for other in announced if other not in found)], lists
+
+
+def _extend_to_list(below: ScoredSentence, text: str, lists: _Lists) -> ScoredSentence:
+    """Return a sentence with the rest of the list that it begins, as counted in ``lists``."""
+    items = next((one for one in find_lists(text) if one[0][0] == below.start), [])
+    ends = [end for _, end in items[:_MAX_ITEMS] if end - below.start <= _MAX_LIST]
+    if not ends:
+        return below
+    lists[below.passage, ends[-1]] = len(ends), len(items)
+    return replace(below, end=ends[-1], short=None)
 
 
 def _announces(text: str, sentence: ScoredSentence, below: int) -> bool:
@@ -510,7 +522,7 @@ def _announces(text: str, sentence: ScoredSentence, below: int) -> bool:
 
     A question between a title and it is no candidate: what follows that is its answer.
     """
-    if text[sentence.start : sentence.end].rstrip(_MARKS).endswith(_COLONS):
+    if _CODE_BEGINS.sub("", text[sentence.start : sentence.end], count=1).endswith(_COLONS):
         return True
     return _is_title(text, sentence) and not any(map(str.isalnum, text[sentence.end : below]))
 

@@ -79,8 +79,9 @@ _EXPLETIVE = re.compile(
 )
 # "What is the most it can have?": what stands before the pronoun is not what it stands for.
 _CLAUSE = re.compile(
-    r"\b(?:is|are|was|were) the (?:(?!(?:after|and|as|because|before|but|how|if|in|of|or|once|since"
-    r"|so|than|that|though|unless|until|when|where|whether|while|why)\b)[\w-]+ ){1,4}it (?!is\b)\w",
+    r"\b(?:is|are|was|were) the (?:(?-i:[a-z]+est)|first|last|least|maximum|minimum|most|only)\b"
+    r"(?: (?!(?:at|by|for|in|of|on|to|when\w*|with\w*)\b)(?-i:[a-z][a-z-]*)){0,2}"
+    r" it (?!is\b|rains?\b|costs?\b|takes?\b.* to\b)\w",
     re.IGNORECASE,
 )
 # What a question after a conjunction begins with if it has a verb of its own.
@@ -188,7 +189,10 @@ def is_follow_up(text: str) -> bool:
     if whole := _WHOLE.match(text):
         asked = whole["whole"]
         return _has_little(asked) or is_follow_up(asked)
-    if _CONJUNCTION.match(text) or _VALUES.fullmatch(text) or _CLAUSE.search(text):
+    clause = _CLAUSE.search(text)
+    before = text[: clause.start()] if clause else ""
+    is_clause = bool(clause) and not (_ARTICLE.search(before) or _NAME_OR_CODE.search(before))
+    if is_clause or _CONJUNCTION.match(text) or _VALUES.fullmatch(text):
         return True
     if len(words) <= _MAX_ELLIPSIS and not _NAME_OR_CODE.search(text):
         content = _count_content(text)

@@ -54,7 +54,7 @@ _SENTENCE_END = re.compile(r"[.,;]\s*$")
 _LEADER = re.compile(r"(?:\. ?){4,}\s*\w{0,6}\s*$")  # dots to a page number
 _DOTS = re.compile(r"(?:[.…·_]\s?){3,}\W*(?:\d{1,4}|[ivxlc]{1,7})?\W*$")
 _ENTRY = re.compile(r"(?P<title>.*\w)\W*[\s.…·](?P<page>\d{1,4})\W*", re.DOTALL)
-_MIN_ENTRIES = 3  # lines that lead to the pages of their titles: a table of contents
+_MIN_ENTRIES, _MIN_TARGETS = 3, 2  # lines of contents, and pages that they lead to
 _SECTION_NUMBER = re.compile(r"\s*(?:[A-Z]|[IVX]+|\d+)(?:\.\d+)*[.):]?\s+")
 _LABEL = re.compile(r"[^\W\d_]{3,}\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?")  # "Chapter 5"
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
@@ -163,21 +163,26 @@ def drop_contents(pages: Sequence[PdfPage]) -> int:
     """
     places = _find_titles(pages)
     lines = [
-        (page, block, _find_targets(text, places))
+        (block, _compact(text), shift, at)
         for page in pages
         for block in page.blocks
         for text in _list_lines(block)
-    ]
-    votes = Counter(
-        shift
-        for page, block, targets in lines
+        for targets in [_find_targets(text, places)]
+        # A running head, or a title with its number, stands on the page of its words.
+        if page.number not in {at for _, at in targets}
         for shift, at in targets
-        if at != page.number or not page.is_marginal(block)  # else the page's own running head
-    )
+    ]
+    entries = {(text, at, shift) for _, text, shift, at in lines}  # a sum that recurs is one
+    led: dict[int, set[int]] = {}
+    for _, at, shift in entries:
+        led.setdefault(shift, set()).add(at)
+    votes = Counter(shift for *_, shift in entries)
     ((shift, count),) = votes.most_common(1) or [(0, 0)]
-    if count < _MIN_ENTRIES:
+    if count < _MIN_ENTRIES or len(led[shift]) < _MIN_TARGETS:
         return 0
-    known = Counter(id(block) for _, block, targets in lines if shift in dict(targets))
+    known = Counter(
+        name for name, _ in {(id(one), text) for one, text, found, _ in lines if found == shift}
+    )
     dropped = 0
     for page in pages:
         remaining: list[PageBlock] = []

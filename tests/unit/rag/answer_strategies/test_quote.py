@@ -15,6 +15,8 @@ from stillroom.evaluate.qa.judgments import JudgmentStore
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
+from stillroom.rag.answer_selection.definitions import SentencePlaces
+from stillroom.rag.answer_selection.encoding import find_sentences
 from stillroom.rag.answer_selection.joining import join_runs
 from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
@@ -23,7 +25,7 @@ from stillroom.rag.answer_selection.reader import (
     find_reader,
     open_reader,
 )
-from stillroom.rag.answer_strategies.quote import Quote
+from stillroom.rag.answer_strategies.quote import Quote, _follow_announced
 from stillroom.rag.evaluation.judging import describe_asked, record_judgment
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.evidence import make_evidence, restore_question
@@ -34,7 +36,7 @@ from stillroom.rag.index import builder
 from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.records import Message
+from stillroom.records import Document, Hit, Location, Message, Passage
 from stillroom.serve.openai.replies import locate_citations
 from stillroom.testing import scripted_model
 
@@ -1526,3 +1528,28 @@ def test_what_the_end_of_a_passage_announces_is_quoted_from_the_next_one(tmp_pat
     assert first["text"] == "Drain it with these commands:"
     assert second["text"].startswith("pumpctl commands --part 0")
     assert first["number"] != second["number"]
+
+
+def test_inline_code_that_ends_in_a_colon_announces_nothing(tmp_path):
+    text = "- The weir opens by `weir:`\n- The goose hums by `goose:`\n- The loom is old.\n"
+    found = ask_about(tmp_path / "x", "weir.md", text, "weir opens", margin=0.1)
+    assert [quote["text"] for quote in found.details["quotes"]] == ["- The weir opens by `weir:`"]
+
+
+def test_a_list_at_the_beginning_of_the_next_passage_is_quoted_whole():
+    above, below = "Drain it with these steps:", "- Open the lid.\n- Turn the wheel.\n- Close it."
+    document = Document("pump.md", "0", "text/markdown", f"{above}\n\n{below}")
+    hits = [
+        Hit(
+            Passage(document.id, start, start + len(text), text, Location("pump.md", "0", 0, 0)),
+            1.0,
+            n,
+        )
+        for n, (start, text) in enumerate([(0, above), (len(above) + 2, below)], 1)
+    ]
+    best = ScoredSentence(0, 0, len(above), 2.0, 1.0, 2.0)
+    items = [ScoredSentence(1, *span, 0.0, 0.0, 0.0) for span in find_sentences(below)]
+    places = SentencePlaces(hits, [document, document])
+    found, lists = _follow_announced([best], [best, *items], places)
+    assert [(one.passage, one.start, one.end) for one in found[1:]] == [(1, 0, len(below))]
+    assert lists == {(1, len(below)): (3, 3)}

@@ -280,6 +280,9 @@ def test_a_follow_up_is_told_by_what_it_leaves_out(text):
         "Which boats are available?",
         "What is the price of a boat when it is new?",
         "Is the mast stowed if it rains?",
+        "What is the maximum time it takes to rig a boat?",
+        "When a race starts, what is the first buoy it passes?",
+        "How is the mast raised without it breaking?",
         "Is the second mast of the boat longer?",
         "compression algorithms",
         "It asks for a password each time that a script of the night runs although the file with it"

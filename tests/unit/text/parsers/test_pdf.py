@@ -1,6 +1,7 @@
 """PDF pages: columns, headings, tables, running heads, cut words, turned pages, forms, notes."""
 
 import io
+import re
 
 import pytest
 from tests.unit.text.papers import Paper
@@ -649,6 +650,20 @@ def test_a_price_list_with_dots_stays_though_its_goods_are_headings():
     assert "contents_lines_left_out" not in document.metadata
     assert all(title in document.text.partition("A line")[0] for title in CHAPTERS)
     assert "300" in document.text
+
+
+@pytest.mark.parametrize("recurs", [True, False])
+def test_lines_that_end_in_a_number_are_no_contents(recurs):
+    paper = Paper()
+    for page in range(1, 5):
+        if recurs:  # the same sum thrice, and a heading with its words
+            paper.page().text(72, 500, "Total" if page == 4 else "Total 3", 12, page == 4)
+        else:  # a title and a line with its number
+            paper.page().text(72, 700, "Sample", 16, 1).text(72, 500, f"Sample {page}")
+        paper.lines(72, 400, [f"Text {'abcd'[page - 1]} says something of its own", "and more."])
+    document = read(paper)
+    assert "contents_lines_left_out" not in document.metadata
+    assert len(re.findall(r"Total 3|Sample \d", document.text)) == (3 if recurs else 4)
 
 
 def test_heads_whose_numbers_run_beside_a_few_pages_are_left_out():
