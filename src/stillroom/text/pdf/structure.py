@@ -64,7 +64,7 @@ _LABEL = re.compile(  # "Chapter 5", unlike "Vitamin C"
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
-_CONJUNCTIONS = {"and", "or", "to", "und", "oder", "bzw", "sowie", "bis", "et", "ou", "y"}
+_CONJUNCTIONS = frozenset("and or to und oder bzw sowie bis et ou y".split())
 _CUT_WORD = re.compile(rf"([^\W_]+)(?:{SOFT_HYPHEN}|-)\n([^\W_]+\S*)[ \n]?")
 
 

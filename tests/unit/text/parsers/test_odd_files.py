@@ -193,15 +193,6 @@ def test_a_paragraph_of_a_mail_that_begins_with_from_begins_no_message(lines):
     assert "messages_left_out" not in document.metadata
 
 
-@pytest.mark.parametrize(
-    "sender", ["x@y.z 2003-04-16T20:24:47Z", "x@y.z Wed, 16 Apr 2003 20:24", "1:11111" * 40_000]
-)
-def test_a_mailbox_parts_messages_by_dates_of_any_form_in_linear_time(sender):
-    head = b"From a@b.c Tue Apr 15 20:24:47 2003\nSubject: One\n\nFirst body.\n\n"
-    after = f"From {sender}\nSubject: Two\n\nSecond body.\n".encode()
-    assert parse_bytes(head + after, "a.mbox").metadata["messages"] == 2
-
-
 @pytest.mark.parametrize("kind", ["multipart/mixed", "multipart/mixed; boundary=other"])
 def test_a_mail_of_parts_that_are_not_found_is_read_as_it_stands(kind):
     data = f"Subject: s\nContent-Type: {kind}\n\n--A\n\nThe mill ground corn.\n--A--\n".encode()
