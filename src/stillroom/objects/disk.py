@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -29,7 +28,6 @@ __all__ = [
 ]
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
-_MIN_ABANDONED_S = 60.0
 _OF_WRITER = re.compile(r"\..+\.(\d+)\.\d+\.tmp", re.DOTALL)
 _swept: set[Path] = set()
 _MAX_LINKS = 40  # as Linux
@@ -132,13 +130,14 @@ def atomic_path(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
 def _hold_file(path: Path) -> Iterator[bool]:
     """Lock a file, so that other processes see that its writer lives; yield whether it is locked.
 
-    On a disk without locks it never is: its writer may be another machine's.
+    On a disk without locks, nobody is taken to hold it.
     """
-    is_held = False
-    with path.open("r+b") as file:  # network disks lock no file that is open to read alone
-        with suppress(OSError):
+    is_held = True
+    with path.open("rb") as file:
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_held = True
+        except OSError as error:
+            is_held = not isinstance(error, BlockingIOError)
         yield is_held
 
 
@@ -151,10 +150,7 @@ def _remove_abandoned(folder: Path) -> None:
                 continue
             path = folder / entry.name
             with suppress(OSError), _hold_file(path) as is_unused:
-                changed = entry.stat().st_mtime
-                # A writer of another container makes its file before it locks it.
-                is_old = time.time() - changed > _MIN_ABANDONED_S
-                if is_unused and is_old and not _may_write(int(writer[1]), changed):
+                if is_unused and not _may_write(int(writer[1]), entry.stat().st_mtime):
                     path.unlink()
 
 

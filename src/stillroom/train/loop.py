@@ -309,8 +309,7 @@ class _TrainingRun(Generic[B]):
         sums = {"loss": 0.0}
         tokens, ids = 0, list[str]()
         for group, counts in self._share_of(plan):
-            # Nobody to agree with, and nothing has changed yet: no weight, nor a running mean.
-            if self.ranks.count == 1 and not named_buffers(self.modules):
+            if self.ranks.count == 1:  # nobody to agree with, and no weight has changed yet
                 self._check_cancelled(step)
             batch = self._agreed(partial(self.source.load, group))
             loss = self._agreed(partial(self._forward, step, batch, positions))

@@ -70,38 +70,19 @@ def test_the_next_writer_removes_what_killed_ones_left_and_no_living_ones(tmp_pa
         f".{number}.", f".{os.getpid()}.", 1
     )  # a number used twice
     shutil.copyfile(left, again)
-    os.utime(left, (1e9, 1e9))
     os.utime(again, (1, 1))
-    (tmp_path / f".young.{number}.1.tmp").write_text("of a writer that has yet to lock it")
     (tmp_path / ".mine.1.tmp").write_text("the user's own")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "b.json"), "wait"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
         living.stdout.readline()  # it has removed what was left, and writes
         names = {path.name for path in tmp_path.iterdir()}
         assert not names & {left.name, again.name}
-        assert len(names) == 3
+        assert len(names) == 2
         with atomic_write(tmp_path / "c.json") as file:
             file.write("whole")
         assert {path.name for path in tmp_path.iterdir()} == {*names, "c.json"}
         living.communicate(b"\n")
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {".mine.1.tmp", f".young.{number}.1.tmp", "b.json", "c.json"}
-
-
-def test_on_a_disk_without_locks_no_temporary_file_is_taken_for_a_dead_writers(
-    tmp_path, monkeypatch
-):
-    other = tmp_path / ".weights.4194304.1.tmp"
-    other.write_text("of another machine")
-    os.utime(other, (1e9, 1e9))
-
-    def flock(*_):
-        raise OSError(errno.ENOLCK, "no locks")
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    with atomic_write(tmp_path / "a.json") as file:
-        file.write("whole")
-    assert {path.name for path in tmp_path.iterdir()} == {other.name, "a.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.1.tmp", "b.json", "c.json"}
 
 
 def test_a_pipe_is_written_into_and_stays_one(tmp_path):

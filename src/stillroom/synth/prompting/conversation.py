@@ -157,20 +157,17 @@ class Quote:
 
 _NOTICE = re.compile(
     r"©|\bcopyright (?:\(c\) )?(?:by |\d{4})|\(c\) (?:copyright )?\d{4}|"
-    r"\ball rights reserved\b|\bpermission is hereby granted\b|"
+    r"\ball rights reserved\b|\bpermission is (?:hereby )?granted\b|"
     r"\bprovided [\"“']as[ -]is|\bwithout (?:any )?warranty\b|"
-    r"\b(?:licensed|distributed|released|redistribut\w+) under (?:the )?"
-    r"(?:terms|[^.]{2,50} licen[cs]e)|\bavailable under (?:the )?[^.]{2,50} licen[cs]e|"
+    r"\b(?:licensed|distributed|released|redistribut\w+|available) under (?:the )?"
+    r"(?:terms|[^.]{2,50} licen[cs]e)|"
     r"\balle rechte vorbehalten|\btous droits réservés|\b(?:todos los )?derechos reservados|"
     r"\b(?:lizenziert|veröffentlicht|weitergegeben) unter der [^.]{2,50}lizenz|"
     r"保留所有权利|版权所有",
     re.IGNORECASE,
 )
 _ABOUT_RIGHTS = re.compile(r"copyright|licen[cs]|lizenz|urheber|derechos|droits|版权|许可", re.I)
-# The line of a notice at the foot of a page ends the paragraph above it.
-_PARAGRAPH = re.compile(
-    r"\n\s*\n|\n(?=[^\n]{0,99}(?:©|\bcopyright\b|\ball rights reserved\b))", re.IGNORECASE
-)
+_PARAGRAPH = re.compile(r"\n\s*\n")
 
 
 def find_statements(passage: Passage) -> list[Quote]:

@@ -58,7 +58,7 @@ _OVERFLOW = 0.5  # of the page: tables and lines that run over by less are not h
 _WIDE_GAP = 1.0  # of the characters' height; wider gaps end the run
 _MAX_RAISED, _MIN_RISE = 0.9, 0.15  # of the characters' height: of superscripts
 _NOTED = re.compile(r"[^\W\d_]{4}[)\]”’\"']?$")  # longer than units with a power, as km²
-_NOTE_START = re.compile(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,2})([^\W\d_⁰¹²³⁴⁵⁶⁷⁸⁹]{3}.*)")
+_NOTE_START = re.compile(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,2})([^\W\d_]{2}.*)")
 _SPACE = 0x20
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""

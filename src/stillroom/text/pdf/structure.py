@@ -52,19 +52,12 @@ _MAX_HEADING = 160
 _LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"[.,;]\s*$")
 _LEADER = re.compile(r"(?:\. ?){4,}\s*\w{0,6}\s*$")  # dots to a page number
-_DOTS = re.compile(r"(?<![.…·_])(?:[.…·_]\s?){3,}+\W*+(?:(?:\d{1,4}|[ivxlc]{1,7})\b\W*+)?$")
+_DOTS = re.compile(r"(?:[.…·_]\s?){3,}\W*(?:\d{1,4}|[ivxlc]{1,7})?\W*$")
 _ENTRY = re.compile(r"(?P<title>.*\w)\W*[\s.…·](?P<page>\d{1,4})\W*", re.DOTALL)
-_MAX_PLACES = 3  # pages with a title; what stands on more leads nowhere
 _MIN_ENTRIES, _MIN_TARGETS = 3, 2  # lines of contents, and pages that they lead to
 _SECTION_NUMBER = re.compile(r"\s*(?:[A-Z]|[IVX]+|\d+)(?:\.\d+)*[.):]?\s+")
-_LABEL = re.compile(  # "Chapter 5", unlike "Vitamin C"
-    r"(?:annexe?|appendix|book|chapter|lesson|module|part|section|unit|volume|abschnitt|anhang"
-    r"|kapitel|lektion|teil|chapitre|partie|cap[ií]tulo|parte|secci[oó]n|anexo)\.?"
-    r"\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?",
-    re.IGNORECASE,
-)
+_LABEL = re.compile(r"[^\W\d_]{3,}\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?")  # "Chapter 5"
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
-_CONJUNCTIONS = frozenset("and or to und oder bzw sowie bis et ou y".split())
 _CUT_WORD = re.compile(rf"([^\W_]+)(?:{SOFT_HYPHEN}|-)\n([^\W_]+\S*)[ \n]?")
 
 
@@ -232,13 +225,7 @@ def _find_targets(text: str, places: dict[str, set[int]]) -> set[tuple[int, int]
     """Return the pages on which the title of a line stands, each after the shift to it."""
     match = _ENTRY.fullmatch(text)
     names = _name_titles(match["title"]) if match else ()
-    found = [places.get(name, set()) for name in names]
-    return {
-        (at - int(match["page"]), at)
-        for pages in found
-        if match and len(pages) <= _MAX_PLACES
-        for at in pages
-    }
+    return {(at - int(match["page"]), at) for name in names if match for at in places.get(name, ())}
 
 
 def _compact(text: str) -> str:
@@ -438,9 +425,8 @@ class DocumentVocabulary:
     def mend(self, text: str) -> str:
         """Return text with hyphenated words joined.
 
-        The hyphen stays beside a digit, before a capital ("E-Mail"), and where the document
-        elsewhere writes it, or writes both halves as words but never the joined word. After a part
-        of a word that another one completes ("Vor- und Nachteile"), it ends a word.
+        The hyphen stays beside a digit and where the document elsewhere writes it, or writes both
+        halves as words; but never where it writes the joined word.
         """
         if SOFT_HYPHEN not in text and "-\n" not in text:
             return text
@@ -456,12 +442,8 @@ class DocumentVocabulary:
         word = _WORD.match(second)
         left, right = first.casefold(), (word.group() if word else second).casefold()
         right = right.split("-")[0]
-        if right in _CONJUNCTIONS:
-            return f"{first}- {second}\n"
-        is_known = f"{left}-{right}" in self._known
-        is_name = second[0].isupper() and not second.isupper()
+        is_known = f"{left}-{right}" in self._known or second[0].isupper()
         both = left in self._known and right in self._known and min(len(left), len(right)) >= 4
         is_number = first[-1].isdigit() or second[0].isdigit()
-        is_joined = left + right in self._known
-        keeps = is_number or is_name or ((is_known or both) and not is_joined)
+        keeps = is_number or ((is_known or both) and left + right not in self._known)
         return f"{first}{'-' if keeps else ''}{second}\n"

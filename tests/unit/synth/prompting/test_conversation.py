@@ -115,18 +115,6 @@ def test_a_paragraph_that_is_a_license_notice_has_no_statement(notice):
     assert statements(f"{BEES}\n\n{notice}") == [BEES]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The pump room keeps water at twelve degrees in every season.",
-        "A refund is available under the terms of the plan for every parcel.",
-        "Planning permission is granted by the town council within eight weeks.",
-    ],
-)
-def test_a_statement_above_a_notice_or_with_words_of_one_stays(text):
-    assert statements(f"{text}\n{NOTICE}") == [text]
-
-
 def test_a_document_about_its_license_has_statements():
     text = "The box of the hive is distributed under the Meadow Public License."
     about = make_passage("terms", text, title="License of the hive")

@@ -723,21 +723,3 @@ def test_raised_signs_of_footnotes_are_parted_from_words():
     text = read(paper).text
     assert "the developers ¹, over 5 km²" in text
     assert "¹ In elections" in text
-
-
-def test_leader_dots_that_lead_to_no_number_take_no_time():
-    pages = book("{} {}".format)
-    for _ in range(3):
-        pages.page().text(72, 700, "Appendix A " + "." * 400 + " A-1", 6)
-    assert read(pages).metadata["contents_lines_left_out"] == 6
-
-
-@pytest.mark.parametrize(
-    ("lines", "text"),
-    [
-        (["An email or an E-", "Mail is read."], "An email or an E-Mail is read."),
-        (["Es hat Vor-", "und Nachteile."], "Es hat Vor- und Nachteile."),
-    ],
-)
-def test_a_hyphen_before_a_capital_or_a_conjunction_stays(lines, text):
-    assert " ".join(read(Paper().page().lines(72, 700, lines)).text.split()) == text
