@@ -52,9 +52,12 @@ _MAX_HEADING = 160
 _LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"[.,;]\s*$")
 _LEADER = re.compile(r"(?:\. ?){4,}\s*\w{0,6}\s*$")  # dots to a page number
-_DOTS = re.compile(r"(?:[.…·_]\s?){3,}\W*(?:\d{1,4}|[ivxlc]{1,7})?\W*$")
+_DOTS = re.compile(  # from the first dot of a run alone, and without a way back: in linear time
+    r"(?<![.…·_])(?<![.…·_]\s)(?:[.…·_]\s?){3,}+\W*+(?:(?:\d{1,4}|[ivxlc]{1,7})\b\W*+)?$"
+)
 _ENTRY = re.compile(r"(?P<title>.*\w)\W*[\s.…·](?P<page>\d{1,4})\W*", re.DOTALL)
-_MIN_ENTRIES, _MIN_TARGETS = 3, 2  # lines of contents, and pages that they lead to
+_MIN_ENTRIES, _MIN_TARGETS = 3, 2  # titles of contents, and pages that they lead to
+_MAX_PLACES = 50  # pages with the same title, as "Exercises"; one on more leads to none of them
 _SECTION_NUMBER = re.compile(r"\s*(?:[A-Z]|[IVX]+|\d+)(?:\.\d+)*[.):]?\s+")
 _LABEL = re.compile(r"[^\W\d_]{3,}\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?")  # "Chapter 5"
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
@@ -157,31 +160,31 @@ def drop_contents(pages: Sequence[PdfPage]) -> int:
     """Remove tables of contents; return the number of lines removed, their titles included.
 
     A line of contents is a title and the number of the page on which that title stands by itself;
-    all printed numbers differ from the pages by one shift. Three such lines make a table of
+    all printed numbers differ from the pages by one shift. Three such titles make a table of
     contents. A paragraph or table of which most lines are such, or end in dots, is left out. A
     list of goods and prices stays, since its numbers lead to no page.
     """
     places = _find_titles(pages)
     lines = [
-        (block, _compact(text), shift, at)
+        (block, _compact(text), title, shift, at)
         for page in pages
         for block in page.blocks
         for text in _list_lines(block)
-        for targets in [_find_targets(text, places)]
+        for title, targets in [_find_targets(text, places)]
         # A running head, or a title with its number, stands on the page of its words.
         if page.number not in {at for _, at in targets}
         for shift, at in targets
     ]
-    entries = {(text, at, shift) for _, text, shift, at in lines}  # a sum that recurs is one
     led: dict[int, set[int]] = {}
-    for _, at, shift in entries:
+    for *_, shift, at in lines:
         led.setdefault(shift, set()).add(at)
-    votes = Counter(shift for *_, shift in entries)
+    # A sum is one title, however often and with whatever number.
+    votes = Counter(shift for _, shift in {(title, shift) for _, _, title, shift, _ in lines})
     ((shift, count),) = votes.most_common(1) or [(0, 0)]
     if count < _MIN_ENTRIES or len(led[shift]) < _MIN_TARGETS:
         return 0
     known = Counter(
-        name for name, _ in {(id(one), text) for one, text, found, _ in lines if found == shift}
+        name for name, _ in {(id(one), text) for one, text, _, found, _ in lines if found == shift}
     )
     dropped = 0
     for page in pages:
@@ -221,11 +224,15 @@ def _name_titles(text: str) -> set[str]:
     return {_compact(text), _compact(_SECTION_NUMBER.sub("", text, count=1))} - {""}
 
 
-def _find_targets(text: str, places: dict[str, set[int]]) -> set[tuple[int, int]]:
-    """Return the pages on which the title of a line stands, each after the shift to it."""
+def _find_targets(text: str, places: dict[str, set[int]]) -> tuple[str, set[tuple[int, int]]]:
+    """Return the title of a line and the pages on which it stands, each after the shift to it."""
     match = _ENTRY.fullmatch(text)
-    names = _name_titles(match["title"]) if match else ()
-    return {(at - int(match["page"]), at) for name in names if match for at in places.get(name, ())}
+    if match is None:
+        return "", set()
+    found = [places.get(name, set()) for name in _name_titles(match["title"])]
+    return _compact(match["title"]), {
+        (at - int(match["page"]), at) for one in found if len(one) <= _MAX_PLACES for at in one
+    }
 
 
 def _compact(text: str) -> str:

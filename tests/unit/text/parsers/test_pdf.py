@@ -2,6 +2,8 @@
 
 import io
 import re
+import time
+import tracemalloc
 
 import pytest
 from tests.unit.text.papers import Paper
@@ -10,7 +12,9 @@ from stillroom.errors import DataError, MissingExtraError
 from stillroom.text import ParseLimits, SourceFile
 from stillroom.text.parsers import pdf as pdf_parser
 from stillroom.text.parsers.pdf import Pdf
+from stillroom.text.pdf.layout import PageBlock, TextLine
 from stillroom.text.pdf.page import TextRun
+from stillroom.text.pdf.structure import PdfPage, drop_contents
 
 pytest.importorskip("pypdfium2")
 
@@ -664,6 +668,33 @@ def test_lines_that_end_in_a_number_are_no_contents(recurs):
     document = read(paper)
     assert "contents_lines_left_out" not in document.metadata
     assert len(re.findall(r"Total 3|Sample \d", document.text)) == (3 if recurs else 4)
+
+
+def test_dots_to_a_page_with_a_letter_take_no_time():
+    paper = book("{} {}".format).page()
+    paper.text(20, 400, "Appendix A" + "." * 300 + " A-1", 1.5)
+    paper.text(20, 300, "Name" + " ." * 300 + " (signature)", 1.5)
+    started = time.perf_counter()
+    document = read(paper)
+    assert time.perf_counter() - started < 3
+    assert document.metadata["contents_lines_left_out"] == 6
+    assert "A-1" in document.text
+
+
+def test_a_title_on_every_page_is_no_quadratic_work():
+    def block(text):
+        return PageBlock("p", [TextLine(text, 72, 400, 200, 410, 10, 10, is_bold=False)])
+
+    pages = [
+        PdfPage(at, [block("Total" if at % 2 else f"Total {10 * at}")], 0, 792)
+        for at in range(1, 801)
+    ]
+    tracemalloc.start()
+    try:
+        assert drop_contents(pages) == 0
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_heads_whose_numbers_run_beside_a_few_pages_are_left_out():
