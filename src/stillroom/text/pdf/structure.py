@@ -61,6 +61,8 @@ _MAX_PLACES = 50  # pages with the same title, as "Exercises"; one on more leads
 _SECTION_NUMBER = re.compile(r"\s*(?:[A-Z]|[IVX]+|\d+)(?:\.\d+)*[.):]?\s+")
 _LABEL = re.compile(r"[^\W\d_]{3,}\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?")  # "Chapter 5"
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+_AND = frozenset({"und", "oder", "sowie", "bzw", "and"})  # after a word without its end, "Vor-"
+_TO = frozenset({"or", "to", "bis"})  # also ends of words, as "Pho-to"
 _CUT_WORD = re.compile(rf"([^\W_]+)(?:{SOFT_HYPHEN}|-)\n([^\W_]+\S*)[ \n]?")
 
 
@@ -432,8 +434,9 @@ class DocumentVocabulary:
     def mend(self, text: str) -> str:
         """Return text with hyphenated words joined.
 
-        The hyphen stays beside a digit and where the document elsewhere writes it, or writes both
-        halves as words; but never where it writes the joined word.
+        The hyphen stays beside a digit and before a capital among small letters. It also stays
+        where the document elsewhere writes it, or writes both halves as words; but not where it
+        writes the joined word. "Pre-" of "pre- and post-war" stays a word.
         """
         if SOFT_HYPHEN not in text and "-\n" not in text:
             return text
@@ -448,9 +451,13 @@ class DocumentVocabulary:
         first, second = match.group(1), match.group(2)
         word = _WORD.match(second)
         left, right = first.casefold(), (word.group() if word else second).casefold()
+        is_joined = left + right in self._known
+        if not is_joined and (right in _AND or (right in _TO and left in self._known)):
+            return f"{first}- {second}\n"
         right = right.split("-")[0]
+        is_name = second[0].isupper() and not (first + second).isupper()
         is_known = f"{left}-{right}" in self._known or second[0].isupper()
         both = left in self._known and right in self._known and min(len(left), len(right)) >= 4
         is_number = first[-1].isdigit() or second[0].isdigit()
-        keeps = is_number or ((is_known or both) and left + right not in self._known)
+        keeps = is_number or is_name or ((is_known or both) and left + right not in self._known)
         return f"{first}{'-' if keeps else ''}{second}\n"

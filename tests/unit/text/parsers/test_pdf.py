@@ -754,3 +754,26 @@ def test_raised_signs_of_footnotes_are_parted_from_words():
     text = read(paper).text
     assert "the developers ¹, over 5 km²" in text
     assert "¹ In elections" in text
+
+
+@pytest.mark.parametrize(
+    ("cut", "end", "joined"),
+    [
+        ("Rhein-", "Main", "Rhein-Main"),
+        ("E-", "Mail", "E-Mail"),
+        ("INFOR-", "MATION", "INFORMATION"),
+        ("Vor-", "und Nachteile", "Vor- und\nNachteile"),
+        ("long-", "to medium-term plans", "long- to\nmedium-term plans"),
+        ("Au-", "to und", "Auto\nund"),
+    ],
+)
+def test_a_hyphen_stays_before_a_capital_and_where_a_word_is_to_come(cut, end, joined):
+    known = "Send an email on the rheinmain and its information; it was a long day."
+    paper = Paper().page().lines(72, 700, [known, f"They say {cut}", f"{end}."])
+    assert f"They say {joined}" in read(paper).text
+
+
+def test_a_hyphen_at_a_page_end_stays_where_a_word_is_to_come():
+    paper = Paper().page().lines(72, 700, ["The method has its own well-known Vor-"])
+    paper.page().lines(72, 700, ["und Nachteile, which are told here", "and there."])
+    assert "Vor- und\nNachteile" in read(paper).text
