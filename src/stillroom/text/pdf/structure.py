@@ -59,7 +59,13 @@ _ENTRY = re.compile(r"(?P<title>.*\w)\W*[\s.…·](?P<page>\d{1,4})\W*", re.DOTA
 _MIN_ENTRIES, _MIN_TARGETS = 3, 2  # titles of contents, and pages that they lead to
 _MAX_PLACES = 50  # pages with the same title, as "Exercises"; one on more leads to none of them
 _SECTION_NUMBER = re.compile(r"\s*(?:[A-Z]|[IVX]+|\d+)(?:\.\d+)*[.):]?\s+")
-_LABEL = re.compile(r"[^\W\d_]{3,}\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?")  # "Chapter 5"
+_LABEL = re.compile(  # "Chapter 5", but not "Vitamin C"
+    r"(?i:volume|book|part|act|scene|chapter|section|appendix|annex|article|lecture|lesson|unit"
+    r"|module|band|buch|teil|akt|kapitel|abschnitt|anhang|anlage|artikel|lektion|modul"
+    r"|tome|livre|partie|acte|chapitre|annexe|leçon|unité|tomo|libro|parte|acto|cap[ií]tulo"
+    r"|secci[oó]n|anexo|art[ií]culo|lecci[oó]n|unidad|capitolo|hoofdstuk|rozdział|глава|часть)"
+    r"\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?"
+)
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 _AND = frozenset({"und", "oder", "sowie", "bzw", "and"})  # after a word without its end, "Vor-"
 _TO = frozenset({"or", "to", "bis"})  # also ends of words, as "Pho-to"

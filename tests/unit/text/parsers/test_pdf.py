@@ -756,6 +756,15 @@ def test_raised_signs_of_footnotes_are_parted_from_words():
     assert "¹ In elections" in text
 
 
+@pytest.mark.parametrize("name", ["²³⁵U", "¹³⁷Cs", "³⁵Cl"])
+def test_a_nuclide_at_the_start_of_a_line_is_whole(name):
+    number = "".join(str("⁰¹²³⁴⁵⁶⁷⁸⁹".index(sign)) for sign in name if not sign.isascii())
+    rest = f"{name[len(number) :]} decays slowly in the soil of a mill."
+    paper = Paper().page().text(72, 704, number, 6, 2)
+    paper.text(72 + 3.6 * len(number), 700, rest, 10, 2)
+    assert read(paper).text.startswith(f"{name} decays")
+
+
 @pytest.mark.parametrize(
     ("cut", "end", "joined"),
     [
@@ -777,3 +786,19 @@ def test_a_hyphen_at_a_page_end_stays_where_a_word_is_to_come():
     paper = Paper().page().lines(72, 700, ["The method has its own well-known Vor-"])
     paper.page().lines(72, 700, ["und Nachteile, which are told here", "and there."])
     assert "Vor- und\nNachteile" in read(paper).text
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "is_label"),
+    [
+        ("Chapter 5", "Sources of it", True),
+        ("Kapitel IV", "Der Brand", True),
+        ("Vitamin C", "Sources of it", False),
+        ("Windows 11", "System requirements", False),
+    ],
+)
+def test_only_a_label_is_joined_to_the_heading_below_it(above, below, is_label):
+    paper = Paper().page().text(72, 700, above, 16, 1).text(72, 660, below, 15, 1)
+    paper.lines(72, 620, LEFT)
+    titles = [one.title for one in read(paper).headings]
+    assert titles == ([f"{above} {below}"] if is_label else [above, below])
