@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
 _OF_WRITER = re.compile(r"\..+\.(\d+)\.\d+\.tmp", re.DOTALL)
+_MIN_AGE_S = 600  # of what is removed; the clocks of machines that share a folder differ
 _swept: set[Path] = set()
 _MAX_LINKS = 40  # as Linux
 _MAX_SECRET_BYTES = 1 << 20
@@ -101,7 +103,7 @@ def atomic_path(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
     """Yield the path of a temporary file for what opens its file itself; else ``atomic_write``.
 
     A link is written through, and the permissions of an existing file are kept. The first file that
-    a process writes in a folder removes the temporary ones of writers that were killed there.
+    a process writes in a folder removes the old temporary ones of writers that were killed there.
 
     Raises:
         ResourceError: If the disk is full.
@@ -130,19 +132,23 @@ def atomic_path(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
 def _hold_file(path: Path) -> Iterator[bool]:
     """Lock a file, so that other processes see that its writer lives; yield whether it is locked.
 
-    On a disk without locks, nobody is taken to hold it.
+    It never is on a disk without locks.
     """
-    is_held = True
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # NFS locks only a file that may be written
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            is_held = not isinstance(error, BlockingIOError)
+            is_held = True
+        except OSError:
+            is_held = False
         yield is_held
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files in a folder whose writers are dead."""
+    """Remove the temporary files in a folder whose writers are dead.
+
+    A writer on another machine is known by its lock alone: what cannot be locked stays, and what
+    was just written, since a file is made before it is locked and a lock may be its machine's own.
+    """
     with suppress(OSError):  # a folder that may not be listed
         for entry in list(os.scandir(folder)):
             writer = _OF_WRITER.fullmatch(entry.name)
@@ -150,7 +156,9 @@ def _remove_abandoned(folder: Path) -> None:
                 continue
             path = folder / entry.name
             with suppress(OSError), _hold_file(path) as is_unused:
-                if is_unused and not _may_write(int(writer[1]), entry.stat().st_mtime):
+                written = entry.stat().st_mtime
+                is_old = time.time() - written > _MIN_AGE_S
+                if is_unused and is_old and not _may_write(int(writer[1]), written):
                     path.unlink()
 
 

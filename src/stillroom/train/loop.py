@@ -308,8 +308,11 @@ class _TrainingRun(Generic[B]):
         """Accumulate the gradients of this rank's micro-batches."""
         sums = {"loss": 0.0}
         tokens, ids = 0, list[str]()
+        # Nobody to agree with, and nothing has changed yet that is saved: a forward pass may move
+        # buffers, as the running means of batch normalization.
+        may_stop = self.ranks.count == 1 and not named_buffers(self.modules)
         for group, counts in self._share_of(plan):
-            if self.ranks.count == 1:  # nobody to agree with, and no weight has changed yet
+            if may_stop:
                 self._check_cancelled(step)
             batch = self._agreed(partial(self.source.load, group))
             loss = self._agreed(partial(self._forward, step, batch, positions))

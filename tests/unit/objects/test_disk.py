@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -70,7 +71,8 @@ def test_the_next_writer_removes_what_killed_ones_left_and_no_living_ones(tmp_pa
         f".{number}.", f".{os.getpid()}.", 1
     )  # a number used twice
     shutil.copyfile(left, again)
-    os.utime(again, (1, 1))
+    for path in (left, again):
+        os.utime(path, (1, 1))
     (tmp_path / ".mine.1.tmp").write_text("the user's own")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "b.json"), "wait"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
@@ -83,6 +85,22 @@ def test_the_next_writer_removes_what_killed_ones_left_and_no_living_ones(tmp_pa
         assert {path.name for path in tmp_path.iterdir()} == {*names, "c.json"}
         living.communicate(b"\n")
     assert {path.name for path in tmp_path.iterdir()} == {".mine.1.tmp", "b.json", "c.json"}
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_what_another_machine_may_be_writing_stays(tmp_path, monkeypatch, has_locks):
+    theirs = tmp_path / f".weights.bin.{2**22 + 1}.7.tmp"  # its process has no number here
+    theirs.write_text("half")
+    if not has_locks:
+
+        def refuse(file, operation):
+            raise OSError(errno.ENOLCK, "no locks")
+
+        os.utime(theirs, (1, 1))
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    with atomic_write(tmp_path / "a.json") as file:
+        file.write("whole")
+    assert {path.name for path in tmp_path.iterdir()} == {theirs.name, "a.json"}
 
 
 def test_a_pipe_is_written_into_and_stays_one(tmp_path):

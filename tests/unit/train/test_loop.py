@@ -146,6 +146,35 @@ def test_cancels_between_the_micro_batches_of_a_step_and_goes_on(make_problem, m
     assert result.last_loss == whole.last_loss
 
 
+def test_a_step_that_moves_averages_is_not_saved_half_taken(make_problem, make_job):
+    read, stop_at = [], 6 * 4 + 2  # the second of the six micro-batches of step 5
+
+    def run(job, stops=False):
+        model, source, objective = make_problem(micro_tokens=1)
+        model.register_buffer("seen", torch.zeros(()))
+
+        def count(model, batch):
+            model.seen += 1
+            read.append(batch)
+            if stops and len(read) == stop_at:
+                job.cancel()
+            return objective(model, batch)
+
+        read.clear()
+        try:
+            train(model, source, count, SETTINGS, job)
+        finally:
+            job.close()
+        return model
+
+    whole = run(make_job("whole"))
+    with pytest.raises(Cancelled):
+        run(make_job("part"), stops=True)
+    resumed = run(make_job("part", resume=True))
+    assert torch.equal(resumed.seen, whole.seen)
+    assert same(weights(resumed), weights(whole))
+
+
 def test_a_loss_that_is_not_finite_names_step_and_records(make_problem, make_job):
     model, source, objective = make_problem(poison=11, batch_size=2, micro_tokens=1)
     with pytest.raises(DataError) as caught:

@@ -157,17 +157,21 @@ class Quote:
 
 _NOTICE = re.compile(
     r"©|\bcopyright (?:\(c\) )?(?:by |\d{4})|\(c\) (?:copyright )?\d{4}|"
-    r"\ball rights reserved\b|\bpermission is (?:hereby )?granted\b|"
+    r"\ball rights reserved\b|\bpermission is hereby granted\b|"
+    r"\bpermission is granted to (?:copy|use|make|modify|(?:re)?distribute|reproduce|any\w*)\b|"
     r"\bprovided [\"“']as[ -]is|\bwithout (?:any )?warranty\b|"
-    r"\b(?:licensed|distributed|released|redistribut\w+|available) under (?:the )?"
-    r"(?:terms|[^.]{2,50} licen[cs]e)|"
+    r"\b(?:licensed|distributed|released|redistribut\w+) under (?:the )?terms\b|"
+    r"\b(?:licensed|distributed|released|redistribut\w+|available) under [^.]{2,60} licen[cs]e|"
     r"\balle rechte vorbehalten|\btous droits réservés|\b(?:todos los )?derechos reservados|"
     r"\b(?:lizenziert|veröffentlicht|weitergegeben) unter der [^.]{2,50}lizenz|"
     r"保留所有权利|版权所有",
     re.IGNORECASE,
 )
 _ABOUT_RIGHTS = re.compile(r"copyright|licen[cs]|lizenz|urheber|derechos|droits|版权|许可", re.I)
-_PARAGRAPH = re.compile(r"\n\s*\n")
+_PARAGRAPH = re.compile(
+    r"\n\s*\n|\n(?=[^\n]*(?:©|\bcopyright\b|\ball rights reserved\b))",  # also the foot of a page
+    re.IGNORECASE,
+)
 
 
 def find_statements(passage: Passage) -> list[Quote]:
@@ -178,7 +182,8 @@ def find_statements(passage: Passage) -> list[Quote]:
     first semicolon of an overlong sentence, are left out. The signs of dependence are listed for
     English, German, French, Spanish and Chinese; in others only the form is checked. A sentence
     about "he" or "she" is taken with the one before it, which names the person. A paragraph that is
-    a copyright or license notice has none, except in documents about a license or a law.
+    a copyright or license notice has none, nor what follows such a line in it, except in documents
+    about a license or a law.
     """
     notices = _find_notices(passage)
     sentences = [

@@ -111,14 +111,15 @@ _ADDED = re.compile(r"^[^,;:]*\balso\b")
 
 _VAGUE = re.compile(
     r"(?:(?:some|certain|several|various|additional|many|further|other)\b|"
-    r"an? (?:\w+ )?(?:lot|number|variety|range|few) (?:of )?|a very \w+ )"
+    r"an? (?:\w+ )?(?:lot|number|variety|range) of |a lot |an? (?:\w+ )?few |a very \w+ )"
     r"(?!.*(?::|—|such as|like|include|including|for example|e\.g\.|that|which|\d))"
 )
 """Objects that say only that there are some."""
 
 _RUN_IN = re.compile(
-    r" [—–-]+ | (?:A|An|The|Some|Many|Most|All|Each|Every|Various|Several|Any|No|If|When|In|You)\b|"
-    r"\b(?!of\b|the\b)(\w{2,})\b(?: .*)? \1\b"
+    r" [—–-]+ |(?<!\b[Tt]he) "  # "The No button" has a name
+    r"(?:A|An|The|Some|Many|Most|All|Each|Every|Various|Several|Any|No|If|When|In|You)\b|"
+    r"\b(?!of\b|the\b)(\w{2,})\b(?! (?:to|by|and|for|after|in) \1\b)(?: .*)? \1\b"
 )
 """Subjects before which a heading or a term stands, without a mark between."""
 

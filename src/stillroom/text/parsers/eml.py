@@ -34,7 +34,8 @@ _HEADERS = ("Subject", "From", "To", "Cc", "Date")
 _MAX_PARTS = 20_000
 # With a time, a year and a header below it, which prose after "From " has not.
 _FROM_LINE = re.compile(
-    rb"(?:(?<=\n\n)|(?<=\n\r\n))From \S[^\n]*?\d:\d\d[^\n]*\d{4}[^\n]*\n(?=>From |[!-9;-~]{1,99}:)"
+    rb"(?:(?<=\n\n)|(?<=\n\r\n))From \S(?=[^\n]{0,300}\d:\d\d)(?=[^\n]{0,300}\d{4})[^\n]*+\n"
+    rb"(?=>From |[!-9;-~]{1,99}:)"
 )
 _MAX_HEADER = 16 * 1024
 _MAX_DATES = 1000

@@ -58,7 +58,12 @@ _OVERFLOW = 0.5  # of the page: tables and lines that run over by less are not h
 _WIDE_GAP = 1.0  # of the characters' height; wider gaps end the run
 _MAX_RAISED, _MIN_RISE = 0.9, 0.15  # of the characters' height: of superscripts
 _NOTED = re.compile(r"[^\W\d_]{4}[)\]”’\"']?$")  # longer than units with a power, as km²
-_NOTE_START = re.compile(r"([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,2})([^\W\d_]{2}.*)")
+_RAISED = "[⁰¹²³⁴⁵⁶⁷⁸⁹]"
+_BASE_LETTER = r"[^\W\d_⁰¹²³⁴⁵⁶⁷⁸⁹₀-₉]"  # other numerals are "letters" to \w, but not to \d
+# After two digits, one or two letters are the sign of an element: "³⁵Cl".
+_NOTE_START = re.compile(
+    rf"({_RAISED}(?={_BASE_LETTER}{{2}})|{_RAISED}{{2}}(?={_BASE_LETTER}{{3}}))(.+)"
+)
 _SPACE = 0x20
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""

@@ -52,12 +52,23 @@ _MAX_HEADING = 160
 _LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"[.,;]\s*$")
 _LEADER = re.compile(r"(?:\. ?){4,}\s*\w{0,6}\s*$")  # dots to a page number
-_DOTS = re.compile(r"(?:[.…·_]\s?){3,}\W*(?:\d{1,4}|[ivxlc]{1,7})?\W*$")
+_DOTS = re.compile(  # from the first dot of a run alone, and without a way back: in linear time
+    r"(?<![.…·_])(?<![.…·_]\s)(?:[.…·_]\s?){3,}+\W*+(?:(?:\d{1,4}|[ivxlc]{1,7})\b\W*+)?$"
+)
 _ENTRY = re.compile(r"(?P<title>.*\w)\W*[\s.…·](?P<page>\d{1,4})\W*", re.DOTALL)
-_MIN_ENTRIES, _MIN_TARGETS = 3, 2  # lines of contents, and pages that they lead to
+_MIN_ENTRIES, _MIN_TARGETS = 3, 2  # titles of contents, and pages that they lead to
+_MAX_PLACES = 50  # pages with the same title, as "Exercises"; one on more leads to none of them
 _SECTION_NUMBER = re.compile(r"\s*(?:[A-Z]|[IVX]+|\d+)(?:\.\d+)*[.):]?\s+")
-_LABEL = re.compile(r"[^\W\d_]{3,}\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?")  # "Chapter 5"
+_LABEL = re.compile(  # "Chapter 5", but not "Vitamin C"
+    r"(?i:volume|book|part|act|scene|chapter|section|appendix|annex|article|lecture|lesson|unit"
+    r"|module|band|buch|teil|akt|kapitel|abschnitt|anhang|anlage|artikel|lektion|modul"
+    r"|tome|livre|partie|acte|chapitre|annexe|leçon|unité|tomo|libro|parte|acto|cap[ií]tulo"
+    r"|secci[oó]n|anexo|art[ií]culo|lecci[oó]n|unidad|capitolo|hoofdstuk|rozdział|глава|часть)"
+    r"\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?"
+)
 _WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+_AND = frozenset({"und", "oder", "sowie", "bzw", "and"})  # after a word without its end, "Vor-"
+_TO = frozenset({"or", "to", "bis"})  # also ends of words, as "Pho-to"
 _CUT_WORD = re.compile(rf"([^\W_]+)(?:{SOFT_HYPHEN}|-)\n([^\W_]+\S*)[ \n]?")
 
 
@@ -157,31 +168,31 @@ def drop_contents(pages: Sequence[PdfPage]) -> int:
     """Remove tables of contents; return the number of lines removed, their titles included.
 
     A line of contents is a title and the number of the page on which that title stands by itself;
-    all printed numbers differ from the pages by one shift. Three such lines make a table of
+    all printed numbers differ from the pages by one shift. Three such titles make a table of
     contents. A paragraph or table of which most lines are such, or end in dots, is left out. A
     list of goods and prices stays, since its numbers lead to no page.
     """
     places = _find_titles(pages)
     lines = [
-        (block, _compact(text), shift, at)
+        (block, _compact(text), title, shift, at)
         for page in pages
         for block in page.blocks
         for text in _list_lines(block)
-        for targets in [_find_targets(text, places)]
+        for title, targets in [_find_targets(text, places)]
         # A running head, or a title with its number, stands on the page of its words.
         if page.number not in {at for _, at in targets}
         for shift, at in targets
     ]
-    entries = {(text, at, shift) for _, text, shift, at in lines}  # a sum that recurs is one
     led: dict[int, set[int]] = {}
-    for _, at, shift in entries:
+    for *_, shift, at in lines:
         led.setdefault(shift, set()).add(at)
-    votes = Counter(shift for *_, shift in entries)
+    # A sum is one title, however often and with whatever number.
+    votes = Counter(shift for _, shift in {(title, shift) for _, _, title, shift, _ in lines})
     ((shift, count),) = votes.most_common(1) or [(0, 0)]
     if count < _MIN_ENTRIES or len(led[shift]) < _MIN_TARGETS:
         return 0
     known = Counter(
-        name for name, _ in {(id(one), text) for one, text, found, _ in lines if found == shift}
+        name for name, _ in {(id(one), text) for one, text, _, found, _ in lines if found == shift}
     )
     dropped = 0
     for page in pages:
@@ -221,11 +232,15 @@ def _name_titles(text: str) -> set[str]:
     return {_compact(text), _compact(_SECTION_NUMBER.sub("", text, count=1))} - {""}
 
 
-def _find_targets(text: str, places: dict[str, set[int]]) -> set[tuple[int, int]]:
-    """Return the pages on which the title of a line stands, each after the shift to it."""
+def _find_targets(text: str, places: dict[str, set[int]]) -> tuple[str, set[tuple[int, int]]]:
+    """Return the title of a line and the pages on which it stands, each after the shift to it."""
     match = _ENTRY.fullmatch(text)
-    names = _name_titles(match["title"]) if match else ()
-    return {(at - int(match["page"]), at) for name in names if match for at in places.get(name, ())}
+    if match is None:
+        return "", set()
+    found = [places.get(name, set()) for name in _name_titles(match["title"])]
+    return _compact(match["title"]), {
+        (at - int(match["page"]), at) for one in found if len(one) <= _MAX_PLACES for at in one
+    }
 
 
 def _compact(text: str) -> str:
@@ -425,8 +440,9 @@ class DocumentVocabulary:
     def mend(self, text: str) -> str:
         """Return text with hyphenated words joined.
 
-        The hyphen stays beside a digit and where the document elsewhere writes it, or writes both
-        halves as words; but never where it writes the joined word.
+        The hyphen stays beside a digit and before a capital among small letters. It also stays
+        where the document elsewhere writes it, or writes both halves as words; but not where it
+        writes the joined word. "Pre-" of "pre- and post-war" stays a word.
         """
         if SOFT_HYPHEN not in text and "-\n" not in text:
             return text
@@ -441,9 +457,13 @@ class DocumentVocabulary:
         first, second = match.group(1), match.group(2)
         word = _WORD.match(second)
         left, right = first.casefold(), (word.group() if word else second).casefold()
+        is_joined = left + right in self._known
+        if not is_joined and (right in _AND or (right in _TO and left in self._known)):
+            return f"{first}- {second}\n"
         right = right.split("-")[0]
+        is_name = second[0].isupper() and not (first + second).isupper()
         is_known = f"{left}-{right}" in self._known or second[0].isupper()
         both = left in self._known and right in self._known and min(len(left), len(right)) >= 4
         is_number = first[-1].isdigit() or second[0].isdigit()
-        keeps = is_number or ((is_known or both) and left + right not in self._known)
+        keeps = is_number or is_name or ((is_known or both) and left + right not in self._known)
         return f"{first}{'-' if keeps else ''}{second}\n"

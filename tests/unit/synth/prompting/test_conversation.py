@@ -115,6 +115,20 @@ def test_a_paragraph_that_is_a_license_notice_has_no_statement(notice):
     assert statements(f"{BEES}\n\n{notice}") == [BEES]
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("The cellar keeps the wine at twelve degrees.\n© 2024 Meadow Ltd. All rights.", 1),
+        ("A refund for lost bees is available under the terms of the plan.", 1),
+        ("Planning permission is granted by the town council within eight weeks.", 1),
+        ("Permission is granted to copy the handbook of the hive for any purpose.", 0),
+        ("The handbook of the hive is available under the terms of a free license.", 0),
+    ],
+)
+def test_only_a_notice_itself_has_no_statement(text, count):
+    assert len(statements(text)) == count
+
+
 def test_a_document_about_its_license_has_statements():
     text = "The box of the hive is distributed under the Meadow Public License."
     about = make_passage("terms", text, title="License of the hive")

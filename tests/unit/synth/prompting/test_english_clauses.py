@@ -207,3 +207,23 @@ def test_a_question_has_the_verb_that_its_statement_has():
     assert texts("The rule can be used to prevent keepers from using smoke in the winter.") <= {
         "What can the rule be used to prevent"
     }
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "The registry assigns a serial number to each device.",
+        "The module performs a range check on the index.",
+        "The town owns a parking lot near the river.",
+        "The No button closes the dialog without a change.",
+        "The A record holds the address of a host.",
+        "The face to face course covers the history of the mill.",
+    ],
+)
+def test_compounds_and_names_are_asked_about(statement):
+    assert texts(statement)
+
+
+@pytest.mark.parametrize("some", ["a number of", "a wide range of", "a lot more", "a few"])
+def test_what_says_only_that_there_are_some_is_not_asked_about(some):
+    assert texts(f"The registry assigns {some} names to each device.") == set()

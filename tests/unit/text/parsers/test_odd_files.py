@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 
@@ -191,6 +192,20 @@ def test_a_paragraph_of_a_mail_that_begins_with_from_begins_no_message(lines):
     assert lines in document.text
     assert document.metadata["messages"] == 2
     assert "messages_left_out" not in document.metadata
+
+
+@pytest.mark.parametrize("day", ["2020-01-01T10:00:00Z", "Mon, 1 Jan 2020 10:00"])
+def test_a_mailbox_may_have_the_year_before_the_time(day):
+    second = f"From a@b.c {day}\nSubject: Two\n\nSecond body.\n"
+    data = f"From a@b.c {day}\nSubject: One\n\nFirst body.\n\n{second}"
+    assert parse_bytes(data.encode(), "a.mbox").metadata["messages"] == 2
+
+
+def test_a_long_line_of_times_after_from_takes_no_time():
+    head = b"From a@b.c Tue Apr 15 20:24:47 2003\nSubject: One\n\nBody.\n\nFrom "
+    started = time.perf_counter()
+    assert "messages" not in parse_bytes(head + b"1:11111" * 1200 + b"\n", "a.mbox").metadata
+    assert time.perf_counter() - started < 1
 
 
 @pytest.mark.parametrize("kind", ["multipart/mixed", "multipart/mixed; boundary=other"])

@@ -2,6 +2,8 @@
 
 import io
 import re
+import time
+import tracemalloc
 
 import pytest
 from tests.unit.text.papers import Paper
@@ -10,7 +12,9 @@ from stillroom.errors import DataError, MissingExtraError
 from stillroom.text import ParseLimits, SourceFile
 from stillroom.text.parsers import pdf as pdf_parser
 from stillroom.text.parsers.pdf import Pdf
+from stillroom.text.pdf.layout import PageBlock, TextLine
 from stillroom.text.pdf.page import TextRun
+from stillroom.text.pdf.structure import PdfPage, drop_contents
 
 pytest.importorskip("pypdfium2")
 
@@ -666,6 +670,33 @@ def test_lines_that_end_in_a_number_are_no_contents(recurs):
     assert len(re.findall(r"Total 3|Sample \d", document.text)) == (3 if recurs else 4)
 
 
+def test_dots_to_a_page_with_a_letter_take_no_time():
+    paper = book("{} {}".format).page()
+    paper.text(20, 400, "Appendix A" + "." * 300 + " A-1", 1.5)
+    paper.text(20, 300, "Name" + " ." * 300 + " (signature)", 1.5)
+    started = time.perf_counter()
+    document = read(paper)
+    assert time.perf_counter() - started < 3
+    assert document.metadata["contents_lines_left_out"] == 6
+    assert "A-1" in document.text
+
+
+def test_a_title_on_every_page_is_no_quadratic_work():
+    def block(text):
+        return PageBlock("p", [TextLine(text, 72, 400, 200, 410, 10, 10, is_bold=False)])
+
+    pages = [
+        PdfPage(at, [block("Total" if at % 2 else f"Total {10 * at}")], 0, 792)
+        for at in range(1, 801)
+    ]
+    tracemalloc.start()
+    try:
+        assert drop_contents(pages) == 0
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_heads_whose_numbers_run_beside_a_few_pages_are_left_out():
     numbers = ["ii", "iii", "iv", *(f"{page} / 20" for page in range(1, 21))]
     paper = Paper().page().text(72, 500, "A History of Malt", 24, 1)
@@ -723,3 +754,51 @@ def test_raised_signs_of_footnotes_are_parted_from_words():
     text = read(paper).text
     assert "the developers ¹, over 5 km²" in text
     assert "¹ In elections" in text
+
+
+@pytest.mark.parametrize("name", ["²³⁵U", "¹³⁷Cs", "³⁵Cl"])
+def test_a_nuclide_at_the_start_of_a_line_is_whole(name):
+    number = "".join(str("⁰¹²³⁴⁵⁶⁷⁸⁹".index(sign)) for sign in name if not sign.isascii())
+    rest = f"{name[len(number) :]} decays slowly in the soil of a mill."
+    paper = Paper().page().text(72, 704, number, 6, 2)
+    paper.text(72 + 3.6 * len(number), 700, rest, 10, 2)
+    assert read(paper).text.startswith(f"{name} decays")
+
+
+@pytest.mark.parametrize(
+    ("cut", "end", "joined"),
+    [
+        ("Rhein-", "Main", "Rhein-Main"),
+        ("E-", "Mail", "E-Mail"),
+        ("INFOR-", "MATION", "INFORMATION"),
+        ("Vor-", "und Nachteile", "Vor- und\nNachteile"),
+        ("long-", "to medium-term plans", "long- to\nmedium-term plans"),
+        ("Au-", "to und", "Auto\nund"),
+    ],
+)
+def test_a_hyphen_stays_before_a_capital_and_where_a_word_is_to_come(cut, end, joined):
+    known = "Send an email on the rheinmain and its information; it was a long day."
+    paper = Paper().page().lines(72, 700, [known, f"They say {cut}", f"{end}."])
+    assert f"They say {joined}" in read(paper).text
+
+
+def test_a_hyphen_at_a_page_end_stays_where_a_word_is_to_come():
+    paper = Paper().page().lines(72, 700, ["The method has its own well-known Vor-"])
+    paper.page().lines(72, 700, ["und Nachteile, which are told here", "and there."])
+    assert "Vor- und\nNachteile" in read(paper).text
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "is_label"),
+    [
+        ("Chapter 5", "Sources of it", True),
+        ("Kapitel IV", "Der Brand", True),
+        ("Vitamin C", "Sources of it", False),
+        ("Windows 11", "System requirements", False),
+    ],
+)
+def test_only_a_label_is_joined_to_the_heading_below_it(above, below, is_label):
+    paper = Paper().page().text(72, 700, above, 16, 1).text(72, 660, below, 15, 1)
+    paper.lines(72, 620, LEFT)
+    titles = [one.title for one in read(paper).headings]
+    assert titles == ([f"{above} {below}"] if is_label else [above, below])
