@@ -135,8 +135,11 @@
     const flat = (line) => line.trim().split(/\s+/).join(" ");
     const named = new Set((headings || []).map(flat));
     let at = 0, isCode = false, isOpening = true;
-    for (const line of headings && headings.length ? text.split("\n") : []) {
-      if (/^\s*(```|~~~)/.test(line)) isCode = !isCode;
+    const isFence = (line) => /^\s*(```|~~~)/.test(line);
+    const lines = headings && headings.length ? text.split("\n") : [];
+    if (lines.filter(isFence).length % 2) return []; // it begins or ends in code
+    for (const line of lines) {
+      if (isFence(line)) isCode = !isCode;
       const mark = isCode ? null : /^#{1,6} +(?=\S)/.exec(line);
       const end = at + line.length;
       isOpening &&= !line.trim() || (mark && named.has(flat(line.slice(mark[0].length))));
@@ -198,7 +201,7 @@
   // The question that was answered: of a follow-up the whole question that it was read as, or none.
   const findRead = (state) => {
     const reading = (state.details.trace || []).find((one) => one.antecedents || one.step === "stand_alone");
-    return reading ? reading.query || "" : state.question;
+    return reading ? (reading.antecedents && reading.query) || "" : state.question;
   };
 
   // Stores a verdict; "quote" names a sentence of the passages.
@@ -392,7 +395,8 @@
       for (const flag of one.flags || [])
         item.append(make("p", { class: "note bad", text: `Caution: this may hold ${FLAGS[flag] || flag}.` }));
       if (tags.childNodes.length) item.append(tags);
-      (isCited || (!cited.size && place < NEAREST) ? list : rest).append(item);
+      const isShown = isCited || (one.flags || []).length || (!cited.size && place < NEAREST);
+      (isShown ? list : rest).append(item);
     }
     const count = rest.childNodes.length;
     if (!count) return;
@@ -440,7 +444,10 @@
     else if (!isQuoting && state.model) said.push(`written by the model of ${state.model}`);
     for (const one of details.dropped_statements || []) said.push(`left out, since no passage says it: ${one.text}`);
     const [, remarks] = splitRemarks(state);
-    const isInText = (notice) => remarks.includes(notice.split(": ").slice(1).join(": ") || notice);
+    const isInText = (notice) => {
+      const tail = notice.split(": ").slice(1).join(": ");
+      return remarks.includes(notice.slice(1)) || Boolean(tail && remarks.includes(tail));
+    };
     said.push(...(details.notices || []).filter((one) => !isInText(one)));
     parts.under.textContent = said.join(" · ");
   };

@@ -503,7 +503,8 @@ def _follow_announced(
             if below not in after:
                 below = _extend_to_list(below, texts[below.passage], lists)
             announced.append(below)
-            above += [below] if _is_label(places.get_text(below)) else []
+            if sentence in found and _is_label(places.get_text(below)):
+                above.append(below)  # "Example:"; of a chain of labels no more
     return [*found, *(other for other in announced if other not in found)], lists
 
 

@@ -20,6 +20,7 @@ from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
 from stillroom.rag.generation.question import (
     correct_spelling,
     has_content,
+    is_follow_up,
     list_antecedents,
     may_lean,
     read_in_turn,
@@ -230,7 +231,7 @@ class AnswerSession:
             if earlier:
                 self.judged = None  # the same words may mean something else after other turns
                 *self.antecedents, text = read_in_turn([*earlier, self.query.text])
-                whole = {} if self.antecedents else {"query": text}
+                whole = {} if self.antecedents or is_follow_up(text) else {"query": text}
                 self.note("follow_up", antecedents=earlier, **whole)
                 if self.antecedents:
                     add_warning(_FOLLOW_UP.format(" ".join(self.antecedents)))

@@ -1553,3 +1553,10 @@ def test_a_list_at_the_beginning_of_the_next_passage_is_quoted_whole():
     found, lists = _follow_announced([best], [best, *items], places)
     assert [(one.passage, one.start, one.end) for one in found[1:]] == [(1, 0, len(below))]
     assert lists == {(1, len(below)): (3, 3)}
+
+
+def test_of_a_chain_of_labels_only_the_first_is_quoted_after_its_announcement(tmp_path):
+    labels = "".join(f"Mill form {number}:\n\n" for number in range(1, 30))
+    text = f"# Mill\n\nThe village keeps these mill forms for the miller:\n\n{labels}The end.\n"
+    found = ask_about(tmp_path / "x", "mill.md", text, "forms for the miller", margin=0.1)
+    assert len(found.completion.text) < 200
