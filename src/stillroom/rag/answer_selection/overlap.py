@@ -39,7 +39,6 @@ class ScoredSentence:
         short: Character span of the most probable short answer, if the reader finds one that is
             neither the whole sentence nor without a word.
         short_logit: Summed logits of the first and last token of that, or of the whole sentence.
-        verifier_logit: Logit that the sentence answers, whatever the others say; 0 without one.
     """
 
     passage: int
@@ -50,7 +49,6 @@ class ScoredSentence:
     score: float
     short: Span | None = None
     short_logit: float = 0.0
-    verifier_logit: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

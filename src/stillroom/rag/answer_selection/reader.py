@@ -99,9 +99,8 @@ _LETTER = re.compile(rf"[^\W\d{UNSPACED_SCRIPTS}]")
 _WORD = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]+")
 _NUMBER = re.compile(r"(?:(?<![\w)])[-+−])?\d+(?:[.,:]\d+)*(?:[eE][-+]?\d+)?")
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
-FEATURES = ("margin", "short", "no_answer", "cosine", "rank", "verifier", "intercept")
+FEATURES = ("margin", "short", "no_answer", "cosine", "rank", "intercept")
 _HEADS = {"sentence": 1, "no_answer": 1, "ends": 2}
-_VERIFIER = {"verifier": 1}
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
 
 
@@ -129,23 +128,18 @@ class SentenceReader:
             ) from error
 
     def _adopt(self, folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-        known = {"rank": 0.0, "verifier": 0.0, **self.config["calibration"]}
-        self._calibration = read_numbers(known, FEATURES)
-        names = [name for name in tensors if name.startswith("verifier.")]
-        self.has_verifier = bool(names or self._calibration["verifier"])
-        heads = _HEADS | (_VERIFIER if self.has_verifier else {})
         self._base, self._encoder, held = adapt_base(
-            folder, self.config, tensors, heads, may_round=True
+            folder, self.config, tensors, _HEADS, may_round=True
         )
         self.precision = "int8" if self._encoder.is_quantized else "float32"
         self._sentence, self._none = held["sentence.weight"][0], held["no_answer.weight"][0]
         self._sentence_bias = float(held["sentence.bias"][0])
         self._none_bias = float(held["no_answer.bias"][0])
-        self._verifier = held.get("verifier.weight", np.zeros((1, self._base.width)))[0]
-        self._verifier_bias = float(held.get("verifier.bias", np.zeros(1))[0])
         self._ends, self._ends_bias = held["ends.weight"], held["ends.bias"]
         self._shared = held["shared"]
         self._weights = read_numbers(self.config["weights"], _SCORE_WEIGHTS)
+        calibration = {"rank": 0.0, **self.config["calibration"]}  # of readers from before it
+        self._calibration = read_numbers(calibration, FEATURES)
         if not 0 <= read_numbers(self.config, ("threshold",))["threshold"] <= 1:
             raise ValueError(f"the threshold {self.threshold} is not a probability")
         if not 1 <= self.passages <= MAX_READ_PASSAGES:
@@ -187,9 +181,8 @@ class SentenceReader:
             none_logits.append(float(states[0] @ self._none) + self._none_bias)
             for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
                 if last > first:
-                    state = states[first:last].mean(axis=0)
-                    logit = float(state @ self._sentence) + self._sentence_bias
-                    verified = float(state @ self._verifier) + self._verifier_bias
+                    logit = float(states[first:last].mean(axis=0) @ self._sentence)
+                    logit += self._sentence_bias
                     text = passages[window.passage][1]
                     shared = overlap(text[start:end])
                     span, value = _find_short(window, ends, first, last)
@@ -198,7 +191,7 @@ class SentenceReader:
                     short = _find_whole_words(text, span, (start, end))
                     sentences.append(
                         ScoredSentence(
-                            window.passage, start, end, logit, shared, score, short, value, verified
+                            window.passage, start, end, logit, shared, score, short, value
                         )
                     )
         sentences.sort(key=lambda sentence: (-sentence.score, sentence.passage, sentence.start))
@@ -258,7 +251,6 @@ def describe_reading(
         "no_answer": no_answer,
         "cosine": cosine,
         "rank": sum(places) / len(places),
-        "verifier": best.verifier_logit,
     }
 
 

@@ -5,13 +5,6 @@ answer it (on no answer, if none does), in one softmax over the sentences of all
 is added, with half the weight, the loss of the first and last token of the short answer, in one
 softmax each over the tokens of all passages. Without the latter an encoder that was made for single
 texts does not learn to compare question and passage from a few thousand questions.
-
-One softmax tells which sentence is best, not whether it answers. A verifier does: its loss is the
-binary cross-entropy of the best three sentences and of those that answer, of which the best weighs
-as much as the others together. A network that goes on from a reader without a verifier has none.
-
-Source of the verifier: Hu et al. 2019, "Read + Verify: Machine Reading Comprehension with
-Unanswerable Questions", arXiv:1808.05759. Differs: it is a head of the reader's own encoder.
 """
 
 from __future__ import annotations
@@ -23,8 +16,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from typing_extensions import override
 
 from stillroom.rag.answer_selection.encoding import EncodedPassage, PairTokenizer, encode_passages
 from stillroom.rag.answer_selection.examples import ReaderExample
@@ -37,17 +28,9 @@ from stillroom.rag.answer_selection.low_rank_encoder import (
 from stillroom.train.data import RecordSource
 from stillroom.train.loop import Loss
 
-__all__ = [
-    "ReaderBatch",
-    "ReaderNetwork",
-    "VerifyingNetwork",
-    "build_source",
-    "compute_loss",
-]
+__all__ = ["ReaderBatch", "ReaderNetwork", "build_source", "compute_loss"]
 
 _SPAN_WEIGHT = 0.5
-_VERIFIER_WEIGHT = 0.7
-_VERIFIED = 3  # sentences of a question that may be quoted
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,42 +58,17 @@ class ReaderNetwork(LowRankEncoder):
     no_answer: nn.Linear
     ends: nn.Linear
 
-    def forward(self, batch: ReaderBatch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return logits of a batch.
-
-        Returns:
-            Those of sentences (W, S), no answer (W,), first and last token (W, T, 2), and of a
-            verifier (W, S), where there is one.
-        """
+    def forward(self, batch: ReaderBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits: sentences (W, S), no answer (W,), first and last token (W, T, 2)."""
         states = self.encode(batch.ids, batch.segments, batch.mask, batch.shared)
         with torch.autocast(states.device.type, enabled=False):
-            means = torch.bmm(batch.means, states)
-            return (
-                self.sentence(means).squeeze(-1),
-                self.no_answer(states[:, 0]).squeeze(-1),
-                self.ends(states),
-                self._verify(means),
-            )
-
-    def _verify(self, means: Tensor) -> Tensor | None:
-        return None
-
-
-class VerifyingNetwork(ReaderNetwork):
-    """A reader with a verifier: a head for whether a sentence answers, whatever the others say."""
-
-    heads: ClassVar[Mapping[str, int]] = {**ReaderNetwork.heads, "verifier": 1}
-    verifier: nn.Linear
-
-    @override
-    def _verify(self, means: Tensor) -> Tensor:
-        logits: Tensor = self.verifier(means).squeeze(-1)
-        return logits
+            sentences = self.sentence(torch.bmm(batch.means, states)).squeeze(-1)
+            return sentences, self.no_answer(states[:, 0]).squeeze(-1), self.ends(states)
 
 
 def compute_loss(model: nn.Module, batch: ReaderBatch) -> Loss:
     """Return the summed loss of a batch, and the number of questions whose best choice is right."""
-    sentences, no_answer, ends, verified = model(batch)
+    sentences, no_answer, ends = model(batch)
     is_read = (batch.mask * batch.segments).bool()
     is_sentence = batch.means.sum(-1) > 0
     total, right = sentences.new_zeros(()), 0.0
@@ -122,10 +80,6 @@ def compute_loss(model: nn.Module, batch: ReaderBatch) -> Loss:
         targets = torch.cat([answers, ~answers.any()[None]])
         total = total + torch.logsumexp(logits, 0) - torch.logsumexp(logits[targets], 0)
         right += float(targets[logits.argmax()])
-        if verified is not None:
-            total = total + _VERIFIER_WEIGHT * _measure_verifier(
-                verified[rows][here], answers, logits[:-1].detach()
-            )
         found = (rows & (batch.spans[:, 0] >= 0)).nonzero().flatten()
         if len(found):
             read = ends[rows][is_read[rows]]  # (tokens, 2)
@@ -135,23 +89,6 @@ def compute_loss(model: nn.Module, batch: ReaderBatch) -> Loss:
                 missed = torch.logsumexp(read[:, column], 0) - torch.logsumexp(logit, 0)
                 total = total + _SPAN_WEIGHT / 2 * missed
     return Loss(total, {"right": right})
-
-
-def _measure_verifier(verified: Tensor, answers: Tensor, logits: Tensor) -> Tensor:
-    """Return the weighted mean cross-entropy of the sentences that may be quoted, or answer.
-
-    Args:
-        verified: The verifier's logit of each sentence of a question, (S,).
-        answers: Whether it answers, (S,).
-        logits: Logits by which the sentences are chosen, (S,).
-    """
-    weights = answers.float()
-    weights[logits.topk(min(_VERIFIED, len(logits))).indices] = 1
-    weights[logits.argmax()] = weights.sum()
-    loss = functional.binary_cross_entropy_with_logits(
-        verified, answers.float(), weight=weights, reduction="sum"
-    )
-    return loss / weights.sum()
 
 
 def build_source(

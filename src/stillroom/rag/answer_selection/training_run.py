@@ -56,12 +56,7 @@ from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     find_reader,
 )
-from stillroom.rag.answer_selection.training import (
-    ReaderNetwork,
-    VerifyingNetwork,
-    build_source,
-    compute_loss,
-)
+from stillroom.rag.answer_selection.training import ReaderNetwork, build_source, compute_loss
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.records import Hit, Link, Origin
@@ -346,22 +341,21 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     folder = resolve_checkpoint(recipe.base)
     plain = open_base(recipe.base)
     device = choose_device("auto")
-    start = find_reader(recipe.start) if recipe.start is not None else None
-    before = SentenceReader(start) if start is not None else None
-    # What goes on from a reader without a verifier keeps its calibration, which knows none.
-    is_verifying = before is None or before.has_verifier
-    network = (VerifyingNetwork if is_verifying else ReaderNetwork)(
-        load_encoder(folder, not_embedder_error)[1], lora, recipe.seed
+    network = ReaderNetwork(
+        load_encoder(folder, not_embedder_error)[1],
+        lora,
+        recipe.seed,
     )
     calibrated: dict[str, Any] = {
         "calibration": {name: float(name == "margin") for name in FEATURES},
         "weights": _LOGIT_ALONE,
         "threshold": 0.5,
     }
-    if start is not None and before is not None:
+    if recipe.start is not None:
+        start = find_reader(recipe.start)
         network.load(start / CONFIG_FILE, start / WEIGHTS_FILE, base=recipe.base, alpha=lora.alpha)
-        names = (*calibrated, "passages")
-        calibrated = {name: before.config[name] for name in names if name in before.config}
+        before = SentenceReader(start).config
+        calibrated = {name: before[name] for name in (*calibrated, "passages") if name in before}
     network.to(device)
     source = build_source(
         examples,

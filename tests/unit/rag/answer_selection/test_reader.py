@@ -47,11 +47,7 @@ from stillroom.rag.answer_selection.reader import (
     open_available_reader,
     open_reader,
 )
-from stillroom.rag.answer_selection.training import (
-    ReaderNetwork,
-    VerifyingNetwork,
-    build_source,
-)
+from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
 from stillroom.rag.jobs.reader import ReaderTrainSettings, estimate
 from stillroom.rag.jobs.reader import run as run_reader
 from stillroom.recipes import dump_recipe, parse_recipe
@@ -63,7 +59,7 @@ DOCUMENTS = {
     "cats.md": "# Cats\n\nThe cat sleeps at night. Cats purr when they rest.\n",
     "paris.md": "# Paris\n\nParis is the capital of France. The house is at the river.\n",
 }
-FEATURES = ("margin", "short", "no_answer", "cosine", "rank", "verifier")
+FEATURES = ("margin", "short", "no_answer", "cosine", "rank")
 QUESTIONS = [
     ("What ground corn?", ["The mill"], "The mill ground corn."),
     ("When do cats purr?", ["when they rest"], "Cats purr when they rest."),
@@ -442,14 +438,11 @@ def test_a_passage_that_does_not_fit_is_read_in_windows_of_whole_sentences(encod
             assert window.offsets[last - 1][1] == end
 
 
-@pytest.mark.parametrize(
-    ("kind", "make"),
-    [("bert", ReaderNetwork), ("bert", VerifyingNetwork), ("mpnet", ReaderNetwork)],
-)
-def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path, kind, make):
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path, kind):
     if kind == "mpnet":
         encoder = make_mpnet(encoder, tmp_path / "mpnet")
-    network = make(AutoModel.from_pretrained(encoder), LoraSettings(rank=4), seed=0)
+    network = ReaderNetwork(AutoModel.from_pretrained(encoder), LoraSettings(rank=4), seed=0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "lora_" in name or not name.startswith("encoder"):
@@ -485,18 +478,17 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path, 
     )
     batch = source.load([0])
     with torch.no_grad():
-        sentences, no_answer, ends, verified = network(batch)
-
-    def flatten(logits):
-        """Return the logits of the sentences of each passage, zeros where there are none."""
-        rows = torch.zeros_like(sentences) if logits is None else logits
-        rows = zip(rows, passages, strict=True)
-        return [float(one) for row, part in rows for one in row[: len(part.sentences)]]
-
-    found = sorted(reading.sentences, key=lambda one: (one.passage, one.start))
-    np.testing.assert_allclose([one.logit for one in found], flatten(sentences), atol=1e-4)
-    np.testing.assert_allclose([one.verifier_logit for one in found], flatten(verified), atol=1e-4)
-    assert (verified is None) is (make is ReaderNetwork)
+        sentences, no_answer, ends = network(batch)
+    expected = [
+        float(logit)
+        for row, part in zip(sentences, passages, strict=True)
+        for logit in row[: len(part.sentences)]
+    ]
+    found = [
+        sentence.logit
+        for sentence in sorted(reading.sentences, key=lambda one: (one.passage, one.start))
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     assert reading.no_answer == pytest.approx(float(no_answer.mean()), abs=1e-4)
     first = next(one for one in reading.sentences if one.short)  # none where it is the sentence
     window = encode_passages(
