@@ -61,7 +61,7 @@ _MAX_PLACES = 50  # pages with the same title, as "Exercises"; one on more leads
 _SECTION_NUMBER = re.compile(r"\s*(?:[A-Z]|[IVX]+|\d+)(?:\.\d+)*[.):]?\s+")
 _LABEL = re.compile(  # "Chapter 5", but not "Vitamin C"
     r"(?i:volume|book|part|act|scene|chapter|section|appendix|annex|article|lecture|lesson|unit"
-    r"|module|band|buch|teil|akt|kapitel|abschnitt|anhang|anlage|artikel|lektion|modul"
+    r"|band|buch|teil|akt|kapitel|abschnitt|anhang|anlage|artikel|lektion|module?"
     r"|tome|livre|partie|acte|chapitre|annexe|leçon|unité|tomo|libro|parte|acto|cap[ií]tulo"
     r"|secci[oó]n|anexo|art[ií]culo|lecci[oó]n|unidad|capitolo|hoofdstuk|rozdział|глава|часть)"
     r"\.?\s+(?:\d{1,3}|[IVXLC]{1,6}|[A-Z])[.:]?"
