@@ -135,7 +135,7 @@ class SentencePlaces:
             if other.passage in beside
         )
         start, below = min(places, key=lambda place: place[0], default=(0, None))
-        return below if below and not any(map(str.isalnum, text[end:start])) else None
+        return below if below and not any(text[at].isalnum() for at in range(end, start)) else None
 
     def find_names(self, sentence: ScoredSentence) -> list[frozenset[str]]:
         """Return the names of settings in each title and term that a sentence lies under."""

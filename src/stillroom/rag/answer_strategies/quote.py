@@ -497,7 +497,8 @@ def _follow_announced(
         ]
         if (sentence.passage, sentence.end) in lists:
             continue
-        below = min(after, key=lambda one: one.start, default=places.find_below(sentence, every))
+        below = min(after, key=lambda one: one.start, default=None)
+        below = below or places.find_below(sentence, every)
         start = below.start if below in after else len(text)
         if below and _announces(text, sentence, start):
             if below not in after:

@@ -95,6 +95,7 @@ class _OpenElement:
     name: str = ""
     hidden: bool = False
     aside: bool = False
+    sidebar: bool = False
     main: bool = False
     contents: bool = False
     linked: bool = False
@@ -308,12 +309,16 @@ class HtmlBlockReader:
             is_contents = name == "div" and not aside and words & _ASIDE_WORDS == {"toc"}
             aside = aside or not (is_contents or _ASIDE_WORDS.isdisjoint(words))
         else:
+            words = set()
             is_contents = aside = False
+        if up.sidebar and ("titlepage" in words or (name == "p" and {"sidebar", "title"} <= words)):
+            up.aside = aside = False  # a box of DocBook or docutils, which has text of the page
         self._stack.append(
             _OpenElement(
                 name,
                 up.hidden or hidden,
                 (up.aside and not is_main) or aside,
+                not up.aside and words & _ASIDE_WORDS == {"sidebar"},
                 main,
                 (up.contents and not is_main) or is_contents,
                 up.linked or (name == "a" and "href" in attributes),

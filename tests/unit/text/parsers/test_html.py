@@ -298,6 +298,20 @@ def test_a_main_part_of_links_alone_is_kept_without_what_stands_beside_it(parse)
 
 
 @pytest.mark.parametrize(
+    "box",
+    [
+        '<div class="sidebar"><div class="titlepage"><p>Scripts</p></div>{}</div>',
+        '<aside class="sidebar"><p class="sidebar-title">Scripts</p>{}</aside>',
+    ],
+)
+def test_a_box_of_docbook_or_docutils_is_text(parse, box):
+    page = f"<h1>Quotas</h1><p>Before.</p>{box.format('<p>Many are set by setquota.</p>')}<p>After."
+    text = parse("html", page).text
+    assert "Before.\n\nScripts\n\nMany are set by setquota.\n\nAfter." in text.replace("*", "")
+    assert "setquota" not in parse("html", page.replace("title", "head")).text
+
+
+@pytest.mark.parametrize(
     "section",
     [
         '<section id="handling-security-related-bugs"><h2>Bugs</h2>{}</section>',
