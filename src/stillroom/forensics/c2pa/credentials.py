@@ -193,7 +193,7 @@ def detect_mime_type(path: Path) -> str:
 def verify_file(
     path: Path, trust: Sequence[TrustList] = (), *, remote: bool = False
 ) -> Credentials:
-    """Read and validate the credentials of a file; see ``read_credentials``.
+    """Verify the manifests and claim signatures of a file; see ``read_credentials``.
 
     Raises:
         DataError: If the file is missing or of a type that cannot carry credentials.
@@ -217,7 +217,7 @@ def verify_file(
 def read_credentials(
     data: bytes, mime: str, trust: Sequence[TrustList] = (), *, remote: bool = False
 ) -> Credentials:
-    """Read and validate the credentials of a file.
+    """Read the manifests of a file, and verify its claim signature and hard binding.
 
     Args:
         data: The file.

@@ -121,8 +121,8 @@ class Quote(AnswerStrategy):
         None,
         ge=0,
         le=1,
-        description="abstain below this probability that the best sentence answers; null uses the "
-        "reader's threshold",
+        description="answer threshold: abstain (refuse) below this probability that the best "
+        "sentence answers; null uses the reader's",
     )
 
     @property

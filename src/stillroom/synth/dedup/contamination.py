@@ -2,7 +2,8 @@
 
 ``ContaminationChecker`` takes what ``word_search`` finds, words or code, and searches the remaining
 records for paraphrases, by embeddings of pieces of each message; the score, cosine with lexical
-anchors, is ``text.dedup.paraphrases``'s.
+anchors, is ``text.dedup.paraphrases``'s. The measure of a word search is ``BenchmarkIndex`` of
+``text.dedup.decontamination``: a share of information, in place of the usual n-gram overlap.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ _FEWEST = 5
 
 
 class Judge(ModelScoredFilter):
-    """Drop records that judges rate poorly, and pairs whose chosen answer does not win."""
+    """LLM judge: drop records rated poorly by its rubric, and pairs whose chosen answer loses."""
 
     paper: ClassVar[str] = "arXiv:2306.05685"
 

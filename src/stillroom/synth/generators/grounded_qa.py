@@ -90,6 +90,10 @@ _ANSWERER = "You answer questions from a text."
 _LABEL = "Question:"
 _MARK = re.compile("[?？؟]")
 _TASK = "Write the question that this statement answers."
+_JSON_TASK = (
+    "Write one question that the text answers, and its answer, as JSON with the keys question and "
+    "answer."
+)
 _TASKS = {
     "de": ("Frage:", "Schreibe auf Deutsch die Frage, die diese Aussage beantwortet."),
     "fr": ("Question :", "Écris en français la question à laquelle cet énoncé répond."),
@@ -125,7 +129,9 @@ _SCHEMA = {
     "required": ["question", "answer"],
     "additionalProperties": False,
 }
-_PROMPTS = digest_json([_ASKER, _ANSWERER, _LABEL, _TASK, _TASKS, _SAME_LANGUAGE, _SHOTS, _SCHEMA])
+_PROMPTS = digest_json(
+    [_ASKER, _ANSWERER, _LABEL, _TASK, _JSON_TASK, _TASKS, _SAME_LANGUAGE, _SHOTS, _SCHEMA]
+)
 """Digest of the prompt texts; the code around them is not included."""
 
 
@@ -293,9 +299,7 @@ class GroundedQa(Generator):
         requests = []
         for seed_index, seed in enumerate(batch.seeds):
             prompt_text = (
-                f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one "
-                "question that the text "
-                "answers, and its answer, as JSON with the keys question and answer."
+                f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\n{_JSON_TASK}"
                 f"{_name_language(seed.passage)}"
             )
             for index in range(self._count_questions_per_passage(seed)):
