@@ -368,6 +368,7 @@ class FeatureLoss(Method):
 
     Every loss position counts once: the mean over the paired layers is summed over positions and
     divided by their number in the whole optimizer step, as the loss on logits is.
+    ``trainers.feature_set`` pairs the layers (layer mapping).
     """
 
     reads: ClassVar[Literal["states", "attention", "projections"]]

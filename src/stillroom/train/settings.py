@@ -39,7 +39,8 @@ class LoraSettings(Settings):
 class TrainSettings(Settings):
     """Optimizer, schedule, batch size, precision and logging of a training run.
 
-    There is no ``gradient_accumulation_steps``: ``micro_tokens`` cuts a step into micro-batches.
+    There is no ``gradient_accumulation_steps``: ``micro_tokens`` cuts a step into micro-batches;
+    and no ``save_total_limit``: a saved state replaces the one before.
     """
 
     steps: int | None = Field(
@@ -134,7 +135,7 @@ class TrainSettings(Settings):
 
 
 def compute_learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
-    """Return the learning rate of optimizer step ``step`` (from 0) of ``steps``.
+    """Return the learning rate (``lr_scheduler``) of optimizer step ``step`` (from 0) of ``steps``.
 
     Warmup is linear and never starts at zero; the first step after it has the peak rate. Cosine and
     linear reach ``final_share`` of the peak at the last step.

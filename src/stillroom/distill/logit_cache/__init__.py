@@ -1,1 +1,5 @@
-"""Teacher top-k logits on disk (offline distillation): capture, storage, checks, import."""
+"""Teacher top-k logits on disk (offline distillation).
+
+``capture`` fills a ``cache.LogitCache``, whose rows ``storage`` lays out; ``losses.targets``
+selects the top k.
+"""

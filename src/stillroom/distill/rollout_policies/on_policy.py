@@ -4,6 +4,7 @@ Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, algorithm 1 (lambda is trl'
 Whether a step uses the student's text is sampled once per optimizer step from the seed, equally on
 all ranks. Differs from the paper: with ``other_text: teacher`` the teacher generates the other
 steps' text, the paper's sequence-level baseline (trl's ``seq_kd``) with full distributions.
+``distill.on_policy.source`` asks it, and ``distill.on_policy.generation`` samples.
 """
 
 from __future__ import annotations

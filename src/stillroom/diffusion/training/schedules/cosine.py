@@ -1,6 +1,7 @@
 """Cosine noise schedule: masking ratio 1 - cos(pi t / 2), small ratios drawn more often.
 
 Source: Chang et al. 2022, arXiv:2202.04200; as a schedule of MDLM, arXiv:2406.07524, appendix.
+The learning rate has a schedule of its own (``train.settings``).
 """
 
 from __future__ import annotations
