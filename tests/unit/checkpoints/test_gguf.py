@@ -151,7 +151,7 @@ def test_a_file_that_lacks_a_tensor_is_refused(tiny, tmp_path):
 
 def test_one_part_of_a_split_file_is_refused(tiny, tmp_path):
     path = to_gguf(tiny, tmp_path / "a-00001-of-00002.gguf", without="layers.1", parts=2)
-    with pytest.raises(CheckpointError, match="one of 2 parts .*llama-gguf-split --merge"):
+    with pytest.raises(CheckpointError, match=r"one of 2 parts .*llama-gguf-split --merge"):
         dequantize_gguf(path, tmp_path / "cache")
     whole = to_gguf(tiny, tmp_path / "b-00001-of-00001.gguf", parts=1)
     assert dequantize_gguf(whole, tmp_path / "cache").is_dir()

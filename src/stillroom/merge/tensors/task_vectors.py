@@ -139,7 +139,7 @@ def disjoint_mean(
     total, mass = np.zeros_like(vectors[0]), np.zeros_like(vectors[0])
     for vector, weight in zip(vectors, weights, strict=True):
         if weight < 0:
-            vector, weight = -vector, -weight  # noqa: PLW2901  # as documented
+            vector, weight = -vector, -weight
         # With the elected sign flipped to +, positive elements agree with it.
         flipped = np.asarray((_bits(vector) ^ sign).view(vector.dtype))
         shares = (flipped > 0) * vector.dtype.type(weight)
