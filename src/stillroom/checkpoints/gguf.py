@@ -115,7 +115,7 @@ def _convert(path: Path, work: Path, fields: dict[str, Any]) -> None:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(path.parent), gguf_file=path.name, local_files_only=True
             )
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),
                 gguf_file=path.name,
                 dtype=torch.float32,
@@ -124,6 +124,7 @@ def _convert(path: Path, work: Path, fields: dict[str, Any]) -> None:
             )
         except Exception as error:  # the loader raises many kinds of exceptions for a broken file
             raise _broken_gguf_error(path, f"cannot be converted: {error!s:.160}") from error
+        model, report = loaded
         # The loader initializes what the file lacks; of tied parameters, the first is named here.
         lacking = {name for name, _ in model.named_parameters()} & set(report["missing_keys"])
         if lacking:
