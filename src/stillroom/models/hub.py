@@ -306,7 +306,7 @@ def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path
     try:
         listed = json.loads((path / "model.safetensors.index.json").read_bytes())["weight_map"]
         lacking = sum(not (path / file).is_file() for file in set(listed.values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         lacking = 0  # without an index, or with one that reading the weights will refuse
     if lacking and not (path / "model.safetensors").is_file():
         return None, f"{count_noun(lacking, 'shard')} missing: an interrupted download"
