@@ -224,6 +224,7 @@ def test_an_index_does_not_lead_out_of_its_folder(tmp_path, file):
     folder = make(tmp_path / "in", {"x": entry()})
     make(tmp_path, {"x": entry()})
     (tmp_path / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
     index = {"metadata": {}, "weight_map": {"x": file}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert refusal(folder).code == "checkpoint.index"
@@ -233,8 +234,8 @@ def test_an_index_does_not_lead_out_of_its_folder(tmp_path, file):
     ("weight_map", "code"),
     [
         ({"x": "gone.safetensors"}, "checkpoint.missing-shard"),
-        ({"x": "model.safetensors", "y": "model.safetensors"}, "checkpoint.index"),
-        ({"y": "model.safetensors"}, "checkpoint.index"),
+        ({"x": "a.safetensors", "y": "a.safetensors"}, "checkpoint.index"),
+        ({"y": "a.safetensors"}, "checkpoint.index"),
         ({"x": 3}, "checkpoint.index"),
         ({}, "checkpoint.index"),
         (["x"], "checkpoint.index"),
@@ -242,6 +243,7 @@ def test_an_index_does_not_lead_out_of_its_folder(tmp_path, file):
 )
 def test_an_index_that_does_not_match_its_shards_is_refused(tmp_path, weight_map, code):
     folder = make(tmp_path, {"x": entry()})
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert refusal(folder).code == code
 

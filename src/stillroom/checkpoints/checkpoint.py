@@ -240,8 +240,13 @@ class Checkpoint:
 
     @property
     def is_tied(self) -> bool:
-        """Whether the config has tied embeddings: the output embedding is the input embedding."""
-        return bool(self.config.get("tie_word_embeddings", False))
+        """Whether the output embedding is the input embedding.
+
+        Many published configs do not state it, and its default differs by architecture (True for
+        Gemma and GPT-2): then the model is tied if no output embedding is stored.
+        """
+        stated = self.config.get("tie_word_embeddings")
+        return not any(map(_is_head, self._stored.entries)) if stated is None else bool(stated)
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -301,6 +306,11 @@ class Checkpoint:
         """License named by the model card or the config; empty if there is none."""
         named = read_card(self.folder).get("license") or self.config.get("license") or ""
         return named if isinstance(named, str) else ""
+
+
+def _is_head(name: str) -> bool:
+    """Return whether a tensor is an output embedding, also of a model of several parts."""
+    return name.endswith(("lm_head.weight", "embed_out.weight"))
 
 
 def _digest_tensor(store: TensorStore, name: str) -> str:

@@ -41,7 +41,7 @@ __all__ = [
     "detect_pretokenizer",
 ]
 
-_FORMAT = 1  # increment when the conversion changes, to invalidate cached ones
+_FORMAT = 2  # increment when the conversion changes, to invalidate cached ones
 _TRANSIENT = ("transformers_version", "_from_model_config")
 
 
@@ -88,7 +88,7 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], Counter[str]]:
     check_gguf(path)
     try:
         reader = GGUFReader(path)
-        prefixes = ("general.", "tokenizer.ggml.pre", "tokenizer.ggml.model")
+        prefixes = ("general.", "tokenizer.ggml.pre", "tokenizer.ggml.model", "split.count")
         fields = {
             name: field.contents()
             for name, field in reader.fields.items()
@@ -99,6 +99,10 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], Counter[str]]:
         raise _broken_gguf_error(path, f"cannot be read as GGUF: {error!s:.160}") from error
     if not types:
         raise _broken_gguf_error(path, "contains no tensors")
+    if (parts := int(fields.get("split.count") or 1)) > 1:
+        raise _broken_gguf_error(
+            path, f"is one of {parts} parts of a file: join them by llama-gguf-split --merge"
+        )
     return fields, types
 
 
@@ -111,11 +115,20 @@ def _convert(path: Path, work: Path, fields: dict[str, Any]) -> None:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(path.parent), gguf_file=path.name, local_files_only=True
             )
-            model = AutoModelForCausalLM.from_pretrained(
-                str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(path.parent),
+                gguf_file=path.name,
+                dtype=torch.float32,
+                local_files_only=True,
+                output_loading_info=True,
             )
         except Exception as error:  # the loader raises many kinds of exceptions for a broken file
             raise _broken_gguf_error(path, f"cannot be converted: {error!s:.160}") from error
+        model, report = loaded
+        # The loader initializes what the file lacks; of tied parameters, the first is named here.
+        lacking = {name for name, _ in model.named_parameters()} & set(report["missing_keys"])
+        if lacking:
+            raise _broken_gguf_error(path, f"lacks the tensor of {min(lacking)}")
         _repair_tokenizer(path, tokenizer, fields)
         tokenizer.save_pretrained(work)
     _repair_tokenizer_config(work, int(getattr(model.config, "max_position_embeddings", 0)))

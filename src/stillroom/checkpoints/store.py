@@ -250,9 +250,12 @@ def open_store(folder: Path, *, allow_pickle: bool = False) -> TensorStore:
     remote = find_remote(folder)
     weights = _WeightsFolder(folder, remote if remote is not None and remote.left else None)
     index = folder / INDEX_FILE
-    if index.is_file():
+    is_single = weights.has(_SINGLE)
+    # Saved again in one file, a model keeps the index of its former shards; transformers reads the
+    # file, too.
+    if index.is_file() and (not is_single or _SINGLE in dict(_read_index(index)).values()):
         return _open_shards(weights, index)
-    if weights.has(_SINGLE):
+    if is_single:
         entries = weights.read_header(_SINGLE)
         return weights.open(dict.fromkeys(entries, _SINGLE), entries)
     pickles = [folder / name for name in _PICKLES if (folder / name).is_file()]

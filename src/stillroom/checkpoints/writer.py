@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -28,7 +28,8 @@ from stillroom.checkpoints.safetensors_format import (
 )
 from stillroom.checkpoints.store import INDEX_FILE, torch_dtype
 from stillroom.errors import CheckpointError
-from stillroom.jobs import atomic_write, replace_folder, sync_folder
+from stillroom.jobs import atomic_write, sync_folder
+from stillroom.jobs.files import draft_folder
 from stillroom.jobs.job import write_artifact
 from stillroom.objects.disk import full_disk_as_error
 
@@ -109,23 +110,34 @@ class CheckpointWriter:
         self._files: dict[str, int] = {}
         self._scratch_offsets: dict[str, int] = {}
         self._end = 0
-        self._work = folder if in_place else folder.with_name(f".{folder.name}.writing")
+        self._work = folder
+        self._exits = ExitStack()
         if plan is not None:
             self._plan = {name: (self._stored(kind), shape) for name, (kind, shape) in plan.items()}
             self._layout = plan_shards(self._plan, shard_size)
 
     def __enter__(self) -> CheckpointWriter:
-        """Create the working folder and, with a plan, the shards at their final size."""
-        with full_disk_as_error(self.folder):
-            if not self._in_place and self._work.exists():
-                shutil.rmtree(self._work)
-            self._work.mkdir(parents=True, exist_ok=True)
-            if self._layout is not None:
-                self._lay_shards(self._layout)
+        """Create the working folder and, with a plan, the shards at their final size.
+
+        Raises:
+            ResourceError: If another process writes the folder, or the disk is full.
+        """
+        with ExitStack() as exits:
+            if not self._in_place:
+                self._work = exits.enter_context(draft_folder(self.folder))
+            exits.push(self._close)
+            with full_disk_as_error(self.folder):
+                self._work.mkdir(parents=True, exist_ok=True)
+                if self._layout is not None:
+                    self._lay_shards(self._layout)
+            self._exits = exits.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+    def __exit__(self, *details: Any) -> None:
         """Finish and publish the folder, or remove it if the body failed."""
+        self._exits.__exit__(*details)
+
+    def _close(self, kind: type[BaseException] | None, *details: object) -> None:
         try:
             if kind is None:
                 with full_disk_as_error(self._work):
@@ -134,8 +146,6 @@ class CheckpointWriter:
             for descriptor in self._files.values():
                 os.close(descriptor)
             self._files = {}
-            if not self._in_place and self._work.exists():
-                shutil.rmtree(self._work)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor, (any shape), cast to the storage type.
@@ -304,7 +314,6 @@ class CheckpointWriter:
             write_artifact(self._work, "checkpoint", name=self.folder.name, **self._stated)
         if not self._in_place:
             sync_folder(self._work)
-            replace_folder(self._work, self.folder)
 
     def _move_scratch(self, layout: ShardLayout) -> None:
         scratch = self._descriptor(_SCRATCH)

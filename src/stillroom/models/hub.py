@@ -9,6 +9,7 @@ digest is checked. Pickled weights are never downloaded.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import socket
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from stillroom.checkpoints.config_file import read_config
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, count_noun
 from stillroom.models.packaged_e5 import unpack_e5
 from stillroom.models.packaged_mpnet import MPNET_PACKAGES, unpack_mpnet
 from stillroom.objects import exists, is_address, mirror_folder
@@ -302,6 +303,13 @@ def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path
     path = Path(folder)
     if not any(path.glob("*.safetensors")):
         return None, "no safetensors weights"
+    try:
+        listed = json.loads((path / "model.safetensors.index.json").read_bytes())["weight_map"]
+        lacking = sum(not (path / file).is_file() for file in set(listed.values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        lacking = 0  # without an index, or with one that reading the weights will refuse
+    if lacking and not (path / "model.safetensors").is_file():
+        return None, f"{count_noun(lacking, 'shard')} missing: an interrupted download"
     return path, ""
 
 

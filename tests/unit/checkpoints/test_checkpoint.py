@@ -45,6 +45,23 @@ def test_transformers_and_we_read_the_same_weights(tiny):
         assert torch.equal(checkpoint.tensor(name), state[name])
 
 
+@pytest.mark.parametrize("kept", ["*.json", "*"])
+def test_of_an_older_index_beside_the_weights_transformers_and_we_read_neither(
+    kept, tiny, tmp_path
+):
+    from transformers import AutoModelForCausalLM
+
+    older = reshard(tiny_checkpoint(tmp_path / "first", seed=1), tmp_path / "older", 60_000)
+    folder = shutil.copytree(tiny, tmp_path / "again")
+    for path in older.glob(f"model{kept}"):
+        shutil.copy(path, folder)
+    assert (folder / "model.safetensors.index.json").is_file()
+    opened = Checkpoint.open(folder)
+    assert opened.fingerprint == Checkpoint.open(tiny).fingerprint
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(model.state_dict()[WEIGHT], opened.tensor(WEIGHT))
+
+
 def test_blocks_of_rows_make_up_the_tensor(tiny):
     checkpoint = Checkpoint.open(tiny)
     rows = list(checkpoint.blocks(WEIGHT, block_bytes=1000))

@@ -23,7 +23,7 @@ PARTS = {
 }
 
 
-def to_gguf(source, path, pre="smollm", kind=None):
+def to_gguf(source, path, pre="smollm", kind=None, without="no tensor", parts=0):
     """Write a tiny checkpoint as llama.cpp's converter does: renamed, q and k permuted."""
     checkpoint = Checkpoint.open(source)
     writer = gguf.GGUFWriter(path, "llama")
@@ -39,8 +39,12 @@ def to_gguf(source, path, pre="smollm", kind=None):
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(16)
     writer.add_vocab_size(checkpoint.config["vocab_size"])
+    if parts:
+        writer.add_uint16("split.count", parts)
     add_tokenizer(writer, json.loads((source / "tokenizer.json").read_text()), pre)
     for name in checkpoint.names():
+        if without in name:
+            continue
         array = checkpoint.tensor(name).numpy()
         if "q_proj" in name or "k_proj" in name:
             heads = 4 if "q_proj" in name else 2
@@ -136,6 +140,21 @@ def test_it_is_done_once_and_the_name_of_the_file_does_not_matter(tiny, tmp_path
     monkeypatch.setattr(dequantize, "_convert", never)
     assert dequantize_gguf(path, tmp_path / "cache") == first
     assert [entry.name for entry in first.parent.iterdir()] == [first.name]
+
+
+def test_a_file_that_lacks_a_tensor_is_refused(tiny, tmp_path):
+    path = to_gguf(tiny, tmp_path / "holed.gguf", without="layers.1.mlp.up_proj")
+    with pytest.raises(CheckpointError, match=r"lacks .*layers\.1\.mlp\.up_proj\.weight"):
+        dequantize_gguf(path, tmp_path / "cache")
+    assert not list((tmp_path / "cache" / "dequantized").iterdir())
+
+
+def test_one_part_of_a_split_file_is_refused(tiny, tmp_path):
+    path = to_gguf(tiny, tmp_path / "a-00001-of-00002.gguf", without="layers.1", parts=2)
+    with pytest.raises(CheckpointError, match=r"one of 2 parts .*llama-gguf-split --merge"):
+        dequantize_gguf(path, tmp_path / "cache")
+    whole = to_gguf(tiny, tmp_path / "b-00001-of-00001.gguf", parts=1)
+    assert dequantize_gguf(whole, tmp_path / "cache").is_dir()
 
 
 def test_an_unknown_rule_of_splitting_words_is_refused(tiny, tmp_path):

@@ -88,6 +88,21 @@ def test_failure_leaves_nothing_and_keeps_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_two_writers_of_one_folder_do_not_mix(tmp_path):
+    def open_writer():
+        return CheckpointWriter(tmp_path / "out", config={}, plan=plan_tensors(tensors))
+
+    tensors = {"a": torch.full((64, 8), 3.0), "b": torch.full((8,), 5.0)}
+    with open_writer() as first:
+        first.add("a", tensors["a"])
+        with pytest.raises(ResourceError, match="another process is writing") as caught:
+            open_writer().__enter__()
+        assert caught.value.code == "resource.busy"
+        first.add("b", tensors["b"])
+    assert Checkpoint.open(tmp_path / "out").rehash() == first.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_larger_run_before_leaves_no_stale_shards(tmp_path):
     plan = plan_tensors(TENSORS)
     write(tmp_path / "out", shard_size=50, plan=plan, in_place=True)

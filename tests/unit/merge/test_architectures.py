@@ -98,6 +98,20 @@ def test_a_mean_of_any_architecture_loads_and_is_the_mean(name, tmp_path):
     assert set(Checkpoint.open(tmp_path / "out").names()) | set(merged.tied) == every
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gemma3_vision", "t5"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_that_leaves_tying_to_its_architecture_keeps_its_output_head(name, tmp_path):
+    parents = [make(tmp_path / f"m{seed}", name, seed) for seed in (1, 2)]
+    stated = json.loads((parents[0] / "config.json").read_text())
+    stated.pop("tie_word_embeddings", None)
+    (parents[0] / "config.json").write_text(json.dumps(stated))
+    merge_checkpoints("linear", None, parents, tmp_path / "out")
+    kind = CLASSES.get(name, transformers.AutoModelForCausalLM)
+    merged, lost = kind.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not lost["missing_keys"]
+    assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+
+
 @pytest.mark.parametrize(
     ("name", "prefix"),
     [

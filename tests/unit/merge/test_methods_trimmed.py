@@ -173,3 +173,24 @@ def test_model_stock_by_row_has_a_ratio_for_each_row(dtype):
         cosine = min(1.0, max(0.0, cosine))
         t = 3 * cosine / (1 + 2 * cosine)
         np.testing.assert_allclose(got[row] - base[row], t * np.mean(deltas, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ties", "dare_ties", "della", "breadcrumbs_ties"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_negative_weight_is_the_negated_task_vector(name, normalize):
+    base = np.zeros(4, np.float32)
+    one = np.array([1, 2, -3, 4], np.float32)
+    two = np.array([3, -5, 2, 6], np.float32)
+    rest = {"gamma": 0.0} if name == "breadcrumbs_ties" else {}
+    method = named(name, density=1, normalize=normalize, **rest)
+
+    def merge(parents, weights):
+        names = tuple(f"p{number}" for number in range(len(weights)))
+        context = BlockContext("t", (4,), names, weights)
+        return merge_arrays(method, base, parents, context)
+
+    assert (merge([one], (-1.0,)) == -one).all()
+    removed = merge([one, two], (1.0, -0.5))
+    assert (removed == merge([one, -two], (1.0, 0.5))).all()
+    if not normalize:
+        assert removed.tolist() == [-1.5, 4.5, -4.0, 4.0]

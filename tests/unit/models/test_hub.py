@@ -1,3 +1,4 @@
+import json
 import time
 
 import pytest
@@ -66,6 +67,28 @@ def test_a_name_cannot_climb_out_of_the_models_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("STILLROOM_MODELS", str(tmp_path / "models"))
     with pytest.raises(CheckpointError):
         resolve_checkpoint("hub:../secret")
+
+
+def test_an_interrupted_download_is_resumed(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    listed = {"weight_map": dict(zip("ab", shards, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(listed))
+    (tmp_path / shards[0]).touch()
+
+    def download(name, *, local_files_only, **settings):
+        if not local_files_only:
+            (tmp_path / shards[1]).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(CheckpointError, match="1 shard missing: an interrupted download"):
+        resolve_checkpoint("hub:org/name")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(hub, "_hub_answers", lambda: True)
+    assert resolve_checkpoint("hub:org/name") == tmp_path
+    assert (tmp_path / shards[1]).is_file()
 
 
 def test_found_nowhere_names_every_place_and_the_package():

@@ -266,7 +266,10 @@ class MergeExecutor:
             if is_unchanged:
                 yield source.stored(home.name, start, stop)
             else:
-                yield narrow(self.read(tensor, home, start, stop, np.float64), tensor.dtype)
+                bits = narrow(self.read(tensor, home, start, stop, np.float64), tensor.dtype)
+                if has_not_finite(bits, tensor.dtype):  # too large for the type
+                    raise non_finite_error(tensor.name)
+                yield bits
 
 
 class StreamedBlocks(TensorBlocks):

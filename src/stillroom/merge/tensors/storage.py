@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,11 +27,10 @@ from stillroom.checkpoints.safetensors_format import (
 )
 from stillroom.checkpoints.store import SafetensorsStore
 from stillroom.errors import CheckpointError, RecipeError
-from stillroom.jobs import atomic_write, replace_folder, sync_folder
-from stillroom.jobs.files import refuse_existing
+from stillroom.jobs import atomic_write, sync_folder
+from stillroom.jobs.files import draft_folder, refuse_existing
 from stillroom.merge.interfaces import Array
 from stillroom.objects import is_address
-from stillroom.objects.disk import full_disk_as_error
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint
@@ -148,21 +146,12 @@ def atomic_folder(
 
     Raises:
         DataError: If ``folder`` exists and may not be replaced.
-        ResourceError: If the disk is full.
+        ResourceError: If another process writes ``folder``, or the disk is full.
     """
     refuse_existing(folder, holds, overwrite=overwrite)
-    work = folder.with_name(f".{folder.name}.writing")
-    with full_disk_as_error(folder):
-        if work.exists():
-            shutil.rmtree(work)
-        work.mkdir(parents=True)
-        try:
-            yield work
-            sync_folder(work)
-            replace_folder(work, folder)
-        finally:
-            if work.exists():
-                shutil.rmtree(work)
+    with draft_folder(folder) as work:
+        yield work
+        sync_folder(work)
 
 
 @dataclass(frozen=True, slots=True)

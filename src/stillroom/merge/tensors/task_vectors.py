@@ -133,10 +133,13 @@ def disjoint_mean(
 ) -> Array:
     """Return the weighted mean, per element, of the values with the elected sign.
 
-    Zeros have no sign: they count neither in the sum nor in the divisor.
+    Zeros have no sign: they count neither in the sum nor in the divisor. A negative weight is a
+    positive one of the negated vector, as in the vote.
     """
     total, mass = np.zeros_like(vectors[0]), np.zeros_like(vectors[0])
     for vector, weight in zip(vectors, weights, strict=True):
+        if weight < 0:
+            vector, weight = -vector, -weight
         # With the elected sign flipped to +, positive elements agree with it.
         flipped = np.asarray((_bits(vector) ^ sign).view(vector.dtype))
         shares = (flipped > 0) * vector.dtype.type(weight)

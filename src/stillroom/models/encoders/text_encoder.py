@@ -160,8 +160,14 @@ def fingerprint_encoder(folder: Path) -> list[str]:
 
 
 def find_positions(model: Any) -> int:
-    """Return the number of positions of a model; 0 if it has no limit."""
-    return int(getattr(model.config, "max_position_embeddings", 0) or 0)
+    """Return the number of positions of a model; 0 if it has no limit.
+
+    RoBERTa and its descendants number positions from the one after the padding's.
+    """
+    count = int(getattr(model.config, "max_position_embeddings", 0) or 0)
+    tables = [getattr(module, "position_embeddings", None) for module in model.modules()]
+    numbers = [getattr(table, "padding_idx", None) for table in tables]
+    return count - next((number + 1 for number in numbers if number is not None), 0)
 
 
 def find_max_tokens(positions: int, tokenizer: Any, max_tokens: int = 0) -> int:

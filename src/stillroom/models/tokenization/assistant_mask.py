@@ -8,6 +8,7 @@ tokens inside. No model is needed. Training and evaluation share this.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,12 @@ def find_assistant_spans(
             end = max(len(after.rstrip()), len(before) + len(message.content))
             spans.append((len(before), min(end, len(after))))
             continue
-        start = text.find(message.content.strip(), spans[-1][1] if spans else 0)
+        # Where the rendered text starts to differ if this turn says something else: the same words
+        # may stand in a question before it.
+        other = [*messages[:index], Message("assistant", "\0"), *messages[index + 1 :]]
+        rendered = render_beginnings(tokenizer, other, [(len(messages), False)], tools)
+        shared = len(os.path.commonprefix([text, *rendered]))  # noqa: RUF071  # of characters
+        start = text.find(message.content.strip(), shared)
         if start < 0 or not message.content.strip():
             raise DataError(
                 f"the chat template hides the assistant's turn {message.content!r:.60}",

@@ -162,6 +162,19 @@ def test_storage_type_is_the_wider_one_or_the_one_asked_for(family, tmp_path):
     assert Checkpoint.open(tmp_path / "half").config["torch_dtype"] == "float16"
 
 
+@pytest.mark.parametrize("settings", [{}, {"exclude": ["*norm*"]}])
+def test_a_number_too_large_for_the_storage_type_is_refused_copied_or_merged(
+    settings, family, tmp_path
+):
+    large = rewrite(family[0], tmp_path / "large", lambda n, t: t * 1e6 if n == NORM else t)
+    with pytest.raises(CheckpointError) as caught:
+        merge_checkpoints(
+            "linear", None, [large, large], tmp_path / "out", dtype="float16", **settings
+        )
+    assert caught.value.code == "merge.not-finite"
+    assert not (tmp_path / "out").exists()
+
+
 def test_tied_stays_tied_and_untied_wins(tmp_path):
     tied = tiny_checkpoint(tmp_path / "tied")
     loose = tiny_checkpoint(tmp_path / "loose", tie=False, seed=1)

@@ -107,3 +107,29 @@ def test_a_turn_that_is_rewritten_as_an_earlier_one_teaches_to_stop_too(tokenize
         "In the north — 😀 of course.<|im_end|>",
         "<think>\n\n</think>\n\nIt rains.<|im_end|>",
     ]
+
+
+def test_an_answer_that_repeats_the_question_is_found_where_it_was_given(tokenizer):
+    reader = copy.deepcopy(tokenizer)
+    reader.chat_template = (  # as that of Qwen 3: turns after the last question have their thinking
+        "{% set ns = namespace(last=-1) %}{% for m in messages %}"
+        "{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.index0 > ns.last }}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    asked = talk("Answer Yes or No. Is the sky blue?", "Yes", "Yes or No: is grass red?", "No")
+    called = [
+        *asked.messages[:2],
+        Message("tool", "Maybe? No"),
+        Message("assistant", "No"),
+        *asked.messages[2:],
+    ]
+    for messages in (asked.messages, called):
+        text, spans = find_assistant_spans(reader, messages)
+        answers = [message.content for message in messages if message.role == "assistant"]
+        assert [text[a:b].split("\n\n")[-1] for a, b in spans] == [
+            f"{answer}<|im_end|>" for answer in answers
+        ]
+        assert all(text[:a].endswith("<|im_start|>assistant\n") for a, _ in spans)
