@@ -269,7 +269,7 @@ def _read_note(folder: Path) -> dict[str, Any]:
         return {}
     try:
         saved = json.loads(note.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return saved if isinstance(saved, dict) and "address" in saved else {}
 

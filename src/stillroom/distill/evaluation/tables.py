@@ -351,7 +351,7 @@ def read_loss_curves(file: Path, names: Sequence[str]) -> dict[str, list[tuple[i
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if row.get("name") in values:
                 values[row["name"]][int(row["step"])] = float(row["value"])
