@@ -458,7 +458,11 @@ def test_keys_that_cannot_be_used_are_refused(tmp_path, keys):
         with pytest.raises(DataError) as caught:
             load_signing_key(tmp_path / "locked.key", password)
         assert caught.value.problems[0].code == "data.key"
+        assert PASSWORD_VARIABLE in caught.value.problems[0].next
     assert load_signing_key(tmp_path / "locked.key", b"secret").key_id
+    with pytest.raises(DataError, match="has no password") as caught:
+        load_signing_key(keys / "alice.key", b"of another key")
+    assert caught.value.problems[0].next == f"unset {PASSWORD_VARIABLE}"
     (tmp_path / "no.pub").write_text("no key")
     with pytest.raises(DataError):
         load_public_key(tmp_path / "no.pub")
