@@ -22,7 +22,7 @@ from stillroom.flow.recipe import FlowRecipe, FlowStep
 from stillroom.jobs import Job
 from stillroom.jobs.files import hold_folder
 from stillroom.provenance import digest_json
-from stillroom.recipes import Recipe
+from stillroom.recipes import Recipe, list_references
 
 __all__ = ["PreparedStep", "prepare_step", "remove_other_steps"]
 
@@ -65,14 +65,14 @@ def prepare_step(
     return PreparedStep(name, recipe, out / "steps" / f"{name}-{digest_json(parts)[:_KEY_DIGITS]}")
 
 
-def _describe_settings(step: FlowStep, seed: int) -> dict[str, Any]:
-    """Return a step's settings for its key: sources by name, other paths with their digest."""
-    sources = {source: f"step:{source}" for source in step.sources}
-    settings = step.build(sources, seed).model_dump(mode="json")
-    return {
-        key: [value, digest_input(value)] if isinstance(value, str) else value
-        for key, value in settings.items()
-    }
+def _describe_settings(step: FlowStep, seed: int) -> list[Any]:
+    """Return a step's settings for its key: sources by name, other references with digests."""
+    settings = step.build({source: f"step:{source}" for source in step.sources}, seed)
+    digests = [
+        [[str(part) for part in path], digest_input(value)]
+        for path, value in list_references(settings)
+    ]
+    return [settings.model_dump(mode="json"), digests]
 
 
 def remove_other_steps(out: Path, kept: Collection[Path]) -> None:

@@ -27,7 +27,12 @@ from stillroom.jobs.files import lock_folder, replace_folder, sync_folder
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
 from stillroom.jobs.segments import commit_segments, digest_start
-from stillroom.objects.disk import atomic_write, full_disk_as_error, remove_temporary_files
+from stillroom.objects.disk import (
+    append_line,
+    atomic_write,
+    full_disk_as_error,
+    remove_temporary_files,
+)
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -392,8 +397,8 @@ class Job:
         self._lock.release()
 
     def _append(self, name: str, fields: Mapping[str, object]) -> None:
-        with full_disk_as_error(self.work), (self.work / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
+        with full_disk_as_error(self.work):
+            append_line(self.work / name, json.dumps(fields, ensure_ascii=False, default=str))
         kind = "metric" if name == "metrics.jsonl" else "event"
         emit_event(self.reporter, kind, fields)
 

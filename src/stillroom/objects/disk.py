@@ -17,6 +17,7 @@ from typing import IO, Any
 from stillroom.errors import ResourceError, StillroomError
 
 __all__ = [
+    "append_line",
     "atomic_path",
     "atomic_write",
     "full_disk_as_error",
@@ -247,6 +248,23 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_line(path: Path, line: str, *, mode: int = 0o666) -> None:
+    """Append a line in one write; a last line that a kill or a full disk cut is ended first.
+
+    Args:
+        path: The file, which may be missing.
+        line: The line, without its end.
+        mode: Permissions of a new file, without those that the umask takes away.
+    """
+    data = line.encode() + b"\n"
+    with open(path, "ab+", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        if size := file.seek(0, os.SEEK_END):
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                data = b"\n" + data
+        file.write(data)
 
 
 def remove_temporary_files(folder: Path) -> None:

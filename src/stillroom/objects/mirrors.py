@@ -264,11 +264,14 @@ def _local_version(path: Path) -> list[int]:
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
-    """Return the saved list of a mirror; empty if the folder is none."""
+    """Return the saved list of a mirror; empty if the folder is none, or a loss of power cut it."""
     if not folder.name or not (note := _note_path(folder)).is_file():
         return {}
-    saved: dict[str, Any] = json.loads(note.read_text())
-    return saved
+    try:
+        saved = json.loads(note.read_text())
+    except (ValueError, RecursionError):
+        return {}
+    return saved if isinstance(saved, dict) and "address" in saved else {}
 
 
 def _note_path(folder: Path) -> Path:

@@ -17,7 +17,6 @@ Passages are not looked up.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,12 @@ from stillroom.provenance.signing import (
     open_envelope,
     sign_envelope,
 )
-from stillroom.provenance.signing.dsse import ENVELOPE_MEMBERS, STATEMENT_TYPE, list_unknown
+from stillroom.provenance.signing.dsse import (
+    ENVELOPE_MEMBERS,
+    STATEMENT_TYPE,
+    decode_base64,
+    list_unknown,
+)
 from stillroom.provenance.signing.keys import PublicKey, parse_public_key
 from stillroom.records.origin import make_content_id
 from stillroom.records.text_credentials import Disclosure
@@ -287,7 +291,7 @@ def _check_signature(evidence: Evidence, trust: Trust) -> EvidenceCheck:
         unknown = [f"the envelope {what}" for what in list_unknown(envelope, known)]
         if _PAYLOAD_DIGEST not in envelope:  # of an older version
             unknown.append("neither a signature nor a digest covers the question and the settings")
-        elif envelope[_PAYLOAD_DIGEST] != digest_bytes(base64.b64decode(envelope["payload"])):
+        elif envelope[_PAYLOAD_DIGEST] != digest_bytes(decode_base64(envelope["payload"])):
             what = "it was changed, such as its question: it does not have the digest of its whole"
             wanted.append(EvidenceFinding("digest", what))
         return EvidenceCheck(tuple(wanted), "unsigned", open_ends=tuple(unknown))
@@ -320,7 +324,7 @@ def _read_signer(signer: Any, where: str) -> tuple[list[PublicKey], list[bytes]]
     key = parse_public_key(signer["public_key"].encode("utf-8", "replace"), Path(where))
     try:
         chain = [base64.b64decode(one, validate=True) for one in signer.get("certificates", ())]
-    except (TypeError, ValueError, binascii.Error):
+    except (TypeError, ValueError):
         chain = []
     return [key], chain
 
@@ -371,7 +375,7 @@ def _open(envelope: object, parse: Any = json.loads) -> dict[str, Any] | None:
     if not isinstance(envelope.get("signatures"), list):
         return None
     try:
-        statement = parse(base64.b64decode(envelope["payload"], validate=True))
+        statement = parse(decode_base64(envelope["payload"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return statement if isinstance(statement, dict) else None

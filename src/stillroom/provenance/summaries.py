@@ -8,7 +8,6 @@ that stands there now. Source: https://slsa.dev/verification_summary/v1.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from stillroom.errors import IntegrityError
 from stillroom.provenance.artifact import ARTIFACT_FILE
 from stillroom.provenance.digests import digest_file
 from stillroom.provenance.signing import Trust, find_signer, open_envelope, read_claims
+from stillroom.provenance.signing.dsse import decode_base64
 
 __all__ = ["SUMMARY_TYPE", "ReplaySummary", "ReplayedJob", "find_replay", "read_replays"]
 
@@ -143,7 +143,7 @@ def _read_job(row: Mapping[str, Any]) -> ReplayedJob:
 def _peek_type(envelope: Any) -> str:
     """Return the predicate type that an envelope claims, before its signature is verified."""
     try:
-        return str(json.loads(base64.b64decode(envelope["payload"]))["predicateType"])
+        return str(json.loads(decode_base64(envelope["payload"]))["predicateType"])
     except (KeyError, TypeError, ValueError, RecursionError):
         return ""
 

@@ -87,11 +87,14 @@ def read_records(
         DataError: If the file is missing, of no known suffix or damaged, or a row cannot be read.
     """
     file = find_record_file(path)
-    is_table = find_suffix(file) in TABLE_SUFFIXES
+    suffix = find_suffix(file)
+    is_table, is_parquet = suffix in TABLE_SUFFIXES, suffix == ".parquet"
     for number, row in iter_rows(file, span):
         try:
             if isinstance(row, DataError):
                 raise row
+            if is_parquet:
+                row = {key: _drop_absent(value) for key, value in row.items()}
             record = _take_credentials(from_row(row, format, names, is_table=is_table))
         except DataError as error:
             problem = error.problems[0]
@@ -109,6 +112,13 @@ def read_records(
             on_drop(number, f"{problem.what}{wanted} ({problem.code})")
             continue
         yield record
+
+
+def _drop_absent(value: Any) -> Any:
+    """Leave null members out: in Parquet an object has those of all rows' objects, as nulls."""
+    if isinstance(value, Mapping):
+        return {key: _drop_absent(part) for key, part in value.items() if part is not None}
+    return [_drop_absent(part) for part in value] if isinstance(value, list) else value
 
 
 def count_unread(reasons: Sequence[str]) -> dict[str, int]:

@@ -151,31 +151,43 @@ def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
     """Convert a record to a row of a format, with fields and origin as further keys.
 
     Raises:
-        DataError: If the format cannot hold the record's messages.
+        DataError: If the format cannot hold the record's messages, or a field has the name of
+            another key of the row, and another value.
     """
     if format == "stillroom":
         return record.to_json()
-    extra = {**record.fields, "origin": record.origin.to_json()}
+    row = {**_write_messages(record, format), "origin": record.origin.to_json()}
+    both = row.keys() & record.fields.keys()
+    if twice := sorted(key for key in both if row[key] != record.fields[key]):
+        _format_error(
+            f"{', '.join(twice)}: both a field and a key of format '{format}'",
+            expected="fields of other names, or the format 'stillroom', which keeps them apart",
+        )
+    return {**row, **record.fields}
+
+
+def _write_messages(record: Record, format: str) -> dict[str, Any]:
+    """Return a record's messages by the keys of a format."""
     messages = [message.to_json() for message in record.messages]
     roles = [message.role for message in record.messages]
     match format:
         case "messages":
-            return {"messages": messages, **extra}
+            return {"messages": messages}
         case "sharegpt":
             names = {"user": "human", "assistant": "gpt"}
             turns = [
                 {"from": names.get(m["role"], m["role"]), "value": m["content"]} for m in messages
             ]
-            return {"conversations": turns, **extra}
+            return {"conversations": turns}
         case "text" if roles == ["assistant"]:
-            return {"text": messages[0]["content"], **extra}
+            return {"text": messages[0]["content"]}
         case "alpaca" if roles == ["user", "assistant"]:
             question, reply = (message["content"] for message in messages)
-            return {"instruction": question, "input": "", "output": reply, **extra}
+            return {"instruction": question, "input": "", "output": reply}
         case "question_answer" if roles == ["user", "assistant"]:
-            return {"question": messages[0]["content"], "answer": messages[1]["content"], **extra}
+            return {"question": messages[0]["content"], "answer": messages[1]["content"]}
         case "prompt_completion" if roles and roles[-1] == "assistant":
-            return {"prompt": messages[:-1], "completion": messages[-1:], **extra}
+            return {"prompt": messages[:-1], "completion": messages[-1:]}
     return _format_error(
         f"format '{format}' cannot hold messages of roles {', '.join(roles) or 'none'}",
         expected=f"one of: {', '.join(FORMATS)}, and messages that fit it",

@@ -15,12 +15,13 @@ import hashlib
 import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from stillroom.errors import DataError
-from stillroom.objects.disk import read_secret
+from stillroom.objects.disk import append_line, full_disk_as_error, read_secret, sync_path
 from stillroom.rag.index.view import AccessContext
 
 __all__ = [
@@ -68,16 +69,20 @@ def create_key(path: Path, words: str = "") -> str:
 
     Raises:
         DataError: If the words cannot be parsed, or other users may read the file.
+        ResourceError: If the disk is full; the other keys are as before.
     """
     secret = secrets.token_urlsafe(32)
     line = f"sha256:{hashlib.sha256(secret.encode()).hexdigest()} {' '.join(words.split())}"
     _parse_line(line.partition("#")[0].split(), path)
-    before = _read_private_file(path) if path.exists() else ""
-    if before and not before.endswith("\n"):
-        before += "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(f"{before}{line.rstrip()}\n")
+    size = len(_read_private_file(path).encode()) if path.exists() else 0
+    try:
+        with full_disk_as_error(path):
+            append_line(path, line.rstrip(), mode=0o600)
+            sync_path(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.truncate(path, size)  # else a part of the line would be taken for a key
+        raise
     return secret
 
 

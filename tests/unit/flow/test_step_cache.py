@@ -6,6 +6,7 @@ from stillroom.flow.make import read_make_recipe
 from stillroom.flow.step_cache import prepare_step
 from stillroom.rag.answer_selection import reader
 from stillroom.rag.ingestion import embedder_choice
+from stillroom.recipes import parse_recipe
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,37 @@ def test_installed_readers_are_those_whose_base_is_here(monkeypatch):
     monkeypatch.setattr(reader, "_has_large_reader", lambda: True)
     monkeypatch.setattr(reader, "is_local", lambda base: "MiniLM" in base)
     assert reader.list_installed_readers() == ["builtin:reader", "builtin:reader-large"]
+
+
+def _name_folder(tmp_path, step):
+    flow = parse_recipe(f"kind: flow\nsteps:\n  only: {step}\n", "flow")
+    return prepare_step(flow, "only", {}, tmp_path, flow.steps["only"]).folder.name
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "{kind: synth.decontaminate, records: [RECORDS], against: [CHANGED]}",
+        "{kind: synth.records, seeds: RECORDS, pipeline: {generator: evol_instruct,"
+        " filters: [{name: decontaminate, against: [CHANGED]}]}}",
+        "{kind: merge.weights, method: linear, models: [{model: RECORDS}, {model: CHANGED}]}",
+    ],
+)
+def test_a_changed_file_of_a_list_or_a_group_runs_its_step_again(tmp_path, step):
+    changed, records = tmp_path / "changed.jsonl", tmp_path / "records.jsonl"
+    changed.write_text("{}\n")
+    records.write_text("{}\n")
+    step = step.replace("CHANGED", str(changed)).replace("RECORDS", str(records))
+    before = _name_folder(tmp_path, step)
+    assert _name_folder(tmp_path, step) == before
+    changed.write_text('{"question": "one more"}\n')
+    assert _name_folder(tmp_path, step) != before
+
+
+def test_a_cache_that_a_step_itself_fills_does_not_run_it_again(tmp_path):
+    cache, seeds = tmp_path / "cache.sqlite", tmp_path / "seeds.jsonl"
+    kind = "kind: synth.records, pipeline: {generator: evol_instruct}"
+    step = f"{{{kind}, seeds: {seeds}, cache: {cache}}}"
+    before = _name_folder(tmp_path, step)
+    cache.write_bytes(b"completions")
+    assert _name_folder(tmp_path, step) == before

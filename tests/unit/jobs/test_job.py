@@ -156,6 +156,24 @@ def test_seconds_are_those_of_all_sittings(tmp_path):
     assert sum_work_seconds(tmp_path) == 7.0
 
 
+def test_a_cut_event_does_not_count_the_pause_after_it_as_work(tmp_path):
+    first = start(tmp_path / "a")
+    first.metric("loss", 2.0)
+    first.close()
+    for name in ("events.jsonl", "metrics.jsonl"):
+        path = first.work / name
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{**row, "time": "2026-01-01T00:00:00+00:00"} for row in rows]
+        cut = '{"time": "2026-01-01T0'  # by a full disk
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows) + cut)
+    again = start(tmp_path / "a", resume=True)
+    again.metric("loss", 1.0)
+    again.close()
+    assert sum_work_seconds(again.work) < 60
+    last = (again.work / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["value"] == 1.0
+
+
 def test_full_disk_names_the_disk_and_the_next_step(tmp_path, monkeypatch):
     job = start(tmp_path / "a")
     journal = job.journal("units")

@@ -55,6 +55,17 @@ def test_only_what_changed_is_copied_again(store):
     assert sorted(store.fetched) == ["one.md", "one.md", "two.md"]
 
 
+@pytest.mark.parametrize("text", ["", '{"address": "mem', "[]", "{}"])
+def test_a_list_of_copies_that_was_cut_is_made_again(store, text):
+    store.pipe_file("papers/one.md", b"one")
+    folder = mirror_folder("memory://papers")
+    folder.with_name(f"{folder.name}.objects.json").write_text(text)  # by a loss of power
+    assert find_address(folder / "one.md") == ""
+    assert mirror_folder("memory://papers") == folder
+    assert find_address(folder / "one.md") == "memory://papers/one.md"
+    assert (folder / "one.md").read_bytes() == b"one"
+
+
 def test_a_copy_that_was_damaged_here_is_made_again(store):
     store.pipe_file("papers/one.md", b"one")
     file = mirror_folder("memory://papers") / "one.md"

@@ -195,6 +195,26 @@ def test_a_statement_of_another_signer_is_named(signed, keys):
         assert eve in line
 
 
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_claim_that_was_cut_is_gone_when_the_folder_is_signed_again(signed, keys, is_whole):
+    path = signed.merge / "claims.jsonl"
+    line = path.read_bytes()
+    path.write_bytes(line + line[: -1 if is_whole else 300])  # a full disk, or a loss of power
+    sign_artifact(signed.merge, load_signing_key(keys / "alice.key"))
+    assert check(signed.merge, keys, "alice") == []
+    claims = read_claims(signed.merge)
+    assert len(claims) == 2 + is_whole
+    assert claims[0] == json.loads(line)
+
+
+def test_no_claim_is_written_through_a_link(signed, keys, tmp_path):
+    (signed.merge / "claims.jsonl").unlink()
+    (signed.merge / "claims.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError):
+        sign_artifact(signed.merge, load_signing_key(keys / "alice.key"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_files_of_version_control_are_outside_the_signature_and_named(signed, keys):
     (signed.root / ".git").mkdir()
     (signed.root / ".git/config").write_text("x")
@@ -438,7 +458,11 @@ def test_keys_that_cannot_be_used_are_refused(tmp_path, keys):
         with pytest.raises(DataError) as caught:
             load_signing_key(tmp_path / "locked.key", password)
         assert caught.value.problems[0].code == "data.key"
+        assert PASSWORD_VARIABLE in caught.value.problems[0].next
     assert load_signing_key(tmp_path / "locked.key", b"secret").key_id
+    with pytest.raises(DataError, match="has no password") as caught:
+        load_signing_key(keys / "alice.key", b"of another key")
+    assert caught.value.problems[0].next == f"unset {PASSWORD_VARIABLE}"
     (tmp_path / "no.pub").write_text("no key")
     with pytest.raises(DataError):
         load_public_key(tmp_path / "no.pub")
@@ -452,6 +476,24 @@ def test_an_envelope_is_opened_with_its_signers_key_alone(keys):
         with pytest.raises(IntegrityError) as caught:
             open_envelope(wrong, [load_public_key(keys / f"{key}.pub")])
         assert caught.value.problems[0].code == "integrity.signature"
+
+
+def test_envelopes_in_url_safe_base64_are_opened_too(signed, keys):
+    signer = load_signing_key(keys / "alice.key")
+    envelope = sign_envelope(b"\xfb\xff\xfe", "text/plain", signer)
+    safe = _make_url_safe(envelope)
+    assert safe["payload"] == "-__-"
+    assert open_envelope(safe, [signer.public_key]).payload == b"\xfb\xff\xfe"
+    path = signed.merge / "model.sig"
+    bundle = json.loads(path.read_text())
+    path.write_text(json.dumps({**bundle, "dsseEnvelope": _make_url_safe(bundle["dsseEnvelope"])}))
+    assert check(signed.merge, keys, "alice") == []
+
+
+def _make_url_safe(envelope):
+    text = json.dumps(envelope["payload"]), json.dumps(envelope["signatures"])
+    payload, signatures = (json.loads(one.replace("+", "-").replace("/", "_")) for one in text)
+    return {**envelope, "payload": payload, "signatures": signatures}
 
 
 def test_the_commands_make_keys_sign_and_verify(run, tmp_path, monkeypatch):

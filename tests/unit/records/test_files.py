@@ -269,6 +269,26 @@ def test_parquet_made_elsewhere_is_read_by_its_columns(tmp_path):
     assert records[0].messages == (Message("user", "a"), Message("assistant", "b"))
 
 
+def test_tools_and_their_calls_are_the_same_from_parquet_as_from_lines(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    def tell(name, arguments):
+        told = {"type": "object", "properties": {key: {"type": "string"} for key in arguments}}
+        call = {"function": {"name": name, "arguments": arguments}}
+        turns = [{"role": "user", "content": "Do."}, {"role": "assistant", "tool_calls": [call]}]
+        tool = {"type": "function", "function": {"name": name, "parameters": told}}
+        return {"tools": [tool], "messages": turns, "note": None}
+
+    # Arrow joins the keys of all rows' objects: each row has the keys of the others as nulls
+    rows = [tell("weather", {"city": "Rome"}), tell("add", {"a": "1", "b": "2"})]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "r.parquet")
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from_lines = list(read_records(tmp_path / "r.jsonl"))
+    assert '"arguments": {"city": "Rome"}' in from_lines[0].messages[1].content
+    assert list(read_records(tmp_path / "r.parquet")) == from_lines
+
+
 def test_parquet_of_any_type_is_read_as_it_was_written(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet

@@ -215,6 +215,24 @@ def test_a_format_that_cannot_hold_the_messages_says_so():
         to_row(three, "nope")
 
 
+@pytest.mark.parametrize(
+    ("format", "fields"),
+    [
+        ("alpaca", {"output": "gold"}),
+        ("prompt_completion", {"prompt": "a template"}),
+        ("question_answer", {"answer": "gold"}),
+        ("messages", {"messages": []}),
+        ("sharegpt", {"origin": "London"}),
+    ],
+)
+def test_a_field_never_takes_the_place_of_what_a_format_writes(format, fields):
+    turns = (Message("user", "q"), Message("assistant", "a"))
+    with pytest.raises(DataError, match=f"{next(iter(fields))}: both a field and a key"):
+        to_row(Record(turns, fields), format)
+    same = to_row(Record(turns, {"question": "q", "id": 3}), "question_answer")
+    assert (same["question"], same["answer"], same["id"]) == ("q", "a", 3)
+
+
 def test_rows_of_question_and_answer_are_turns():
     row = {"question": "How many?", "answer": "Twelve.", "id": 3}
     record = from_row(row)

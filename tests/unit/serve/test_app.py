@@ -198,6 +198,16 @@ def test_any_json_object_may_be_asked_for():
     assert got[0].schema == {"type": "object"}
 
 
+def test_a_turn_with_null_members_is_taken_back_as_a_client_dumps_it():
+    app = create_app(served())
+    nulls = dict.fromkeys(("refusal", "audio", "function_call", "tool_calls", "of_a_later_version"))
+    turn = {"role": "assistant", "content": "a", **nulls}
+    question = {"role": "user", "content": "q"}
+    assert chat(app, messages=[question, turn, question]).status_code == 200
+    reply = chat(app, messages=[question, {**turn, "audio": {"id": "x"}}, question])
+    assert reply.json()["error"]["code"] == "unknown_parameter"
+
+
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [

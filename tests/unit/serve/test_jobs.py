@@ -15,6 +15,14 @@ import pytest
 import uvicorn
 
 from stillroom.jobs import Job
+from stillroom.provenance import list_run_folders
+from stillroom.provenance.signing import (
+    KEY_VARIABLE,
+    check_signature,
+    create_key_pair,
+    load_trust,
+)
+from stillroom.provenance.signing.keys import PASSWORD_VARIABLE
 from stillroom.rag.index.view import AccessContext
 from stillroom.serve import RequestLimits, create_app
 from stillroom.serve.access import ApiKey
@@ -457,6 +465,38 @@ def test_a_fenced_job_finds_the_models_of_the_server(tmp_path, monkeypatch, may_
         assert events[-1][1]["state"] == "finished", events
         assert str(tmp_path) not in json.dumps(events)
     assert (tmp_path / "home" / "xet").is_dir() == may_fetch  # else it could not be fenced in
+
+
+def test_jobs_are_signed_by_a_server_whose_key_they_cannot_read(tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    place.mkdir()
+    fill(place)
+    private, public = create_key_pair(tmp_path / "operator", password=b"secret")
+    monkeypatch.setenv(KEY_VARIABLE, str(private))
+    monkeypatch.setenv(PASSWORD_VARIABLE, "secret")
+    flow = f"kind: flow\nsteps:\n  mix: {{{MERGE.strip().replace(chr(10), ', ')}}}\n"
+    with live(place) as client:
+        for recipe in (MERGE, flow):
+            name = submit(client, recipe)
+            assert follow(client, name)[-1][1]["state"] == "finished"
+            for folder in list_run_folders(place / "jobs" / name):
+                assert check_signature(folder, load_trust([public])).state == "trusted"
+
+
+def test_no_worker_gets_the_servers_secrets(tmp_path, monkeypatch):
+    names = ("STILLROOM_API_KEY", KEY_VARIABLE, PASSWORD_VARIABLE)
+    for name in names:
+        monkeypatch.setenv(name, "secret")
+    given = []
+
+    async def look(*_args, env, **_more):
+        given.append(env)
+        raise OSError
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", look)
+    with pytest.raises(OSError):  # noqa: PT011  # raised above
+        asyncio.run(processes.spawn({"hub": False}, tmp_path, tmp_path))
+    assert not given[0].keys() & {*names}
 
 
 def test_a_job_cannot_read_what_a_recipe_hid_from_the_first_fence(tmp_path):

@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -114,6 +116,25 @@ def test_a_new_key_is_kept_as_a_digest_alone(tmp_path):
     with pytest.raises(DataError, match="not recognized"):
         create_key(path, "tennant=acme")
     assert path.read_text() == text
+
+
+def test_a_new_key_that_cannot_be_written_loses_no_other(tmp_path):
+    path = tmp_path / "keys"
+    for name in "ab":
+        create_key(path, f"tenant={name}")
+    before = path.read_bytes()
+    code = (
+        "import pathlib, resource, signal, sys\n"
+        "from stillroom.serve.access import create_key\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 10},) * 2)\n"
+        "create_key(pathlib.Path(sys.argv[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "too large" in done.stderr
+    assert path.read_bytes() == before
+    assert len(read_keys(path)) == 2
 
 
 def test_new_keys_are_printed_once(tmp_path):

@@ -342,11 +342,17 @@ def make_depth_curves(
 
 
 def read_loss_curves(file: Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Return the values of metrics by step; of a repeated step, the last."""
+    """Return the values of metrics by step; of a repeated step, the last.
+
+    Lines that a kill or a full disk cut are left out.
+    """
     values: dict[str, dict[int, float]] = {name: {} for name in names}
     if file.is_file():
         for line in file.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
             if row.get("name") in values:
                 values[row["name"]][int(row["step"])] = float(row["value"])
     return {name: sorted(steps.items()) for name, steps in values.items()}

@@ -7,7 +7,6 @@ Statement v1.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 import stat
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import IntegrityError
-from stillroom.objects.disk import sync_path
+from stillroom.objects.disk import atomic_write
 from stillroom.provenance.digests import parse_json
 from stillroom.provenance.signing.keys import PublicKey, SigningKey
 
@@ -28,6 +27,7 @@ __all__ = [
     "STATEMENT_TYPE",
     "OpenedEnvelope",
     "append_claim",
+    "decode_base64",
     "list_unknown",
     "make_statement",
     "open_envelope",
@@ -74,6 +74,15 @@ def sign_envelope(payload: bytes, payload_type: str, signer: SigningKey) -> dict
     }
 
 
+def decode_base64(text: str) -> bytes:
+    """Return the bytes of an envelope's text, in standard or URL-safe Base64: DSSE allows both.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    return base64.b64decode(text, b"-_", validate=True)
+
+
 def open_envelope(
     envelope: Mapping[str, Any], keys: Sequence[PublicKey], where: str = ""
 ) -> OpenedEnvelope:
@@ -85,10 +94,10 @@ def open_envelope(
         IntegrityError: If it is no envelope, or none of the keys signed it.
     """
     try:
-        payload = base64.b64decode(envelope["payload"], validate=True)
+        payload = decode_base64(envelope["payload"])
         payload_type = str(envelope["payloadType"])
-        signatures = [base64.b64decode(row["sig"], validate=True) for row in envelope["signatures"]]
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        signatures = [decode_base64(row["sig"]) for row in envelope["signatures"]]
+    except (KeyError, TypeError, ValueError) as error:
         raise _signature_error(f"is not a DSSE envelope: {error!r}", where) from error
     signed = _encode_pre_authentication(payload, payload_type)
     for key in keys:
@@ -143,12 +152,28 @@ def sign_statement(statement: Mapping[str, Any], signer: SigningKey) -> dict[str
 
 
 def append_claim(folder: Path, envelope: Mapping[str, Any]) -> None:
-    """Append an envelope to the folder's claims, synced to disk."""
+    """Append an envelope to the folder's claims, synced to disk; a last line that was cut goes.
+
+    Raises:
+        IntegrityError: If the claims are not a regular file.
+        ResourceError: If the disk is full; the claims are then as before.
+    """
     path = folder / CLAIMS_FILE
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(envelope, separators=(",", ":")) + "\n")
-    sync_path(path)
-    sync_path(folder)
+    try:
+        text = read_regular(path) if os.path.lexists(path) else b""
+    except (OSError, ValueError) as error:
+        raise _signature_error(f"cannot be read: {error}", str(path)) from error
+    lines, _, last = text.rpartition(b"\n")
+    kept = [line for line in (lines, last if _is_claim(last) else b"") if line]
+    with atomic_write(path, "wb") as file:
+        file.write(b"\n".join([*kept, json.dumps(envelope, separators=(",", ":")).encode(), b""]))
+
+
+def _is_claim(line: bytes) -> bool:
+    try:
+        return _is_envelope(parse_json(line))
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_claims(folder: Path) -> list[dict[str, Any]]:

@@ -302,7 +302,13 @@ def load_signing_key(
     try:
         key = load_pem_private_key(data, password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise _key_error(path, "a private key in PEM, and its password if it has one") from error
+        if b"ENCRYPTED" in data:
+            told = f"is encrypted, and {'another' if password else 'no'} password was given"
+            raise _password_error(path, told, f"export {PASSWORD_VARIABLE}=...") from error
+        if isinstance(error, TypeError):
+            told = "has no password, but one was given"
+            raise _password_error(path, told, f"unset {PASSWORD_VARIABLE}") from error
+        raise _key_error(path, "a private key in PEM") from error
     signer = SigningKey(cast("EllipticCurvePrivateKey", key))
     if not _is_supported(key):
         raise _key_error(path, "ECDSA with P-256, P-384 or P-521, or Ed25519")
@@ -395,6 +401,16 @@ def _key_error(path: Path, expected: str) -> DataError:
         where=str(path),
         expected=expected,
         next="stillroom keys new NAME",
+    )
+
+
+def _password_error(path: Path, told: str, next: str) -> DataError:
+    return DataError(
+        f"{path} {told}",
+        code="data.key",
+        where=str(path),
+        expected="the key's own password, or none for a key that is not encrypted",
+        next=next,
     )
 
 

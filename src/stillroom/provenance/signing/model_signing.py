@@ -19,6 +19,7 @@ from stillroom.provenance.digests import digest_bytes, digest_file, parse_json, 
 from stillroom.provenance.signing.dsse import (
     IN_TOTO_PAYLOAD,
     STATEMENT_TYPE,
+    decode_base64,
     list_unknown,
     make_statement,
     open_envelope,
@@ -171,7 +172,7 @@ def parse_bundle(bundle: Mapping[str, Any], where: Path) -> SignedFolder:
         envelope = bundle["dsseEnvelope"]
         if envelope["payloadType"] != IN_TOTO_PAYLOAD or not envelope["signatures"]:
             raise ValueError("its envelope holds no signed statement")
-        statement = parse_json(base64.b64decode(envelope["payload"], validate=True))
+        statement = parse_json(decode_base64(envelope["payload"]))
         stated = (statement["_type"], statement["predicateType"])
         if stated != (STATEMENT_TYPE, _PREDICATE_TYPE):
             raise ValueError(f"its types are {stated}")

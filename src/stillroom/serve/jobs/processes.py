@@ -32,6 +32,7 @@ from typing import Any
 
 from stillroom.errors import Problem
 from stillroom.provenance.digests import load_json
+from stillroom.provenance.signing.keys import KEY_VARIABLE, PASSWORD_VARIABLE
 
 __all__ = [
     "describe_crash",
@@ -47,7 +48,7 @@ __all__ = [
 
 
 _MAX_LINE_BYTES = 1 << 24
-_WITHHELD_VARIABLES = ("STILLROOM_API_KEY",)
+_WITHHELD_VARIABLES = ("STILLROOM_API_KEY", KEY_VARIABLE, PASSWORD_VARIABLE)
 
 
 async def spawn(

@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.errors import Problem, ResourceError, StillroomError
 from stillroom.jobs import get_working_folder
-from stillroom.provenance import digest_text
+from stillroom.provenance import digest_text, list_run_folders
+from stillroom.provenance.signing import find_configured_key, sign_artifact
 from stillroom.recipes import Recipe, dump_recipe
 from stillroom.serve.errors import ApiError, server_stopping
 from stillroom.serve.jobs.processes import (
@@ -73,8 +74,13 @@ class JobRunner:
         running: int = 1,
         waiting: int = 100,
     ) -> None:
-        """Read the job records of an open workspace."""
+        """Read the job records of an open workspace.
+
+        Raises:
+            DataError: If the configured signing key cannot be read.
+        """
         self.workspace, self.policy = workspace, policy or RecipePolicy()
+        self._signer = find_configured_key()
         self.jobs = JobStore(workspace.control)
         self.running, self.waiting = running, waiting
         self.has_fence = is_sandbox_available()
@@ -325,6 +331,8 @@ class JobRunner:
             async with self.workspace.lend_scratch() as scratch:
                 result, code = await self._work(record, order, scratch)
             if not _is_busy(result):
+                if result and result["state"] == "finished":
+                    await asyncio.to_thread(self._sign, self.out_of(record))
                 return result, code
             if not self._is_leaving(name):
                 await asyncio.sleep(_BUSY_WAIT_S)  # the process of a killed server is still ending
@@ -345,6 +353,12 @@ class JobRunner:
         code = await process.wait()
         del self._processes[record.id]
         return result, code
+
+    def _sign(self, out: Path) -> None:
+        """Sign a finished job and its steps: its own process may not read the server's key."""
+        if self._signer is not None:
+            for folder in list_run_folders(out):
+                sign_artifact(folder, self._signer)
 
     def _is_leaving(self, name: str) -> bool:
         """Return whether a job should stop: its client cancelled it, or the server shuts down."""

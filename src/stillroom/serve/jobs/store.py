@@ -8,7 +8,6 @@ the server. Knows nothing of processes.
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stillroom.jobs import atomic_write
+from stillroom.objects.disk import append_line
 from stillroom.provenance.digests import load_json
 
 __all__ = [
@@ -166,17 +166,8 @@ def format_now() -> str:
 
 def append_event(path: Path, event: Mapping[str, Any]) -> None:
     """Append one event; an incomplete last line, left by a kill, is ended first."""
-    line = (
-        json.dumps({"time": format_now(), **event}, ensure_ascii=False, default=str).encode()
-        + b"\n"
-    )
-    with path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                line = b"\n" + line
-        file.write(line)
+    row = {"time": format_now(), **event}
+    append_line(path, json.dumps(row, ensure_ascii=False, default=str))
 
 
 def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

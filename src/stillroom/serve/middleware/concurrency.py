@@ -282,7 +282,11 @@ class WorkerSlots:
         await self._queue.enter(request)
         clock.queue_s += time.perf_counter() - begun
         run = _WorkerRun[ItemT](asyncio.get_running_loop(), self._queue.leave, clock)
-        run.start(work)
+        try:
+            run.start(work)
+        except BaseException:  # no thread can be started, so none leaves the queue
+            self._queue.leave()
+            raise
         end = time.monotonic() + self.limits.timeout_s
         stop_polling = run.start_polling()
         try:

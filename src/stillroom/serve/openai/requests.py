@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from stillroom.rag.settings import AnswerSettings
 from stillroom.records import Message, Prompt, Sampling
@@ -17,6 +17,7 @@ __all__ = [
     "DocumentsRequest",
     "GenerationRequest",
     "OpenAIRequest",
+    "RequestPart",
     "SampledRequest",
     "TextRequest",
     "check_last_message",
@@ -25,6 +26,20 @@ __all__ = [
 
 _NON_SETTING_FIELDS = {"model", "user", "k"}
 _SEED_MASK = 0x7FFFFFFF
+
+
+class RequestPart(BaseModel):
+    """Object within a request; of unknown members only null, which says nothing, is taken."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = {info.alias or name for name, info in cls.model_fields.items()}
+        return {key: part for key, part in data.items() if part is not None or key in known}
 
 
 class OpenAIRequest(BaseModel):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.records.text_credentials import remove_marks
@@ -24,6 +24,7 @@ from stillroom.serve.openai.replies import ChatReply, ProxiedReply
 from stillroom.serve.openai.requests import (
     DocumentsRequest,
     GenerationRequest,
+    RequestPart,
     TextRequest,
     check_last_message,
     check_message_count,
@@ -50,10 +51,8 @@ class _ContentPart(BaseModel):
     text: str
 
 
-class _ChatMessage(BaseModel):
+class _ChatMessage(RequestPart):
     """One message; the extra fields of earlier answers may be sent back."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_ContentPart] | None = None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 from stillroom.errors import Problem
@@ -22,6 +22,7 @@ from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.requests import (
     DocumentsRequest,
     GenerationRequest,
+    RequestPart,
     SampledRequest,
     check_last_message,
     check_message_count,
@@ -35,10 +36,6 @@ _NOT_STORED = "answers are not stored here"
 _MAX_DEPTH = 64
 _PROXIED_FIELDS = ("temperature", "top_p", "top_k", "seed", "parallel_tool_calls")
 """Fields that are forwarded unchanged to another server, if given."""
-
-
-class _RequestPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def _require_known_type(noun: str, *known: str, default: str = "") -> BeforeValidator:
@@ -73,7 +70,7 @@ def _check_depth(value: Any) -> Any:
 _JsonObject = Annotated[dict[str, JsonValue], BeforeValidator(_check_depth)]
 
 
-class _TextPart(_RequestPart):
+class _TextPart(RequestPart):
     """Part of a message's text; the extra fields of earlier answers may be sent back."""
 
     type: Literal["input_text", "output_text"]
@@ -87,7 +84,7 @@ _TextContent = (
 )
 
 
-class _InputMessage(_RequestPart):
+class _InputMessage(RequestPart):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: _TextContent
@@ -99,7 +96,7 @@ class _InputMessage(_RequestPart):
     turns_not_read: int | None = None
 
 
-class _FunctionCall(_RequestPart):
+class _FunctionCall(RequestPart):
     type: Literal["function_call"]
     call_id: str = Field(min_length=1)
     name: str
@@ -108,7 +105,7 @@ class _FunctionCall(_RequestPart):
     status: str | None = None
 
 
-class _FunctionCallOutput(_RequestPart):
+class _FunctionCallOutput(RequestPart):
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
     output: _TextContent
@@ -125,7 +122,7 @@ _InputItem = Annotated[
 ]
 
 
-class _FunctionTool(_RequestPart):
+class _FunctionTool(RequestPart):
     type: Literal["function"]
     name: str = Field(min_length=1)
     description: str | None = None
@@ -133,20 +130,20 @@ class _FunctionTool(_RequestPart):
     strict: bool | None = None
 
 
-class _FunctionToolChoice(_RequestPart):
+class _FunctionToolChoice(RequestPart):
     type: Literal["function"]
     name: str = Field(min_length=1)
 
 
-class _TextFormat(_RequestPart):
+class _TextFormat(RequestPart):
     type: Literal["text"]
 
 
-class _JsonObjectFormat(_RequestPart):
+class _JsonObjectFormat(RequestPart):
     type: Literal["json_object"]
 
 
-class _JsonSchemaFormat(_RequestPart):
+class _JsonSchemaFormat(RequestPart):
     type: Literal["json_schema"]
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     schema_: _JsonObject = Field(alias="schema")
@@ -154,7 +151,7 @@ class _JsonSchemaFormat(_RequestPart):
     strict: bool | None = None
 
 
-class _TextSettings(_RequestPart):
+class _TextSettings(RequestPart):
     format: (
         Annotated[_TextFormat | _JsonObjectFormat | _JsonSchemaFormat, Field(discriminator="type")]
         | None
@@ -162,13 +159,13 @@ class _TextSettings(_RequestPart):
     verbosity: Literal["medium"] | None = None
 
 
-class _Reasoning(_RequestPart):
+class _Reasoning(RequestPart):
     effort: Literal["none"] | None = None
     summary: None = None
     generate_summary: None = None
 
 
-class _StreamOptions(_RequestPart):
+class _StreamOptions(RequestPart):
     include_obfuscation: Literal[False] | None = None
 
 

@@ -162,3 +162,10 @@ def test_of_a_step_done_twice_the_last_value_counts(tmp_path):
     found = read_loss_curves(tmp_path / "metrics.jsonl", ["loss", "baseline/loss", "other"])
     assert found == {"loss": [(1, 3.0), (2, 1.5)], "baseline/loss": [(1, 9.0)], "other": []}
     assert read_loss_curves(tmp_path / "none.jsonl", ["loss"]) == {"loss": []}
+
+
+def test_a_metric_that_was_cut_is_left_out_of_the_curves(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    row = json.dumps({"name": "loss", "value": 2.0, "step": 1})
+    path.write_text(f'{{"name": "lo\n{row}\n{{"na')
+    assert read_loss_curves(path, ["loss"]) == {"loss": [(1, 2.0)]}

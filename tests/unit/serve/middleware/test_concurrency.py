@@ -134,3 +134,23 @@ def test_a_single_result_comes_when_its_slot_is_free():
         await asyncio.Event().wait()
 
     assert [asyncio.run(ask()) for _ in range(3)] == [(1, 1)] * 3
+
+
+def test_a_thread_that_cannot_be_started_leaves_its_slot_free(monkeypatch):
+    slots = WorkerSlots(RequestLimits(running=1, wait_s=1))
+
+    def fail(_self):
+        raise RuntimeError("can't start new thread")
+
+    async def silent():
+        await asyncio.Event().wait()
+
+    async def ask():
+        request = Request({"type": "http"}, silent)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await get_single_result(slots.stream(lambda _: iter([1]), request))
+        return await get_single_result(slots.stream(lambda _: iter([2]), request))
+
+    assert asyncio.run(ask()) == 2
