@@ -55,6 +55,9 @@ _BATCH_ROWS = 4096
 _BATCH_BYTES = 16 * 2**20
 _COPIED_BYTES = 1 << 18
 _UNESCAPED = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_CONVERSATION = frozenset(
+    "tools functions messages conversations prompt completion chosen rejected history".split()  # noqa: SIM905
+)
 _DETAILS = re.compile(r"'[^']*'|\d+")
 _MAX_KINDS = 5
 OnDrop = Callable[[int, str], None]
@@ -94,7 +97,10 @@ def read_records(
             if isinstance(row, DataError):
                 raise row
             if is_parquet:
-                row = {key: _drop_absent(value) for key, value in row.items()}
+                row = {
+                    key: _drop_absent(value) if key in _CONVERSATION else value
+                    for key, value in row.items()
+                }
             record = _take_credentials(from_row(row, format, names, is_table=is_table))
         except DataError as error:
             problem = error.problems[0]
@@ -115,7 +121,10 @@ def read_records(
 
 
 def _drop_absent(value: Any) -> Any:
-    """Leave null members out: in Parquet an object has those of all rows' objects, as nulls."""
+    """Leave null members out: in Parquet an object has those of all rows' objects, as nulls.
+
+    A null that a call itself gave goes with them.
+    """
     if isinstance(value, Mapping):
         return {key: _drop_absent(part) for key, part in value.items() if part is not None}
     return [_drop_absent(part) for part in value] if isinstance(value, list) else value

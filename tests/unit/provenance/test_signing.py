@@ -2,6 +2,7 @@ import datetime
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from click.testing import CliRunner
@@ -207,12 +208,22 @@ def test_a_claim_that_was_cut_is_gone_when_the_folder_is_signed_again(signed, ke
     assert claims[0] == json.loads(line)
 
 
-def test_no_claim_is_written_through_a_link(signed, keys, tmp_path):
-    (signed.merge / "claims.jsonl").unlink()
-    (signed.merge / "claims.jsonl").symlink_to(tmp_path / "elsewhere")
+@pytest.mark.parametrize("name", ["claims.jsonl", "signer.pub", "model.sig", "artifact.json"])
+@pytest.mark.parametrize("make", [os.symlink, lambda _, path: os.mkfifo(path)])
+def test_nothing_is_signed_through_a_link_or_a_pipe(signed, keys, tmp_path, name, make):
+    (tmp_path / "elsewhere").write_text("mine")
+    (signed.merge / name).unlink()
+    make(tmp_path / "elsewhere", signed.merge / name)
     with pytest.raises(IntegrityError):
         sign_artifact(signed.merge, load_signing_key(keys / "alice.key"))
-    assert not (tmp_path / "elsewhere").exists()
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
+def test_claims_of_several_processes_are_all_kept(tmp_path):
+    claim = {"payloadType": "x", "payload": "e30=", "signatures": []}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: append_claim(tmp_path, claim), range(40)))
+    assert len(read_claims(tmp_path)) == 40
 
 
 def test_files_of_version_control_are_outside_the_signature_and_named(signed, keys):

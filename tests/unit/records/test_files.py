@@ -278,7 +278,7 @@ def test_tools_and_their_calls_are_the_same_from_parquet_as_from_lines(tmp_path)
         call = {"function": {"name": name, "arguments": arguments}}
         turns = [{"role": "user", "content": "Do."}, {"role": "assistant", "tool_calls": [call]}]
         tool = {"type": "function", "function": {"name": name, "parameters": told}}
-        return {"tools": [tool], "messages": turns, "note": None}
+        return {"tools": [tool], "messages": turns, "meta": {"score": None, "n": 1}}
 
     # Arrow joins the keys of all rows' objects: each row has the keys of the others as nulls
     rows = [tell("weather", {"city": "Rome"}), tell("add", {"a": "1", "b": "2"})]

@@ -483,6 +483,26 @@ def test_jobs_are_signed_by_a_server_whose_key_they_cannot_read(tmp_path, monkey
                 assert check_signature(folder, load_trust([public])).state == "trusted"
 
 
+def test_what_a_job_links_to_is_not_signed(tmp_path, monkeypatch):
+    (tmp_path / "place").mkdir()
+    fill(tmp_path / "place")
+    private, _ = create_key_pair(tmp_path / "operator", password=b"secret")
+    monkeypatch.setenv(KEY_VARIABLE, str(private))
+    monkeypatch.setenv(PASSWORD_VARIABLE, "secret")
+    (tmp_path / "others").mkdir()
+
+    async def plant(runner, record, *_args):
+        out = runner.out_of(record)
+        (out / "steps").mkdir(parents=True)
+        (out / "steps" / "x").symlink_to(tmp_path / "others")
+        return {"state": "finished"}, 0
+
+    monkeypatch.setattr(JobRunner, "_work", plant)
+    with live(tmp_path / "place") as client:
+        assert follow(client, submit(client))[-1][1]["state"] == "failed"
+    assert list((tmp_path / "others").iterdir()) == []
+
+
 def test_no_worker_gets_the_servers_secrets(tmp_path, monkeypatch):
     names = ("STILLROOM_API_KEY", KEY_VARIABLE, PASSWORD_VARIABLE)
     for name in names:

@@ -36,7 +36,7 @@ from stillroom.provenance.signing.keys import (
     load_trust,
     read_password,
 )
-from stillroom.provenance.signing.model_signing import SIGNATURE_FILE
+from stillroom.provenance.signing.model_signing import SIGNATURE_FILE, require_regular_files
 
 __all__ = [
     "CLAIMS_FILE",
@@ -62,6 +62,7 @@ __all__ = [
     "open_envelope",
     "read_claims",
     "read_password",
+    "require_regular_files",
     "sign_artifact",
     "sign_envelope",
     "sign_statement",

@@ -37,6 +37,7 @@ from stillroom.provenance.signing.model_signing import (
     list_resources,
     open_bundle,
     read_bundle,
+    require_regular_files,
 )
 from stillroom.provenance.sources import (
     has_passages,
@@ -102,8 +103,9 @@ def sign_artifact(
 
     Raises:
         DataError: If its artifact.json cannot be read.
-        IntegrityError: If a symbolic link lies in it.
+        IntegrityError: If a link, a device or a pipe lies in it; nothing is written then.
     """
+    require_regular_files(folder, (PUBLIC_KEY_FILE, SIGNATURE_FILE, ARTIFACT_FILE, "recipe.yaml"))
     written = {ARTIFACT_FILE: manifest} if manifest else {}
     with atomic_write(folder / PUBLIC_KEY_FILE, "wb") as file:
         file.write(signer.public_key.pem)

@@ -7,16 +7,18 @@ Statement v1.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import IntegrityError
-from stillroom.objects.disk import atomic_write
+from stillroom.objects.disk import append_line
 from stillroom.provenance.digests import parse_json
 from stillroom.provenance.signing.keys import PublicKey, SigningKey
 
@@ -154,19 +156,32 @@ def sign_statement(statement: Mapping[str, Any], signer: SigningKey) -> dict[str
 def append_claim(folder: Path, envelope: Mapping[str, Any]) -> None:
     """Append an envelope to the folder's claims, synced to disk; a last line that was cut goes.
 
+    Other processes that append wait for each other, where the disk has locks.
+
     Raises:
         IntegrityError: If the claims are not a regular file.
-        ResourceError: If the disk is full; the claims are then as before.
+        OSError: If the disk is full; whole claims are then as before.
     """
     path = folder / CLAIMS_FILE
     try:
-        text = read_regular(path) if os.path.lexists(path) else b""
+        if os.path.lexists(path):
+            read_regular(path)
     except (OSError, ValueError) as error:
         raise _signature_error(f"cannot be read: {error}", str(path)) from error
-    lines, _, last = text.rpartition(b"\n")
-    kept = [line for line in (lines, last if _is_claim(last) else b"") if line]
-    with atomic_write(path, "wb") as file:
-        file.write(b"\n".join([*kept, json.dumps(envelope, separators=(",", ":")).encode(), b""]))
+    with path.open("ab+") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        last = text.rpartition(b"\n")[2]
+        kept = len(text) if _is_claim(last) else len(text) - len(last)
+        file.truncate(kept)
+        try:
+            append_line(path, json.dumps(envelope, separators=(",", ":")))
+        except OSError:
+            file.truncate(kept)
+            raise
+        os.fsync(file.fileno())
 
 
 def _is_claim(line: bytes) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -38,6 +39,7 @@ __all__ = [
     "open_bundle",
     "parse_bundle",
     "read_bundle",
+    "require_regular_files",
 ]
 
 SIGNATURE_FILE = "model.sig"
@@ -94,16 +96,32 @@ def list_resources(
         name = path.relative_to(folder).as_posix()
         if _is_ignored(name, (*UNSIGNED_PATHS, *ignored)) or name in digests:
             continue
-        if path.is_symlink() or not path.is_file():
-            raise IntegrityError(
-                f"{name} is {'a symbolic link' if path.is_symlink() else 'not a regular file'}",
-                code="integrity.link",
-                where=str(folder),
-                expected="regular files only",
-                next="replace it by a file, or leave it out",
-            )
+        _require_regular(path, folder)
         digests[name] = digest_file(path)
     return dict(sorted(digests.items()))
+
+
+def require_regular_files(folder: Path, names: Collection[str] = ()) -> None:
+    """Refuse links, devices and pipes below a folder, or at some of its paths, before any is used.
+
+    Raises:
+        IntegrityError: If there is one.
+    """
+    for path in map(folder.joinpath, names) if names else walk_folder(folder):
+        if os.path.lexists(path):
+            _require_regular(path, folder)
+
+
+def _require_regular(path: Path, folder: Path) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise IntegrityError(
+            f"{path.relative_to(folder).as_posix()} is "
+            f"{'a symbolic link' if path.is_symlink() else 'not a regular file'}",
+            code="integrity.link",
+            where=str(folder),
+            expected="regular files only",
+            next="replace it by a file, or leave it out",
+        )
 
 
 def build_bundle(

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from stillroom.errors import Problem, ResourceError, StillroomError
 from stillroom.jobs import get_working_folder
 from stillroom.provenance import digest_text, list_run_folders
-from stillroom.provenance.signing import find_configured_key, sign_artifact
+from stillroom.provenance.signing import find_configured_key, require_regular_files, sign_artifact
 from stillroom.recipes import Recipe, dump_recipe
 from stillroom.serve.errors import ApiError, server_stopping
 from stillroom.serve.jobs.processes import (
@@ -74,13 +74,8 @@ class JobRunner:
         running: int = 1,
         waiting: int = 100,
     ) -> None:
-        """Read the job records of an open workspace.
-
-        Raises:
-            DataError: If the configured signing key cannot be read.
-        """
+        """Read the job records of an open workspace."""
         self.workspace, self.policy = workspace, policy or RecipePolicy()
-        self._signer = find_configured_key()
         self.jobs = JobStore(workspace.control)
         self.running, self.waiting = running, waiting
         self.has_fence = is_sandbox_available()
@@ -356,9 +351,11 @@ class JobRunner:
 
     def _sign(self, out: Path) -> None:
         """Sign a finished job and its steps: its own process may not read the server's key."""
-        if self._signer is not None:
+        signer = find_configured_key()
+        if signer is not None:
+            require_regular_files(out)  # before its steps are looked for: a link could lead outside
             for folder in list_run_folders(out):
-                sign_artifact(folder, self._signer)
+                sign_artifact(folder, signer)
 
     def _is_leaving(self, name: str) -> bool:
         """Return whether a job should stop: its client cancelled it, or the server shuts down."""
