@@ -4,16 +4,18 @@ A row has ``input_ids`` and, per position, ``target_token_ids``, ``target_logpro
 ``target_mask``; or ``logprobs`` as lists of ``{"token": "token_id:N", "logprob": X}``, the format
 of vLLM. Row t predicts token t, because axolotl shifts in training, so a target of position t
 becomes position t - 1 here. If there are fewer rows than tokens, they belong to the last tokens.
+Later versions of axolotl write ``target_*`` already shifted: row t predicts token t + 1, and the
+last row is padding, which is what tells the two apart.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stillroom.distill.logit_cache.sparse_logprobs import SparseLogprobs, malformed_row_error
 from stillroom.errors import DataError
@@ -21,22 +23,31 @@ from stillroom.provenance.digests import load_json
 
 __all__ = ["read_axolotl"]
 
-_PADDING = -1e8  # axolotl fills missing entries with -1e9
+_PADDING = -1e8  # axolotl fills missing entries with -1e9, of token 0
+_Target = list[tuple[int, float]]
+"""Tokens of one position with their log-probabilities, the likeliest first."""
 
 
-def read_axolotl(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
-    """Read the records of a JSON lines file; k is that of the first position."""
-    first = next(_read_lines(path), None)
-    if first is None:
+def read_axolotl(path: Path) -> tuple[Iterator[SparseLogprobs], int, int]:
+    """Read the records of a JSON lines file; k is that of the shortest position, then the longest.
+
+    The file is read twice.
+    """
+    sizes = {
+        len(target)
+        for number, row in enumerate(_read_lines(path))
+        for target in _parse_record(row, f"{path} row {number}")[2]
+    }
+    if not sizes:
         raise malformed_row_error(
             str(path), "file", "no row", "JSON lines with input_ids and logprobs"
         )
-    k = _parse_record(first, 0, f"{path} row 0").tokens.shape[1]
+    k = min(sizes)
     rows = (
-        _parse_record(row, k, f"{path} row {number}")
+        _cut_targets(*_parse_record(row, f"{path} row {number}"), k)
         for number, row in enumerate(_read_lines(path))
     )
-    return rows, k
+    return rows, k, max(sizes)
 
 
 def _read_lines(path: Path) -> Iterator[Any]:
@@ -59,14 +70,24 @@ def _read_lines(path: Path) -> Iterator[Any]:
                 ) from error
 
 
-def _parse_record(row: Any, k: int, where: str) -> SparseLogprobs:
+def _cut_targets(
+    ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], targets: list[_Target], k: int
+) -> SparseLogprobs:
+    pairs = np.asarray([target[:k] for target in targets], dtype=np.float64)
+    return SparseLogprobs(ids, positions, pairs[..., 0].astype(np.int64), pairs[..., 1])
+
+
+def _parse_record(
+    row: Any, where: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[_Target]]:
+    """Return the token ids of a row, its counted positions, and their targets."""
     ids = row.get("input_ids") if isinstance(row, dict) else None
     if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
         raise malformed_row_error(
             where, "input_ids", "not a list of integers", "the token ids that the targets belong to"
         )
     try:
-        return _parse_row(row, k, where)
+        return _parse_row(row, where)
     except DataError:
         raise
     except (LookupError, OverflowError, TypeError, ValueError) as error:
@@ -74,7 +95,9 @@ def _parse_record(row: Any, k: int, where: str) -> SparseLogprobs:
         raise malformed_row_error(where, "target", f"{error!s:.120}", expected) from error
 
 
-def _parse_row(row: dict[str, Any], k: int, where: str) -> SparseLogprobs:
+def _parse_row(
+    row: dict[str, Any], where: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[_Target]]:
     ids = np.asarray(row["input_ids"], dtype=np.int64)
     tokens, logprobs, mask = _parse_targets(row, where)
     # axolotl pads on the left: the last target is the last token's
@@ -83,24 +106,20 @@ def _parse_row(row: dict[str, Any], k: int, where: str) -> SparseLogprobs:
         raise malformed_row_error(
             where, "target_logprobs", f"{len(tokens)} rows", f"at most {len(ids)}"
         )
+    if not skipped and logprobs and logprobs[-1]:
+        skipped += all(value <= _PADDING for value in logprobs[-1])  # already shifted
     indices = [
         index
         for index in range(len(tokens))
-        if mask[index] and index + skipped > 0 and tokens[index]
+        if mask[index] and 0 < index + skipped < len(ids) and tokens[index]
     ]
-    width = k or max((len(tokens[index]) for index in indices), default=0)
-    if not indices or not width:
+    if not indices:
         raise malformed_row_error(where, "target_mask", "no counted position", "at least one")
-    filled = [
-        _parse_position(tokens[index], logprobs[index], width, f"{where} position {index}")
+    targets = [
+        _parse_position(tokens[index], logprobs[index], f"{where} position {index}")
         for index in indices
     ]
-    return SparseLogprobs(
-        ids,
-        np.asarray(indices, dtype=np.int64) + skipped - 1,
-        np.asarray([part for part, _ in filled], dtype=np.int64),
-        np.asarray([part for _, part in filled], dtype=np.float64),
-    )
+    return ids, np.asarray(indices, dtype=np.int64) + skipped - 1, targets
 
 
 def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any], list[bool]]:
@@ -128,18 +147,12 @@ def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any
     return tokens, logprobs, [bool(entry) for entry in tokens]
 
 
-def _parse_position(
-    tokens: Sequence[int], logprobs: Sequence[float], k: int, where: str
-) -> tuple[list[int], list[float]]:
-    """Return the k most likely, by descending probability; missing entries are -inf."""
-    named = dict(zip(map(int, tokens), map(float, logprobs), strict=True))
-    named = {token: value for token, value in named.items() if not value <= _PADDING}  # NaN stays
-    pairs = sorted(named.items(), key=lambda pair: -pair[1])[:k]
-    if not pairs:
+def _parse_position(tokens: Sequence[int], logprobs: Sequence[float], where: str) -> _Target:
+    """Return the entries of a position without padding, by descending probability."""
+    pairs = zip(map(int, tokens), map(float, logprobs), strict=True)
+    named = dict(pair for pair in pairs if not pair[1] <= _PADDING)  # NaN stays
+    if not named:
         raise malformed_row_error(
             where, "target_logprobs", "no number", "at least one log-probability"
         )
-    used = {token for token, _ in pairs}
-    spare = (token for token in range(2 * k + 1) if token not in used)
-    pairs += [(next(spare), -math.inf) for _ in range(k - len(pairs))]
-    return [token for token, _ in pairs], [value for _, value in pairs]
+    return sorted(named.items(), key=lambda pair: -pair[1])

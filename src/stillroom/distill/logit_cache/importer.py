@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.data.tokenized import TokenizedRecord
@@ -22,7 +23,7 @@ from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.distillkit import read_distillkit
 from stillroom.distill.logit_cache.sparse_logprobs import SparseLogprobs
 from stillroom.distill.logit_cache.storage import UNKNOWN, CacheHeader
-from stillroom.errors import RecipeError
+from stillroom.errors import RecipeError, count_noun
 from stillroom.models import resolve_checkpoint
 from stillroom.models.local.causal_lm import load_tokenizer
 
@@ -34,8 +35,10 @@ _MASS_TOLERANCE = 1e-6  # a smaller tail counts as none
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """Numbers of imported records and positions, k, and statistics of the mass.
+    """Numbers of added records and positions, k, and statistics of the mass.
 
+    ``widest`` is the largest number of tokens of a position, of which the likeliest k were kept;
+    ``known`` the number of the file's positions that the cache, or an earlier row, had already.
     ``tail`` is the mean mass outside the k tokens; ``whole`` the number of positions without any,
     which indicates renormalization. ``over`` is the largest excess of a sum over 1, which was
     removed.
@@ -47,16 +50,25 @@ class ImportReport:
     tail: float
     whole: int
     over: float
+    widest: int
+    known: int
 
     def to_json(self) -> dict[str, Any]:
         """Return the report by name."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Return a summary of one or two lines."""
+        """Return a summary of one to four lines."""
         line = (
             f"{self.records} records, {self.positions} positions, k {self.k}, tail {self.tail:.4f}"
         )
+        if self.widest > self.k:
+            line += (
+                f"\npositions have up to {self.widest} tokens: the likeliest {self.k} of each were "
+                "kept, as many as the shortest has"
+            )
+        if self.known:
+            line += f"\n{count_noun(self.known, 'position')} of the file already in the cache"
         if self.whole:
             line += (
                 f"\n{self.whole} positions have no mass outside their {self.k} tokens: they were "
@@ -95,7 +107,7 @@ def import_cache(
         RecipeError: If the format is not known.
         CheckpointError: If teacher or tokenizer is not found.
     """
-    records, k = _read_records(format, source)
+    records, k, widest = _read_records(format, source)
     checkpoint = Checkpoint.open(resolve_checkpoint(teacher, say=say))
     tokenizer_checkpoint = (
         Checkpoint.open(resolve_checkpoint(tokenizer, say=say)) if tokenizer else checkpoint
@@ -118,14 +130,16 @@ def import_cache(
         source=format,
     )
     with LogitCache.open(out, header, on_damage=say) as cache:
-        return _write_records(cache, records, source)
+        return _write_records(cache, records, source, widest)
 
 
-def _read_records(format: ImportFormat, source: Path) -> tuple[Iterator[SparseLogprobs], int]:
+def _read_records(format: ImportFormat, source: Path) -> tuple[Iterator[SparseLogprobs], int, int]:
+    """Return the records, the number of tokens to keep of a position, and the largest there is."""
     if format == "axolotl":
         return read_axolotl(source)
     if format == "distillkit":
-        return read_distillkit(source)
+        records, k = read_distillkit(source)
+        return records, k, k
     raise RecipeError(
         f"unknown format of log-probabilities: {format!r}",
         code="distill.import-format",
@@ -135,11 +149,12 @@ def _read_records(format: ImportFormat, source: Path) -> tuple[Iterator[SparseLo
 
 
 def _write_records(
-    cache: LogitCache, records: Iterator[SparseLogprobs], source: Path
+    cache: LogitCache, records: Iterator[SparseLogprobs], source: Path, widest: int
 ) -> ImportReport:
-    count = positions = renormalized = 0
+    positions = renormalized = 0
     mass = excess = 0.0
     with cache.writing():
+        known_records, known_positions = len(cache), cache.rows
         for number, record in enumerate(records):
             where = f"{source} row {number}"
             tail = record.compute_tail(where)
@@ -150,10 +165,23 @@ def _write_records(
                 rows["tail"] = np.log(tail.clip(0))
             record.check_tokens(cache.header.vocabulary, where)
             tokenized = TokenizedRecord(f"{source.name}:{number}", record.ids, record.positions)
-            if tokenized not in cache:
-                cache.add(tokenized, rows)
-            count, positions = count + 1, positions + len(rows)
+            _add(cache, tokenized, rows)
+            positions += len(rows)
             mass += float(tail.clip(0).sum())
             renormalized += int((tail < _MASS_TOLERANCE).sum())
+        count, added = len(cache) - known_records, cache.rows - known_positions
     k = cache.header.width
-    return ImportReport(count, positions, k, mass / max(positions, 1), renormalized, excess)
+    tail_mass = mass / max(positions, 1)
+    return ImportReport(count, added, k, tail_mass, renormalized, excess, widest, positions - added)
+
+
+def _add(cache: LogitCache, record: TokenizedRecord, rows: npt.NDArray[np.void]) -> None:
+    """Add a record that is not cached, next to the other positions cached for its tokens."""
+    for joined in cache.lacking([record]):
+        stored = np.setdiff1d(joined.positions, record.positions)
+        merged = np.empty(len(joined.positions), cache.dtype)
+        is_new = np.isin(joined.positions, record.positions)
+        merged[is_new] = rows
+        if len(stored):
+            merged[~is_new] = cache.read(TokenizedRecord(record.record_id, record.ids, stored))
+        cache.add(joined, merged)

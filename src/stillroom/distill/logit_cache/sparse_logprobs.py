@@ -27,11 +27,11 @@ class SparseLogprobs:
         Raises:
             DataError: If the values are not log-probabilities.
         """
-        is_wrong = np.isnan(self.logprobs) | np.isposinf(self.logprobs)  # -inf pads
+        is_wrong = ~np.isfinite(self.logprobs)
         if is_wrong.any():
             position = int(self.positions[int(np.argwhere(is_wrong)[0, 0])])
             raise malformed_row_error(
-                where, "logprobs", f"not a number at position {position}", "finite numbers, or -inf"
+                where, "logprobs", f"not a number at position {position}", "finite numbers"
             )
         tail: npt.NDArray[np.float64] = 1 - np.exp(self.logprobs).sum(-1)
         if len(tail) and float(tail.min()) < -0.05:

@@ -41,10 +41,15 @@ def write_axolotl(path, spoken, style="targets"):
         for ids, logprobs in spoken:
             tokens, values = likeliest(logprobs[:-1])  # row t predicts token t: the first has none
             row = {"input_ids": ids.tolist()}
-            if style == "targets":
-                row["target_token_ids"] = [list(range(K)), *tokens.tolist()]
-                row["target_logprobs"] = [[-1e9] * K, *values.tolist()]
-                row["target_mask"] = [[0] * K] + [[1] * K] * len(tokens)
+            if style != "entries":
+                rows = [
+                    (pad := (list(range(K)), [-1e9] * K, [0] * K)),
+                    *zip(tokens.tolist(), values.tolist(), [[1] * K] * len(tokens), strict=True),
+                ]
+                if style == "shifted":  # row t predicts token t + 1: the last has none
+                    rows = [*rows[1:], pad]
+                names = ("target_token_ids", "target_logprobs", "target_mask")
+                row |= dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
             else:
                 row["logprobs"] = [None] + [
                     [
@@ -116,7 +121,7 @@ def compare(cache, spoken, apart):
         np.testing.assert_allclose(np.exp(rows["tail"]), rest, atol=max(apart, 1e-4))
 
 
-@pytest.mark.parametrize("style", ["targets", "entries"])
+@pytest.mark.parametrize("style", ["targets", "shifted", "entries"])
 def test_axolotls_rows_become_ours(tmp_path, spoken, teacher_folder, style):
     write_axolotl(tmp_path / "a.jsonl", spoken, style)
     report = import_cache(
@@ -267,6 +272,60 @@ def test_a_parquet_file_that_grows_in_memory_is_refused(
             tmp_path / "kit", tmp_path / "c", format="distillkit", teacher=str(teacher_folder)
         )
     assert caught.value.code == "distill.import-row"
+
+
+def import_rows(folder, teacher_folder, rows):
+    """Import rows of (tokens, log-probabilities, mask); return report, positions and targets."""
+    names = ("target_token_ids", "target_logprobs", "target_mask")
+    lines = [
+        {"input_ids": [7, 8, 9, 10], **dict(zip(names, zip(*row, strict=True), strict=True))}
+        for row in rows
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = import_cache(
+        folder / "rows.jsonl", folder / "c", format="axolotl", teacher=str(teacher_folder)
+    )
+    with LogitCache.open(folder / "c") as cache:
+        (record,) = cache.records()
+        return report, record.positions.tolist(), cache.target([record])
+
+
+PAD = ([0, 0, 0], [-1e9] * 3, [0, 0, 0])
+
+
+def full(*tokens):
+    return list(tokens), np.log([0.6, 0.2, 0.1]).tolist(), [1, 1, 1]
+
+
+def test_padding_does_not_hide_the_probability_of_token_0(tmp_path, teacher_folder):
+    short = [0, 5, 0], [*np.log([0.9, 0.06]).tolist(), -1e9], [1, 1, 0]
+    _, _, targets = import_rows(tmp_path, teacher_folder, [[PAD, PAD, PAD, short]])
+    assert targets.ids.tolist() == [[0, 5]]
+    np.testing.assert_allclose(targets.logprobs.exp(), [[0.9, 0.06]], atol=1e-3)
+
+
+def test_k_is_that_of_the_shortest_position(tmp_path, teacher_folder):
+    """A cache of -inf would be refused by every run."""
+    short = [3, 5, 0], [*np.log([0.7, 0.2]).tolist(), -1e9], [1, 1, 0]
+    rows = [[PAD, full(1, 2, 3), short, full(1, 2, 3)]]
+    report, positions, targets = import_rows(tmp_path, teacher_folder, rows)
+    assert (report.k, report.widest, positions) == (2, 3, [0, 1, 2])
+    assert "up to 3" in str(report)
+    assert targets.logprobs.isfinite().all()
+    np.testing.assert_allclose(targets.tail.exp(), [0.2, 0.1, 0.2], atol=1e-3)
+
+
+def test_rows_of_one_text_are_joined(tmp_path, teacher_folder):
+    """A conversation exported once a turn: the same tokens, other positions."""
+    rows = [[PAD, full(1, 2, 3), PAD, PAD], [PAD, PAD, full(2, 1, 3), full(3, 2, 1)]]
+    rows = [[(*row[:2], [0] * 3) if row is PAD else row for row in turn] for turn in rows]
+    rows[0][3] = ([9, 8, 7], np.log([0.5, 0.2, 0.1]).tolist(), [0] * 3)  # no padding: not shifted
+    report, positions, targets = import_rows(tmp_path, teacher_folder, rows)
+    assert (report.records, report.positions, report.known, positions) == (1, 3, 0, [0, 1, 2])
+    assert targets.ids[:, 0].tolist() == [1, 2, 3]
+    again, positions, _ = import_rows(tmp_path, teacher_folder, rows)
+    assert (again.records, again.positions, again.known, positions) == (0, 0, 3, [0, 1, 2])
+    assert "already" in str(again)
 
 
 def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path, teacher_folder, spoken):
