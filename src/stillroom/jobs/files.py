@@ -15,7 +15,7 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar, overload
@@ -174,9 +174,14 @@ def draft_folder(target: Path) -> Iterator[Path]:
         expected="one writer at a time",
         next="wait for it, or choose another --out",
     )
+    lock: AbstractContextManager[object]
     try:
         work.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(work, busy)
+    except ResourceError as error:
+        if error is busy:
+            raise
+        lock = nullcontext()  # a disk without locks: writers do not see each other
     except (FileExistsError, FileNotFoundError) as error:  # its writer has just removed it
         raise busy from error
     with lock:

@@ -156,14 +156,15 @@ def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
     """
     if format == "stillroom":
         return record.to_json()
-    row = {**_write_messages(record, format), "origin": record.origin.to_json()}
+    row = _write_messages(record, format)
     both = row.keys() & record.fields.keys()
     if twice := sorted(key for key in both if row[key] != record.fields[key]):
         _format_error(
             f"{', '.join(twice)}: both a field and a key of format '{format}'",
             expected="fields of other names, or the format 'stillroom', which keeps them apart",
+            next="rename the field",
         )
-    return {**row, **record.fields}
+    return {**row, **record.fields, "origin": record.origin.to_json()}
 
 
 def _write_messages(record: Record, format: str) -> dict[str, Any]:

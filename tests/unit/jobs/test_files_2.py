@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 
 from stillroom.errors import ResourceError
 from stillroom.jobs import Job, replace_folder, sync_folder
-from stillroom.jobs.files import lock_folder
+from stillroom.jobs.files import draft_folder, lock_folder
 from stillroom.provenance.signing.artifacts import LOCK_FILE
 
 
@@ -111,3 +112,13 @@ def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         lock_folder(tmp_path / "gone", ResourceError("busy", code="resource.busy"))
     assert not (tmp_path / "gone").exists()
+
+
+def test_a_folder_is_written_on_a_disk_without_locks(tmp_path, monkeypatch):
+    def refuse(*_args, **_settings):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with draft_folder(tmp_path / "model") as draft:
+        (draft / "config.json").write_text("{}")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]

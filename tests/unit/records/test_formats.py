@@ -222,7 +222,7 @@ def test_a_format_that_cannot_hold_the_messages_says_so():
         ("prompt_completion", {"prompt": "a template"}),
         ("question_answer", {"answer": "gold"}),
         ("messages", {"messages": []}),
-        ("sharegpt", {"origin": "London"}),
+        ("sharegpt", {"conversations": []}),
     ],
 )
 def test_a_field_never_takes_the_place_of_what_a_format_writes(format, fields):

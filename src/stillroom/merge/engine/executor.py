@@ -267,7 +267,8 @@ class MergeExecutor:
                 yield source.stored(home.name, start, stop)
             else:
                 bits = narrow(self.read(tensor, home, start, stop, np.float64), tensor.dtype)
-                if has_not_finite(bits, tensor.dtype):  # too large for the type
+                # A constant of one number, such as a mask's, is no weight.
+                if tensor.shape and has_not_finite(bits, tensor.dtype):  # too large for the type
                     raise non_finite_error(tensor.name)
                 yield bits
 
