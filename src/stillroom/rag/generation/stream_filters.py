@@ -139,14 +139,20 @@ class PromptEchoStripper:
 
     def _after_question(self, text: str) -> str | None:
         """Return the text after the leading question; the text itself if it does not match."""
-        known = 0
+        plain = _normalize_text(text)
+        if len(plain) < len(self._question) and self._question.startswith(plain):
+            return None  # most pieces of a long echo
+        known, is_after_space = 0, False
         for i, character in enumerate(text):
             if known == len(self._question):
                 return text[i:].lstrip() or None if character.isspace() else text
-            plain = _normalize_text(text[: i + 1])
-            if not self._question.startswith(plain):
+            if character.isspace():
+                is_after_space = True
+                continue
+            plain = (" " if is_after_space and known else "") + character.casefold()
+            if not self._question.startswith(plain, known):
                 return text
-            known = len(plain)
+            known, is_after_space = known + len(plain), False
         return None
 
 

@@ -13,6 +13,7 @@ loads the documents, so that passages, counts and statistics cannot bypass it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -299,7 +300,10 @@ class AuditLog:
             try:
                 # No filelock: it needs a second file, and waits in steps of 50 ms for every query.
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                os.write(descriptor, data)
+                size = os.fstat(descriptor).st_size
+                if os.write(descriptor, data) < len(data):  # no error where a disk just fills up
+                    os.ftruncate(descriptor, size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
         except OSError as error:

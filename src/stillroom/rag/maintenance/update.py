@@ -523,7 +523,8 @@ def check_index(index: Path) -> list[IntegrityIssue]:
 def _match_paths(path: str, pattern: str) -> bool:
     if pattern.endswith("/"):
         return path.startswith(pattern)
-    return path == pattern or ("*" in pattern and fnmatchcase(path, pattern))
+    literal = pattern.replace("[", "[[]")  # only * and ? are special, as in filters
+    return path == pattern or ("*" in pattern and fnmatchcase(path, literal))
 
 
 def _make_unknown_error(output: Path, pattern: str, paths: Sequence[str]) -> DataError:

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from stillroom.rag.generation.stream_filters import PromptEchoStripper, PromptLeakFilter
@@ -75,3 +77,13 @@ def test_an_answer_ends_where_the_model_asks_itself(label):
         assert "".join([*pieces, leak.finish()]).strip() == "Paris is the capital."
     leak = PromptLeakFilter()
     assert leak.feed("The FAQ: Q1 and Quito.") + leak.finish() == "The FAQ: Q1 and Quito."
+
+
+def test_long_echo_costs_little() -> None:
+    question = "The pump  stopped at NOON. " * 150
+    echoes = PromptEchoStripper(question, "Answer in one sentence.")
+    said = f"{question}It leaked."
+    start = time.process_time()
+    pieces = [echoes.feed(said[at : at + 4]) for at in range(0, len(said), 4)]
+    assert "".join(pieces) + echoes.finish() == "It leaked."
+    assert time.process_time() - start < 5

@@ -324,6 +324,17 @@ def test_a_stopped_update_changes_nothing(place, folder, monkeypatch):
     assert look(place) == before
 
 
+def test_brackets_in_a_pattern_of_deletion_are_text(place, folder):
+    (folder / "plan v.md").write_text("A plan of the harbor.\n")
+    (folder / "notes [v].md").write_text("Notes on the lighthouse.\n")
+    update_index(place)
+    delete_documents(place, ["*[v].md"])
+    with Index.open(place) as index:
+        paths = {index.passage_at(row).location.path for row in range(len(index))}
+    assert "plan v.md" in paths
+    assert "notes [v].md" not in paths
+
+
 def test_documents_are_deleted_by_path_folder_and_pattern(place, folder):
     snapshot = delete_documents(place, ["animals/", "*.txt"])
     assert snapshot.documents == 2
