@@ -1,6 +1,7 @@
 """Trainings are replayed: honest ones without an alarm, forged ones by name."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -280,6 +281,10 @@ def test_another_kind_of_machine_compares_within_bounds(forged, honest, tmp_path
     reseal(near, plan={"numerics": numerics}, rows={"0-3": {"losses": losses}})
     within = {one.name: one.within for one in replay(near) if one.within}
     assert "weights by 0.0e+00 of their way (bound 0.001)" in within["train/0-3"]
+    # What is no number, or is missing, is near nothing.
+    for claimed in ([losses[0], math.nan, losses[2]], losses[:1]):
+        reseal(near, plan={"numerics": numerics}, rows={"0-3": {"losses": claimed}})
+        assert "train/0-3" in {one.name for one in replay(near) if not one.is_same}
 
 
 def test_without_room_for_states_the_steps_are_taken_from_the_first_one(tmp_path):

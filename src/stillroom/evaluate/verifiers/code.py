@@ -19,7 +19,8 @@ from stillroom.evaluate.sandbox import run_code, run_tests
 
 __all__ = ["Code"]
 
-_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(r"```[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_PYTHON = frozenset({"python", "python3", "py"})
 
 
 class Code(Verifier):
@@ -33,9 +34,7 @@ class Code(Verifier):
 
     @override
     def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
-        # The last fenced block, or the whole text without fences.
-        blocks = _FENCE.findall(text)
-        code = str(blocks[-1] if blocks else text).strip()
+        code = _find_code(text)
         if not code:
             return VerificationResult(False, "no code", 0.0)
         tests, cases = _read_tests(fields), _read_cases(fields)
@@ -57,6 +56,14 @@ class Code(Verifier):
             if outcome.output.split() != case_output.split():
                 return VerificationResult(False, "prints something else", passed / len(cases))
         return VerificationResult(True)
+
+
+def _find_code(text: str) -> str:
+    """Return the last block of Python, else the last without a language, else the whole text."""
+    blocks = [(language.casefold(), code) for language, code in _BLOCK.findall(text)]
+    python = [code for language, code in blocks if language in _PYTHON]
+    plain = [code for language, code in blocks if not language]
+    return (python or plain or [text])[-1].strip()
 
 
 def _read_tests(fields: Mapping[str, Any]) -> list[str]:

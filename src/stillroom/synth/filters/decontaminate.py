@@ -21,12 +21,10 @@ from stillroom.records import Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, read_benchmark_items
 from stillroom.synth.dedup.word_search import CodeFinder, WordFinder
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
-from stillroom.synth.prompting.conversation import get_text_field
+from stillroom.synth.prompting.conversation import get_question, get_reference_answer
 from stillroom.text.dedup.decontamination import count_document_frequencies
 
 __all__ = ["Decontaminate"]
-
-_FIELDS = ("question", "answer")
 
 
 class Decontaminate(Filter):
@@ -60,7 +58,13 @@ class _DecontaminateState(FilterState):
     """The test items; the run's own are left out while the held-out side itself is judged."""
 
     def __init__(self, settings: Decontaminate, context: FilterContext) -> None:
-        held_out = {get_text_field(record, name) for record in context.held_out for name in _FIELDS}
+        held_out = {
+            text
+            for record in context.held_out
+            if len(record.messages) > 1 or "question" in record.fields  # no bare passage
+            for text in (get_question(record), get_reference_answer(record))
+            if text
+        }
         named = {item.text: item for item in read_benchmark_items(settings.against)}
         self._items, self._near = sorted(held_out | named.keys()), settings.near
         self._where = {text: f"{item.file}:{item.row} " for text, item in named.items()}

@@ -29,7 +29,7 @@ from stillroom.synth.interfaces import (
     ModelScoredFilter,
     ScoringState,
 )
-from stillroom.synth.prompting.conversation import get_final_answer, get_text_field
+from stillroom.synth.prompting.conversation import get_final_answer, get_question
 from stillroom.text.dedup.decontamination import count_document_frequencies
 from stillroom.text.dedup.paraphrases import ParaphraseIndex, ParaphraseScore
 
@@ -62,7 +62,7 @@ class _RewordedState(ScoringState):
         self._settings = settings
         items = {item.text: item.answer for item in read_benchmark_items(settings.against)}
         for record in context.held_out:
-            items.setdefault(get_text_field(record, "question"), get_final_answer(record))
+            items.setdefault(get_question(record), get_final_answer(record))
         items.pop("", None)
         self._items = list(items)
         self._answers = BenchmarkAnswers(list(items.values()))

@@ -153,6 +153,22 @@ def test_code_passes_tests_or_prints_what_its_cases_say():
     assert Code().lacks({})
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "```bash\npip install x\n```\nThen:\n```python\n{}\n```",
+        "```python3\n{}\n```",
+        "```python\n{}\n```\nIt prints:\n```\n3\n```",
+        "```py\n{}\n```\n```text\n3\n```",
+        "So: ```python\n{}```",
+        "```python\n{}",
+    ],
+)
+def test_code_is_the_block_of_python_whatever_else_is_shown(reply):
+    code = "def add(a, b):\n    return a + b"
+    assert Code().check(reply.format(code), {"tests": ["assert add(1, 2) == 3"]}).keep
+
+
 def test_regex_matches_what_the_task_or_the_recipe_says():
     assert Regex(pattern=r"\d{3}").check("call 911", {}).keep
     assert not Regex(pattern=r"\d{3}", whole=True).check("call 911", {}).keep

@@ -25,6 +25,13 @@ def test_held_out_question_in_a_training_record_is_found():
     assert judge(record).reason == "held-out text in training"
 
 
+def test_a_held_out_dialogue_needs_no_fields_to_be_found():
+    held_out = Record(HELD_OUT.messages)
+    state = Decontaminate().start(FilterContext(held_out=[held_out]))
+    assert state.judge(held_out).reason == "held-out text in training"
+    assert state.judge(make_record("Where do they live?", "In a hive.")).keep
+
+
 def test_held_out_answer_within_a_passage_is_found_in_any_writing():
     text = "Long ago. WORKER BEES produce wax, from glands below the abdomen! And so on, for years."
     assert not judge(passage(text)).keep
