@@ -105,6 +105,12 @@ class TestManifest:
         (item,) = read_items(tmp_path)
         assert (item.path, item.source, item.mask) == ("fake/1.jpg", "s", "")
 
+    def test_a_zero_is_a_name(self, tmp_path):
+        row = {"id": 0, "path": "0.png", "label": 0, "identity": 0, "source": 0, "clip": 0}
+        (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+        (item,) = read_items(tmp_path / "m.jsonl")
+        assert (item.id, item.identity, item.source, item.clip) == ("0", "0", "0", "0")
+
     @pytest.mark.parametrize(
         "text",
         [
@@ -356,6 +362,11 @@ class TestStanding:
     def test_intervals_are_over_recordings(self):
         items = make_items(30, ("a",), frames=5)
         assert self.score(items, tell(items)).metrics["auc"].n == 30
+
+    def test_frames_of_a_clip_are_one_group_where_no_source_is_named(self):
+        items = [dataclasses.replace(one, source="") for one in make_items(8, ("a",), frames=5)]
+        groups = {group for *_, group in self.score(items, tell(items)).scores}
+        assert len(groups) == len({one.unit for one in items}) < len(items)
 
     def test_a_threshold_is_never_chosen_on_what_is_tested(self):
         items = split_items(make_items(40), by="source", held_out=0.4, validation=0.3)

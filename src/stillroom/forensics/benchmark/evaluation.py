@@ -437,7 +437,7 @@ def _rows(
                 next="score by frame, or name clips by dataset, generator and clip",
             )
         first = members[0][0]
-        group = f"{first.dataset}/{first.source}" if first.source else name
+        group = f"{first.dataset}/{first.source}" if first.source else "/".join(first.unit)
         score = aggregate_frame_scores([score for _, score in members], protocol.aggregation)
         rows.append((name, labels.pop(), score, group))
     return rows, len(missing)

@@ -248,7 +248,9 @@ def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
         )
     others_value = named.get("others") or ()
     texts = {
-        key: str(named.get(key) or "") for key in _COLUMNS if key not in {"path", "label", "others"}
+        key: "" if named.get(key) is None else str(named[key])
+        for key in _COLUMNS
+        if key not in {"path", "label", "others"}
     }
     return ManifestItem(
         **texts,

@@ -8,6 +8,7 @@ that a format cannot represent are left out and counted.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -219,7 +220,11 @@ def _write_rows(
     with ExitStack() as closing:
         for record in records:
             split_field = str(record.fields.get("split", "") or "")
-            split = _SPLITS.get(split_field, split_field if split_field.isidentifier() else "train")
+            name = re.sub(r"\W+", "_", split_field).strip("_")
+            if split_field and not name:
+                result.left_out["a split without a letter or digit in its name"] += 1
+                continue
+            split = _SPLITS.get(name, f"_{name}" if name[:1].isdigit() else name)
             try:
                 line = form.encode(record)
             except DataError as error:

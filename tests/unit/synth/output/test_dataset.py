@@ -103,6 +103,15 @@ def test_the_card_says_splits_origin_and_license(records, tmp_path):
     assert "`model-1`: 2 rows" in card
 
 
+def test_no_split_is_written_into_another(tmp_path):
+    names = ["train", "test-clean", "held-out", "2024", "?"]
+    rows = [pair(f"Why {n}?", "So.", split=n) for n in names]
+    write_records(tmp_path / "r.jsonl", rows)
+    done = export_records([tmp_path / "r.jsonl"], tmp_path / "out", name="Splits")
+    assert done.rows == {"train": 1, "test_clean": 1, "test": 1, "_2024": 1}
+    assert sum(done.left_out.values()) == 1
+
+
 def test_no_name_breaks_a_card(tmp_path):
     link = Link("synth.generators.grounded_qa", "model\n# 1", ("doc",), "f" * 64)
     said = pair("Why?", "So.", Origin("synthetic", (link,), "Mine: see\nLICENSE #2"))
