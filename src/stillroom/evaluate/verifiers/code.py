@@ -63,7 +63,7 @@ def _find_code(text: str) -> str:
     blocks = [(language.casefold(), code) for language, code in _BLOCK.findall(text)]
     python = [code for language, code in blocks if language in _PYTHON]
     plain = [code for language, code in blocks if not language]
-    return (python or plain or [text])[-1].strip()
+    return str((python or plain or [text])[-1]).strip()
 
 
 def _read_tests(fields: Mapping[str, Any]) -> list[str]:
