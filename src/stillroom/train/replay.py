@@ -342,9 +342,9 @@ class TrainingReplayJob(ReplayJob):
         bound, most = _BOUNDS[training.plan["numerics"]["precision"]]
         scale = max(abs(training.find_row(training.ends[0])["losses"][0]), 1e-9)
         pairs = zip(row["losses"], found["losses"], strict=False)
-        gaps = [abs(old - new) / scale for old, new in pairs]
+        gaps = [0.0 if repr(old) == repr(new) else abs(old - new) / scale for old, new in pairs]
         gap = max(gaps)
-        is_near = all(one <= bound for one in gaps)  # NaN is near nothing
+        is_near = all(one <= bound for one in gaps)  # NaN is near NaN alone
         is_whole = len(row["losses"]) == len(found["losses"])
         if not (is_near and is_whole and row["records"] == found["records"]):
             return _describe_difference(row, found, training.find_first(last)), ""

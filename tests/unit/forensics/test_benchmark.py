@@ -107,9 +107,11 @@ class TestManifest:
 
     def test_a_zero_is_a_name(self, tmp_path):
         row = {"id": 0, "path": "0.png", "label": 0, "identity": 0, "source": 0, "clip": 0}
+        row |= {"mask": False, "consent": []}
         (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
         (item,) = read_items(tmp_path / "m.jsonl")
         assert (item.id, item.identity, item.source, item.clip) == ("0", "0", "0", "0")
+        assert (item.mask, item.consent) == ("", "")
 
     @pytest.mark.parametrize(
         "text",

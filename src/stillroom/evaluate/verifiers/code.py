@@ -19,7 +19,9 @@ from stillroom.evaluate.sandbox import run_code, run_tests
 
 __all__ = ["Code"]
 
-_BLOCK = re.compile(r"```[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(?:^|(?<=[ \t]))```[ \t]*([\w+-]{0,20})[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.MULTILINE
+)
 _PYTHON = frozenset({"python", "python3", "py"})
 
 

@@ -248,7 +248,7 @@ def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
         )
     others_value = named.get("others") or ()
     texts = {
-        key: "" if named.get(key) is None else str(named[key])
+        key: "0" if named.get(key) == 0 and named[key] is not False else str(named.get(key) or "")
         for key in _COLUMNS
         if key not in {"path", "label", "others"}
     }

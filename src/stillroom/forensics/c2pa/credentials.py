@@ -95,8 +95,7 @@ class Credentials:
 
     ``trust`` is the label of the list that trusts the signer, ``untrusted``, or empty without
     credentials. ``codes`` are the validation failures of the active manifest, ``ingredient_codes``
-    those of its ingredients. ``source_types`` are the digital source types of its actions, and
-    of those of the files that it was edited from.
+    those of its ingredients. ``source_types`` are the digital source types of its actions.
     ``manifests`` is the manifest store as returned by the library.
     """
 
@@ -312,7 +311,7 @@ def _read_store(store: Mapping[str, Any], state: str, label: str) -> Credentials
         " ".join(str(info.get(key) or "") for key in ("common_name", "cert_serial_number")).strip(),
         tuple(code for code in codes if code != _UNTRUSTED),
         tuple(dict.fromkeys(code for code in deltas if code != _UNTRUSTED)),
-        tuple(dict.fromkeys(_source_types(store, store.get("active_manifest", "")))),
+        tuple(dict.fromkeys(_source_types(active))),
         tuple(dict.fromkeys(_soft_bindings(active))),
         manifests=store,
     )
@@ -338,22 +337,11 @@ def _assertions(manifest: Mapping[str, Any], kind: str) -> Iterable[Mapping[str,
             yield assertion["data"]
 
 
-def _source_types(store: Mapping[str, Any], label: str) -> Iterable[str]:
-    """Yield the digital source types of a manifest, then of those of the files it was edited from.
-
-    An editor that opened a generated image says only that it opened it.
-    """
-    seen, labels = {""}, [label]
-    for name in labels:
-        manifest = {} if name in seen else store.get("manifests", {}).get(name, {})
-        seen.add(name)
-        for data in _assertions(manifest, "c2pa.actions"):
-            for action in data.get("actions", []):
-                if action.get("digitalSourceType"):
-                    yield str(action["digitalSourceType"])
-        parts = manifest.get("ingredients", [])
-        parents = [part for part in parts if part.get("relationship") == "parentOf"]
-        labels.extend(str(part.get("active_manifest") or "") for part in parents)
+def _source_types(manifest: Mapping[str, Any]) -> Iterable[str]:
+    for data in _assertions(manifest, "c2pa.actions"):
+        for action in data.get("actions", []):
+            if action.get("digitalSourceType"):
+                yield str(action["digitalSourceType"])
 
 
 def _soft_bindings(manifest: Mapping[str, Any]) -> Iterable[str]:

@@ -21,10 +21,13 @@ from stillroom.records import Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, read_benchmark_items
 from stillroom.synth.dedup.word_search import CodeFinder, WordFinder
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
-from stillroom.synth.prompting.conversation import get_question, get_reference_answer
+from stillroom.synth.prompting.conversation import get_text_field
 from stillroom.text.dedup.decontamination import count_document_frequencies
 
 __all__ = ["Decontaminate"]
+
+_FIELDS = ("question", "answer")
+_MIN_WORDS = 6
 
 
 class Decontaminate(Filter):
@@ -58,13 +61,7 @@ class _DecontaminateState(FilterState):
     """The test items; the run's own are left out while the held-out side itself is judged."""
 
     def __init__(self, settings: Decontaminate, context: FilterContext) -> None:
-        held_out = {
-            text
-            for record in context.held_out
-            if len(record.messages) > 1 or "question" in record.fields  # no bare passage
-            for text in (get_question(record), get_reference_answer(record))
-            if text
-        }
+        held_out = {text for record in context.held_out for text in _list_items(record)}
         named = {item.text: item for item in read_benchmark_items(settings.against)}
         self._items, self._near = sorted(held_out | named.keys()), settings.near
         self._where = {text: f"{item.file}:{item.row} " for text, item in named.items()}
@@ -93,3 +90,14 @@ class _DecontaminateState(FilterState):
         where = self._where.get(item, "")
         reason = "holds a named test item" if where else "held-out text in training"
         return FilterResult(False, reason, match.share, self._near, against=f"{where}{item}")
+
+
+def _list_items(record: Record) -> list[str]:
+    """Return a held-out record's question and answer; without such fields, what its user asks.
+
+    A turn of few words ("Continue.") is part of many dialogues.
+    """
+    fields = [get_text_field(record, name) for name in _FIELDS]
+    asked = [message.content for message in record.messages if message.role == "user"]
+    long = [text for text in asked if len(text.split()) >= _MIN_WORDS]
+    return list(filter(None, fields)) or long

@@ -62,7 +62,8 @@ class _RewordedState(ScoringState):
         self._settings = settings
         items = {item.text: item.answer for item in read_benchmark_items(settings.against)}
         for record in context.held_out:
-            items.setdefault(get_question(record), get_final_answer(record))
+            if any(message.role == "user" for message in record.messages):  # no bare passage
+                items.setdefault(get_question(record), get_final_answer(record))
         items.pop("", None)
         self._items = list(items)
         self._answers = BenchmarkAnswers(list(items.values()))

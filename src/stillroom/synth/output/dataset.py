@@ -219,11 +219,8 @@ def _write_rows(
     sinks: dict[str, _Sink] = {}
     with ExitStack() as closing:
         for record in records:
-            split_field = str(record.fields.get("split", "") or "")
-            name = re.sub(r"\W+", "_", split_field).strip("_")
-            if split_field and not name:
-                result.left_out["a split without a letter or digit in its name"] += 1
-                continue
+            split_field = record.fields.get("split")
+            name = re.sub(r"\W", "_", "" if split_field is None else str(split_field))
             split = _SPLITS.get(name, f"_{name}" if name[:1].isdigit() else name)
             try:
                 line = form.encode(record)

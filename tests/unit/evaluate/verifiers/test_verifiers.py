@@ -161,6 +161,7 @@ def test_code_passes_tests_or_prints_what_its_cases_say():
         "```python\n{}\n```\nIt prints:\n```\n3\n```",
         "```py\n{}\n```\n```text\n3\n```",
         "So: ```python\n{}```",
+        "Use ``` as fence, or ```python fences:\n```python\n{}\n```",
         "```python\n{}",
     ],
 )

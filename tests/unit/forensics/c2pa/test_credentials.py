@@ -358,18 +358,3 @@ def test_a_folder_is_called_one(tmp_path):
         verify_file(tmp_path)
     assert "is a folder" in str(caught.value)
     assert "name the files" in str(caught.value)
-
-
-def test_a_generated_picture_stays_generated_when_an_editor_signs_it_again(ca, trust):
-    made = sign_bytes(
-        picture("JPEG"),
-        "image/jpeg",
-        {"title": "t"},
-        Signer.open(ca),
-        source_type="algorithmicMedia",
-    )
-    saved = sign_bytes(made, "image/jpeg", {"title": "edited"}, Signer.open(ca))
-    again = sign_bytes(saved, "image/jpeg", {"title": "edited"}, Signer.open(ca))
-    for data in (made, saved, again):
-        types = read_credentials(data, "image/jpeg", trust).source_types
-        assert [one.rsplit("/", 1)[-1] for one in types] == ["algorithmicMedia"]

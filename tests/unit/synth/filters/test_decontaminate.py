@@ -26,10 +26,21 @@ def test_held_out_question_in_a_training_record_is_found():
 
 
 def test_a_held_out_dialogue_needs_no_fields_to_be_found():
-    held_out = Record(HELD_OUT.messages)
-    state = Decontaminate().start(FilterContext(held_out=[held_out]))
-    assert state.judge(held_out).reason == "held-out text in training"
-    assert state.judge(make_record("Where do they live?", "In a hive.")).keep
+    asked = ["What do worker bees produce from their glands?", "Continue"]
+    turns = [
+        Message(role, text)
+        for text in asked
+        for role, text in (("user", text), ("assistant", "Wax."))
+    ]
+    state = Decontaminate().start(FilterContext(held_out=[Record(tuple(turns))]))
+    assert state.judge(make_record(asked[0], "Honey.")).reason == "held-out text in training"
+    for question, answer in (("Continue", "The queen lays eggs."), ("What is it made of?", "Wax.")):
+        assert state.judge(make_record(question, answer)).keep
+
+
+def test_a_held_out_passage_is_no_question():
+    state = Decontaminate().start(FilterContext(held_out=[passage("Bees live in a hive of wax.")]))
+    assert state.judge(passage("Bees live in a hive of wax.")).keep
 
 
 def test_held_out_answer_within_a_passage_is_found_in_any_writing():
