@@ -4,14 +4,13 @@ With ``--check`` nothing is written; the exit code is 1 if a page is not what it
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import click
 
 from stillroom.cli.app import CommandGroup, stillroom
-from stillroom.recipes import recipe_schema, render_template
+from stillroom.recipes import render_template
 from stillroom.registry import list_kinds, list_methods, read_docstring
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,11 +77,6 @@ def recipes_page() -> str:
     return "\n".join(lines)
 
 
-def schema_text() -> str:
-    """Return the JSON Schema that is shipped for editors."""
-    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
 def main() -> None:
     """Write or check every page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -92,7 +86,6 @@ def main() -> None:
         ROOT / "docs/reference/cli.md": HEAD + cli_page(),
         ROOT / "docs/reference/methods.md": HEAD + methods_page(),
         ROOT / "docs/reference/recipes.md": HEAD + recipes_page(),
-        ROOT / "src/stillroom/recipes/recipe.schema.json": schema_text(),
     }
     stale = []
     for path, text in pages.items():

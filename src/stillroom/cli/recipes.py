@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ from stillroom.cli.options import (
     run_job_recipe,
     run_options,
 )
-from stillroom.cli.output import print_json, print_text
+from stillroom.cli.output import print_json, print_json_text, print_text
 from stillroom.errors import RecipeError
 
 __all__ = [
@@ -200,13 +201,23 @@ def _format_time(seconds: float) -> str:
 
 
 @command(
-    "new", "stillroom new flow/make > make.yaml", "stillroom new merge.weights/ties > merge.yaml"
+    "new",
+    "stillroom new flow/make > make.yaml",
+    "stillroom new merge.weights/ties > merge.yaml",
+    "stillroom new --schema > recipe.schema.json",
 )
-@click.argument("what", metavar="KIND[/METHOD]", shell_complete=complete_recipes)
+@click.argument("what", metavar="[KIND[/METHOD]]", required=False, shell_complete=complete_recipes)
+@flag_option("--schema", help="Print the JSON Schema of KIND, or of all kinds, for an editor.")
 @debug_option
-def new_command(what: str) -> None:
+def new_command(what: str | None, schema: bool) -> None:
     """Print a commented recipe."""
-    from stillroom.recipes import render_template
+    from stillroom.recipes import recipe_schema, render_template
 
-    kind, _, method = what.partition("/")
+    kind, _, method = (what or "").partition("/")
+    if schema:
+        schemas = recipe_schema([kind] if kind else [])
+        print_json_text(json.dumps(schemas, indent=1, ensure_ascii=False, sort_keys=True))
+        return
+    if not kind:
+        raise click.UsageError("give a KIND, as in 'stillroom new flow/make', or --schema")
     print_text(render_template(kind, method or None), nl=False)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         list_kinds,
         list_references,
         recipe_schema,
-        write_schema,
     )
     from stillroom.recipes.settings import (
         DISTINCT,
@@ -73,7 +72,6 @@ __all__ = [
     "recipe_schema",
     "render_template",
     "resolve_references_in",
-    "write_schema",
 ]
 
 __getattr__ = export_lazily(__name__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from stillroom.registry import catalog
 from stillroom.registry.method import Method, MethodField
 
 __all__ = [
-    "SCHEMA_FILE",
     "SettingsGroup",
     "clean_path",
     "find_field",
@@ -35,19 +33,23 @@ __all__ = [
     "list_kinds",
     "list_references",
     "recipe_schema",
-    "write_schema",
 ]
 
 FLOW = "flow"
 """The kind that is made of others; ``flow/recipe.py`` declares it."""
 
-SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
+def recipe_schema(kinds: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of recipes, discriminated by ``kind``.
 
-def recipe_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of all recipes, discriminated by ``kind``."""
+    Args:
+        kinds: The kinds that are described; all of them if empty.
+
+    Raises:
+        RecipeError: If there is no such kind.
+    """
     branches: dict[str, Any] = {}
-    for kind in list_kinds():
+    for kind in tuple(kinds) or list_kinds():
         branch = find_recipe_class(kind).model_json_schema(
             ref_template=f"#/$defs/{kind}/$defs/{{model}}", by_alias=True
         )
@@ -61,13 +63,6 @@ def recipe_schema() -> dict[str, Any]:
         "oneOf": [{"$ref": f"#/$defs/{kind}"} for kind in branches],
         "$defs": branches,
     }
-
-
-def write_schema(path: Path = SCHEMA_FILE) -> Path:
-    """Write the schema as stable JSON; return its path."""
-    text = json.dumps(recipe_schema(), indent=1, ensure_ascii=False, sort_keys=True)
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
 
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -1,8 +1,15 @@
 import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator
+from ruamel.yaml import YAML
 
-from stillroom.recipes import list_kinds, recipe_schema, write_schema
+from stillroom.cli.recipes import new_command
+from stillroom.recipes import list_kinds, recipe_schema
+
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 def refs(value):
@@ -40,9 +47,8 @@ def test_every_kind_is_a_branch_and_every_reference_leads_somewhere():
 
 
 @pytest.mark.usefixtures("rooms")
-def test_methods_are_described_with_their_nested_settings(tmp_path):
-    path = write_schema(tmp_path / "s.json")
-    schema = check(json.loads(path.read_text(encoding="utf-8")))
+def test_methods_are_described_with_their_nested_settings():
+    schema = check(recipe_schema())
     merge = schema["$defs"]["merge.weights"]["properties"]
     names, linear, ties = merge["method"]["anyOf"]
     assert names["enum"] == ["linear", "ties"]
@@ -50,4 +56,23 @@ def test_methods_are_described_with_their_nested_settings(tmp_path):
     assert ties["properties"]["density"]["maximum"] == 1
     assert ties["properties"]["votes"]["items"]["properties"]["by"]["enum"] == ["sign", "mass"]
     assert merge["then"]["items"] == merge["method"] | {} or "anyOf" in merge["then"]["items"]
-    assert write_schema(tmp_path / "t.json").read_bytes() == path.read_bytes()
+
+
+def test_an_editor_accepts_the_shipped_recipes_by_the_printed_schema_and_marks_a_wrong_key():
+    printed = CliRunner().invoke(new_command, ["--schema"], catch_exceptions=False)
+    schema = json.loads(printed.output)
+    Draft202012Validator.check_schema(schema)
+    recipes = [YAML(typ="safe", pure=True).load(path) for path in sorted(RECIPES.glob("*.yaml"))]
+    assert len(recipes) > 20
+    for recipe in recipes:
+        branch = Draft202012Validator({"$ref": f"#/$defs/{recipe['kind']}", **schema})
+        assert not list(branch.iter_errors(recipe))
+        assert list(branch.iter_errors({**recipe, "wrong": 1}))
+
+
+def test_new_prints_the_schema_of_one_kind_and_asks_for_a_kind():
+    one = CliRunner().invoke(new_command, ["rag.index", "--schema"])
+    assert list(json.loads(one.output)["$defs"]) == ["rag.index"]
+    none = CliRunner().invoke(new_command, [])
+    assert none.exit_code == 2
+    assert "--schema" in none.output
