@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import IntegrityError
-from stillroom.objects.disk import append_line
+from stillroom.objects.disk import append_line, sync_path
 from stillroom.provenance.digests import parse_json
 from stillroom.provenance.signing.keys import PublicKey, SigningKey
 
@@ -181,7 +181,8 @@ def append_claim(folder: Path, envelope: Mapping[str, Any]) -> None:
         except OSError:
             file.truncate(kept)
             raise
-        os.fsync(file.fileno())
+    sync_path(path)
+    sync_path(folder)
 
 
 def _is_claim(line: bytes) -> bool:
