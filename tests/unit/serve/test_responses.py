@@ -418,6 +418,7 @@ def test_keys_scopes_counters_and_log_are_a_chats():
     assert 'method="POST",route="/v1/responses",status="200"} 2' in told
     assert 'stillroom_tokens_total{kind="completion"} 4' in told
     assert 'stillroom_own_seconds_count{route="/v1/responses"} 2' in told
+    assert 'stillroom_queue_seconds_count{route="/v1/responses"} 2' in told
     assert json.loads(said[-1])["route"] == "/v1/responses"
     assert "secret" not in "".join(said)
 

@@ -1,6 +1,7 @@
 """Functions over OpenAI's newer endpoint: passed on as a chat, and answered in items."""
 
 import json
+import time
 
 import openai.types.responses
 import pytest
@@ -216,6 +217,22 @@ def test_what_is_not_counted_is_not_told():
     tool = {"type": "function", "function": {"name": "add"}}
     assert chat(app, tools=[tool]).json()["usage"] == USAGE
     assert 'stillroom_tokens_total{kind="completion"} 18' in counters.render()
+
+
+def test_the_first_token_of_another_server_comes_after_its_role_and_is_unknown_of_a_whole_reply():
+    class Slow(Far):
+        def stream_chat(self, body):
+            for each in (chunk(role="assistant", content=""), chunk(content="a"), chunk("stop")):
+                yield each
+                time.sleep(0.1)
+
+    lines = []
+    whole(respond(create_app(ServedModel("run", Far(answer())), log=lines.append), tools=[TOOL]))
+    app = create_app(ServedModel("run", Slow()), log=lines.append)
+    events(respond(app, tools=[TOOL], stream=True))
+    first, second = map(json.loads, lines)
+    assert first["first_token_ms"] is None
+    assert 100 <= second["first_token_ms"] <= second["ms"] - 190
 
 
 BROKEN = [

@@ -165,6 +165,8 @@ def test_the_log_says_who_and_what_and_nothing_that_was_said():
     first, second = map(json.loads, lines)
     assert (first["route"], first["status"], first["key"]) == ("/v1/chat/completions", 200, 0)
     assert first["own_ms"] <= first["ms"]
+    assert 0 < first["first_token_ms"] <= first["ms"]
+    assert second["first_token_ms"] is None
     assert (second["route"], second["status"]) == ("/v1/models/{name:path}", 404)
     assert "canary" not in "".join(lines)
     assert KEY not in "".join(lines)

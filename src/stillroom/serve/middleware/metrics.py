@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,10 +33,18 @@ _METHODS = frozenset({"GET", "POST", "DELETE"})
 
 @dataclass(slots=True)
 class RequestTiming:
-    """Seconds of one request that were spent outside the server's own work."""
+    """Seconds of one request: in the queue, in the engine, and until its first token."""
 
     queue_s: float = 0.0
     engine_s: float = 0.0
+    first_token_s: float | None = None
+    """Time to first token (TTFT) from the request's arrival, its wait in the queue included."""
+    begun: float = field(default_factory=time.perf_counter)
+
+    def mark_token(self) -> None:
+        """Note that a token is there; only the first counts."""
+        if self.first_token_s is None:
+            self.first_token_s = time.perf_counter() - self.begun
 
 
 class ServerMetrics:
@@ -64,6 +72,20 @@ class ServerMetrics:
             registry=registry,
             buckets=_OVERHEAD_BUCKETS,
         )
+        self._first_token_s = Histogram(
+            "stillroom_time_to_first_token_seconds",
+            "time until the first token of a text, the wait in the queue included, by route",
+            ("route",),
+            registry=registry,
+            buckets=_LATENCY_BUCKETS,
+        )
+        self._queue_s = Histogram(
+            "stillroom_queue_seconds",
+            "wait for a slot of the requests that generated, by route",
+            ("route",),
+            registry=registry,
+            buckets=_LATENCY_BUCKETS,
+        )
         self._tokens = Counter(
             "stillroom_tokens_total",
             "tokens by kind: prompt or completion",
@@ -84,13 +106,23 @@ class ServerMetrics:
         )
 
     def count_request(
-        self, route: str, method: str, status: int, seconds: float, own_s: float | None = None
+        self,
+        route: str,
+        method: str,
+        status: int,
+        seconds: float,
+        *,
+        own_s: float | None = None,
+        timing: RequestTiming | None = None,
     ) -> None:
         """Count a finished request; ``own_s`` is the server's own share of its seconds."""
         self._requests.labels(route, method, status).inc()
         self._request_s.labels(route).observe(seconds)
         if own_s is not None:
             self._own_s.labels(route).observe(own_s)
+        if timing is not None and timing.first_token_s is not None:
+            self._first_token_s.labels(route).observe(timing.first_token_s)
+            self._queue_s.labels(route).observe(timing.queue_s)
 
     def count_reply(self, usage: Mapping[str, int], *answers: Mapping[str, Any]) -> None:
         """Count the tokens of a reply, and outcomes and stages of answers from documents.
@@ -133,7 +165,7 @@ class MetricsMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, begun = 500, time.perf_counter()
+        status = 500
         clock = scope[TIMING_KEY] = RequestTiming()
 
         async def send_counted(message: Message) -> None:
@@ -147,9 +179,9 @@ class MetricsMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            spent = time.perf_counter() - begun
+            spent = time.perf_counter() - clock.begun
             own_s = max(spent - clock.queue_s - clock.engine_s, 0.0) if clock.engine_s else None
-            self.counters.count_request(route, method, status, spent, own_s)
+            self.counters.count_request(route, method, status, spent, own_s=own_s, timing=clock)
             if self._log is not None:
                 self._log(_format_log_line(scope, route, method, status, spent, own_s))
 
@@ -158,13 +190,18 @@ def _format_log_line(
     scope: Scope, route: str, method: str, status: int, spent: float, own_s: float | None
 ) -> str:
     """Return a log line with time, client, route and outcome; no content and no names."""
+
+    def to_ms(seconds: float | None) -> float | None:
+        return None if seconds is None else round(seconds * 1000, 1)
+
     line = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "method": method,
         "route": route,
         "status": status,
         "ms": round(spent * 1000, 1),
-        "own_ms": None if own_s is None else round(own_s * 1000, 1),
+        "first_token_ms": to_ms(scope[TIMING_KEY].first_token_s),
+        "own_ms": to_ms(own_s),
         "key": scope.get("stillroom.asker"),
     }
     return json.dumps(line)

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
+from stillroom.models.endpoints.transport import get_first_choice
+from stillroom.records import Answer
 from stillroom.serve.errors import ApiError, client_disconnected, to_api_error
 from stillroom.serve.middleware.concurrency import IsStopped, Work, WorkerSlots
 from stillroom.serve.middleware.metrics import TIMING_KEY, RequestTiming, ServerMetrics
@@ -81,13 +83,15 @@ async def send_response(
     Raises:
         ApiError: If it fails before anything is sent, or the client disconnects.
     """
-    clock: RequestTiming | None = request.scope.get(TIMING_KEY)
+    clock: RequestTiming = request.scope.get(TIMING_KEY) or RequestTiming()
 
     def listen(is_stopped: IsStopped) -> Iterator[StreamItem]:
         """Collect items on the worker thread, since counting tokens may be slow."""
         for index, items in enumerate(work(is_stopped)):
             for item in items:
                 collectors[index].add(item)
+                if _has_token(item):
+                    clock.mark_token()
                 yield index, item
             if is_stopped():
                 return
@@ -96,8 +100,8 @@ async def send_response(
             if make_mark is not None:
                 collectors[index].mark = make_mark(collectors[index])
                 yield index, collectors[index].mark
-            if clock is not None:  # this is the server's own work, not the engine's
-                clock.engine_s -= time.perf_counter() - begun
+            # This is the server's own work, not the engine's.
+            clock.engine_s -= time.perf_counter() - begun
             yield index, None
 
     items = slots.stream(listen, request)
@@ -113,6 +117,21 @@ async def send_response(
         raise client_disconnected()
     counters.count_reply(sum_usage(collectors), *(collector.details for collector in collectors))
     return Response(encode_json(reply.render(collectors)), media_type="application/json")
+
+
+def _has_token(item: OutputItem) -> bool:
+    """Return whether an item brings text.
+
+    The first chunks of other servers hold a role alone; of a whole reply the time of its first
+    token is not known.
+    """
+    if isinstance(item, dict):
+        delta = get_first_choice(item).get("delta")
+        parts = delta.items() if isinstance(delta, dict) else ()
+        return any(value for key, value in parts if key != "role")
+    if isinstance(item, Answer):
+        return bool(item.completion.text)
+    return bool(item if isinstance(item, str) else getattr(item, "text", ""))
 
 
 async def _stream_events(

@@ -1,7 +1,9 @@
 """What a server counts is what Prometheus can read, and holds nothing that anybody said."""
 
+import json
 import re
 import threading
+import time
 
 from tests.unit.serve.test_app import KEY, chat, request, served
 
@@ -45,6 +47,25 @@ def test_requests_tokens_and_stages_are_counted_and_nothing_that_was_said():
     assert counted[f'stillroom_request_seconds_bucket{{le="+Inf",{chats}}}'] == "3.0"
     assert counted[f"stillroom_request_seconds_count{{{chats}}}"] == "3.0"
     assert CANARY not in request(app, "GET", "/metrics").text
+
+
+def test_the_time_to_the_first_token_ends_where_the_first_text_does():
+    def write_slowly(messages, sampling, k, **_):
+        yield ""
+        time.sleep(0.2)
+        yield "It "
+        time.sleep(0.2)
+        yield "is."
+        yield Answer(Completion("It is.", "stop", 50, 2), (), (), {})
+
+    lines = []
+    app = create_app(served(ask=write_slowly), log=lines.append)
+    for is_stream in (True, False):
+        chat(app, stream=is_stream)
+        line = json.loads(lines[-1])
+        assert 200 <= line["first_token_ms"] <= line["ms"] - 190
+    route = '{route="/v1/chat/completions"}'
+    assert read(app)[f"stillroom_time_to_first_token_seconds_count{route}"] == "2.0"
 
 
 def test_counters_need_a_key_where_keys_are_asked_for_and_refusals_count():
