@@ -379,6 +379,17 @@ def test_settings_of_another_form_are_told(settings):
     assert line.endswith("has no effect: set form: statement")
 
 
+def test_progress_names_no_records_that_are_not_to_be_made(index, use, teacher, tmp_path):
+    use(teacher)
+    rules = {"filters": RULES}
+    targets = {"train": 5}
+    none = RecordsRecipe(index=str(index), pipeline=rules, num_records=targets, held_out=0)
+    do(none, tmp_path / "out")
+    events = (tmp_path / "out" / "events.jsonl").read_text(encoding="utf-8")
+    assert "generating train records" in events
+    assert "held_out records" not in events
+
+
 def test_held_out_records_need_a_held_out_share():
     with pytest.raises(ValidationError, match="needs a held_out above 0"):
         RecordsRecipe(index="a", held_out=0, num_records={"held_out": 5})

@@ -109,6 +109,8 @@ class _RecordsRun:
             job.scratch / split,
             job.check_cancelled,
         )
+        if not target:
+            return executor.run(target, self.files, self.costs, share, lambda _: None)
         total = target if target < UNLIMITED else 0
         with job.phase(f"generating {split} records", total, "records") as progress:
 
