@@ -1,4 +1,7 @@
-"""Stop sequences (``cut_at_stop``), context window (``limit_new_tokens``), and worker threads."""
+"""Stop sequences (``cut_at_stop``), context window (``limit_new_tokens``), and worker threads.
+
+Called by ``models.local.generation`` and ``diffusion.backend``.
+"""
 
 from __future__ import annotations
 

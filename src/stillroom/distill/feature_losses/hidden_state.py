@@ -5,7 +5,8 @@ Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, equation 8: mean square o
 layer pair [0, 0]: hidden state 0 is the input of the first layer. Differs from the paper: W is not
 part of the student; there is one for each pair of layers, trained with the student and dropped at
 the end, initialized to the identity for equal widths and to an orthogonal matrix otherwise. The
-state of the last layer is taken after the final norm.
+state of the last layer is taken after the final norm. ``distill.trainers.feature_set`` pairs the
+layers.
 """
 
 from __future__ import annotations

@@ -432,7 +432,7 @@ def _unknown_layout_error(body: nn.Module, layer: int) -> CheckpointError:
 
 
 def _pair_layers(loss: FeatureLoss, student: int, teacher: int) -> tuple[tuple[int, int], ...]:
-    """Return the layer mapping: the compared layers, as pairs (student, teacher)."""
+    """Return the ``layer_mapping`` (DistillKit): compared layers as pairs (student, teacher)."""
     if loss.layers == "last":
         return ((student, teacher),)
     if loss.layers == "uniform":

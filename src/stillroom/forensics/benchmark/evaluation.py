@@ -1,6 +1,6 @@
-"""Frame-level and video-level evaluation of detector scores under a fixed protocol.
+"""Frame-level and video-level evaluation (AUC and others) of detector scores.
 
-Scores come from any detector: a table of ids and scores suffices; detectors are compared. Frames
+The protocol is fixed. Scores come from any detector: a table of ids and scores suffices. Frames
 and clips (video level, ``forensics.aggregation``) are reported where a manifest has clips; each
 generator is also measured alone against all real items. Thresholds are chosen on the validation
 split, never on the tested one.

@@ -60,7 +60,8 @@ class BatchScheduler:
 
         Args:
             decode: Generator over the steps of a batch; ends when all its rows have ended.
-            rows: Maximum rows per batch.
+            rows: Maximum rows per batch (vLLM's ``max_num_seqs``): ``batch_size`` of the
+                ``transformers`` backend.
             batches: Maximum concurrent batches; further streams wait.
             begin: Called first on each decoding thread, for thread-local settings.
         """

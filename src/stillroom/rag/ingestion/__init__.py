@@ -1,1 +1,4 @@
-"""Ingestion: discover, parse, chunk, contextualize and embed documents."""
+"""Ingestion: discover, parse, chunk, contextualize and embed documents.
+
+Chunkers (splitters) are in ``stillroom.text.chunkers``.
+"""

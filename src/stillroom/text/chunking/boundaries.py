@@ -1,5 +1,7 @@
 """Text splitter of all chunkers (DocumentSplitter): split points, chunk size and chunk overlap.
 
+The overlap is LangChain's ``chunk_overlap`` and Haystack's ``split_overlap``.
+
 Boundaries are found once, by kind; each split is then two binary searches per kind, so that time is
 linear in the text. No boundary lies within a code fence or a table row that fits whole.
 
