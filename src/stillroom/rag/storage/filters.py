@@ -50,6 +50,7 @@ _BUILT_IN_FIELDS = ("path", "title", "format", "language", "origin")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MAX_TEXT = 1_000
+_INEXACT = 2**sys.float_info.mant_dig
 _ROW_KEYS = {"path", "fields", "tenant", "labels"}
 
 
@@ -134,6 +135,10 @@ def _read_row(row: Any, path: Path, number: int) -> tuple[str, DocumentMetadata]
             raise _make_metadata_error(
                 path, number, f"{name} is not text, a number, true, false or a list of these"
             )
+        if any(map(_is_inexact, value if isinstance(value, list) else [value])):
+            raise _make_metadata_error(
+                path, number, f"{name} has a whole number that is not exact: write it as text"
+            )
     return row["path"], DocumentMetadata(fields, tenant, tuple(sorted(set(labels))))
 
 
@@ -143,6 +148,11 @@ def _is_value(value: Any) -> bool:
     if isinstance(value, bool | int | float):
         return abs(value) <= sys.float_info.max  # a column holds it: neither NaN nor too large
     return isinstance(value, str) and len(value) <= _MAX_TEXT
+
+
+def _is_inexact(value: Any) -> bool:
+    """Return whether the float that a column holds may be that of another whole number, too."""
+    return isinstance(value, int) and abs(value) >= _INEXACT
 
 
 def _is_field(name: str, value: Any) -> bool:
@@ -408,12 +418,15 @@ class _FilterParser:
         if self.at >= len(self.tokens) or self.tokens[self.at][0] == "mark":
             raise self.refuse("a value is missing")
         kind, value, _ = self.tokens[self.at]
+        is_number = kind == "word" and _NUMBER.fullmatch(value) is not None
+        if is_number and value.lstrip("+-").isdigit() and abs(float(value)) >= _INEXACT:
+            raise self.refuse("whole numbers as large are texts: quote it, here and in metadata")
         self.at += 1
         if kind == "text":
             return value
         if value.lower() in {"true", "false"}:
             return value.lower() == "true"
-        return float(value) if _NUMBER.fullmatch(value) else value
+        return float(value) if is_number else value
 
     def _next(self, kind: str, label: str) -> str:
         if self.at >= len(self.tokens) or self.tokens[self.at][0] != kind:

@@ -119,6 +119,9 @@ def test_a_narrowed_view_follows_deletes_and_additions(place, folder):
         ("year = 1; DROP TABLE documents", "rag.bad-filter"),
         ("year = 1 or 1=1 --", "rag.bad-filter"),
         ('path = "unclosed', "rag.bad-filter"),
+        ("year = 9007199254740993", "rag.bad-filter"),
+        ("year in (1, -9007199254740993)", "rag.bad-filter"),
+        ("year < " + "9" * 5000, "rag.bad-filter"),
         ("not " * 100 + "year = 1", "rag.bad-filter"),
         ("(" * 100 + "year = 1" + ")" * 100, "rag.bad-filter"),
         (" or ".join(["year = 1"] * 300), "rag.bad-filter"),
@@ -182,6 +185,8 @@ def test_a_change_of_what_is_said_embeds_nothing(place, folder, tmp_path):
         '{"path": "a", "fields": {"x": {"y": 1}}}',
         '{"path": "a", "fields": {"x": NaN}}',
         '{"path": "a", "fields": {"x": 1' + "0" * 400 + "}}",
+        '{"path": "a", "fields": {"x": 9007199254740993}}',
+        '{"path": "a", "fields": {"x": ["b", -9007199254740993]}}',
         '{"path": "a", "fields": {"x": null}}',
         '{"path": "a", "labels": "staff"}',
         '{"path": "a", "tenant": 3}',
@@ -195,6 +200,22 @@ def test_metadata_that_cannot_be_used_is_refused_by_its_line(tmp_path, line):
         read_metadata(path)
     assert caught.value.problems[0].code == "rag.metadata"
     assert f"{path}:" in caught.value.problems[0].where
+
+
+def test_ids_that_no_float_tells_apart_are_found_as_texts(folder, tmp_path):
+    rows = [
+        {
+            "path": f"animals/{name}.md",
+            "fields": {"id": f"900719925474099{digit}", "size": 2**53 - 1},
+        }
+        for name, digit in (("cats", 2), ("dogs", 3))
+    ]
+    told = write_metadata(tmp_path / "told.jsonl", rows)
+    recipe = IndexRecipe(documents=str(folder), embedder="static", metadata=told)
+    run_recipe(recipe, tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        assert paths(index, 'id = "9007199254740993"') == {"dogs.md"}
+        assert paths(index, "size = 9007199254740991") == {"cats.md", "dogs.md"}
 
 
 def test_a_number_of_front_matter_that_no_column_holds_is_no_field():
