@@ -77,6 +77,7 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
     """
     root, scan = discover_documents(recipe.documents)
     files, unread = digest_files(root, scan, job)
+    metadata = read_document_metadata(recipe, [file.path for file in files], job)
     if embedder is None:
         from stillroom.models import open_embedder
 
@@ -94,7 +95,6 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         parts, failures, reused = _ingest(files, unread, ingester, reusable, description, job)
     failures.sort(key=lambda failed: failed.path)
     _check_usable(recipe, len(parts), failures, str(root), reusable, job)
-    metadata = read_document_metadata(recipe, [file.path for file in files], job)
     snapshot, recall = _write(
         recipe,
         job,

@@ -18,7 +18,6 @@ Front matter is written by the author of a document, so it never grants access t
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.objects.disk import require_file
+from stillroom.provenance.digests import build_unique_object, load_json
 from stillroom.rag.types import DocumentMetadata
 
 __all__ = [
@@ -99,15 +99,15 @@ def read_metadata(path: Path) -> dict[str, DocumentMetadata]:
     """
     metadata_by_path: dict[str, DocumentMetadata] = {}
     try:
-        lines = require_file(path).read_text(encoding="utf-8").splitlines()
+        lines = require_file(path).read_text(encoding="utf-8").split("\n")  # not at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise _make_metadata_error(path, 0, f"it cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = load_json(line, object_pairs_hook=build_unique_object)
+        except ValueError as error:
             raise _make_metadata_error(path, number, f"it is not JSON: {error}") from error
         name, metadata = _read_row(row, path, number)
         if name in metadata_by_path:
@@ -420,7 +420,9 @@ class _FilterParser:
         kind, value, _ = self.tokens[self.at]
         is_number = kind == "word" and _NUMBER.fullmatch(value) is not None
         if is_number and value.lstrip("+-").isdigit() and abs(float(value)) >= _INEXACT:
-            raise self.refuse("whole numbers as large are texts: quote it, here and in metadata")
+            raise self.refuse(
+                "this number is not exact: quote it, and write it as text in metadata"
+            )
         self.at += 1
         if kind == "text":
             return value

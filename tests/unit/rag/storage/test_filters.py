@@ -191,6 +191,7 @@ def test_a_change_of_what_is_said_embeds_nothing(place, folder, tmp_path):
         '{"path": "a", "labels": "staff"}',
         '{"path": "a", "tenant": 3}',
         '{"path": "b"}\n{"path": "b"}',
+        '{"path": "a", "labels": ["staff"], "labels": ["public"]}',
     ],
 )
 def test_metadata_that_cannot_be_used_is_refused_by_its_line(tmp_path, line):
@@ -200,6 +201,22 @@ def test_metadata_that_cannot_be_used_is_refused_by_its_line(tmp_path, line):
         read_metadata(path)
     assert caught.value.problems[0].code == "rag.metadata"
     assert f"{path}:" in caught.value.problems[0].where
+
+
+def test_a_line_of_metadata_ends_where_json_lines_do(tmp_path):
+    told = tmp_path / "told.jsonl"
+    titles = ["a\u2028b\u2029c\x85d", "e"]
+    rows = [{"path": title, "fields": {"of": title}} for title in titles]
+    told.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline="")
+    assert [facts.fields["of"] for facts in read_metadata(told).values()] == titles
+
+
+def test_metadata_is_read_before_anything_is_parsed(folder, tmp_path, monkeypatch):
+    (tmp_path / "told.jsonl").write_text("not json\n")
+    told = IndexRecipe(documents=str(folder), embedder="static", metadata=f"{tmp_path}/told.jsonl")
+    monkeypatch.setattr("stillroom.rag.index.builder.IngestPipeline", None)
+    with pytest.raises(DataError, match="metadata file"):
+        run_recipe(told, tmp_path / "index")
 
 
 def test_ids_that_no_float_tells_apart_are_found_as_texts(folder, tmp_path):
