@@ -330,6 +330,12 @@ class RetrievalPipeline:
     answering: AnswerStrategy | None = None
     unsupported: UnsupportedPolicy = "mark"
 
+    @property
+    def moment(self) -> str:
+        """Further state that the hits depend on (``TimeDependent``)."""
+        moments = (part.moment for part in (self.retriever, self.reranker) if part is not None)
+        return " ".join(filter(None, moments))
+
     def to_answer_settings(self) -> dict[str, Any]:
         """Return the fields of ``AnswerSettings`` that the pipeline decides."""
         settings: dict[str, Any] = {
