@@ -173,7 +173,8 @@ def _build_all(
     try:
         for number, (text, variant) in enumerate(distinct.items(), 1):
             job.check_cancelled()
-            key = digest_json([text, _digest_documents(variant)])[:16]
+            given = [digest_file(Path(path)) for path in [variant.metadata] if path]
+            key = digest_json([text, _digest_documents(variant), *given])[:16]
             folder = cache_folder / "indexes" / key
             if not Job.recover(folder):
                 job.say(f"index {number} of {len(distinct)}")
@@ -352,6 +353,8 @@ def _write_results(job: Job, outcome: SweepSummary, best: str) -> None:
 def _build_parents(recipe: SweepRecipe) -> list[Parent]:
     questions = recipe.questions
     files = {"questions": questions} if isinstance(questions, str) else questions.model_dump()
+    if recipe.index.metadata:
+        files["metadata"] = recipe.index.metadata
     return [
         Parent("documents", recipe.index.documents, _digest_documents(recipe.index)),
         *(

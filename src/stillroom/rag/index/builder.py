@@ -34,6 +34,7 @@ from stillroom.rag.ingestion.pipeline import (
     build_documents_parent,
     build_embedder_parent,
     build_index_config,
+    build_metadata_parents,
 )
 from stillroom.rag.ingestion.preparation import DocumentFile, FailedDocument, fit_chunker
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
@@ -78,6 +79,7 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
     root, scan = discover_documents(recipe.documents)
     files, unread = digest_files(root, scan, job)
     metadata = read_document_metadata(recipe, [file.path for file in files], job)
+    given = build_metadata_parents(recipe, job.out)  # before the file may change
     if embedder is None:
         from stillroom.models import open_embedder
 
@@ -124,6 +126,7 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         "index",
         parents=[
             build_documents_parent(root, files),
+            *given,
             build_embedder_parent(recipe.embedder, embedder.fingerprint),
             *(contexts.parents if contexts else []),
             *(encoders.parents if encoders else []),

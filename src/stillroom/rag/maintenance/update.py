@@ -41,6 +41,7 @@ from stillroom.rag.ingestion.pipeline import (
     IngestPipeline,
     build_documents_parent,
     build_index_config,
+    build_metadata_parents,
 )
 from stillroom.rag.ingestion.preparation import DocumentFile, FailedDocument, fit_chunker
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
@@ -223,6 +224,10 @@ class _Update:
         files, unread = digest_files(root, scan, self.job)
         paths = [file.path for file in files]
         self.metadata = read_document_metadata(self.recipe, paths, self.job)
+        parents = [
+            build_documents_parent(root, files),
+            *build_metadata_parents(self.recipe, self.writer.folder.parent),
+        ]
         self.before = self.writer.list_documents()
         self._plan_changes(files, unread)
         planned = self.metadata_changes, self.puts, self.moves, self.failures, self.ingests
@@ -250,7 +255,7 @@ class _Update:
         done = replace(done, snapshot=latest.number, digest=latest.digest)
         update_manifest(
             self.writer,
-            parents=[build_documents_parent(root, files)],
+            parents=parents,
             details={
                 "parsed": parsed,
                 "embedded": embedded,

@@ -1,12 +1,14 @@
 """Filters: what is read from text, what is refused, and that no text becomes a statement."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
-from stillroom.provenance import read_ledger
+from stillroom.jobs.job import write_manifest
+from stillroom.provenance import digest_file, read_artifact, read_ledger
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.update import delete_documents, update_index
@@ -201,6 +203,24 @@ def test_metadata_that_cannot_be_used_is_refused_by_its_line(tmp_path, line):
         read_metadata(path)
     assert caught.value.problems[0].code == "rag.metadata"
     assert f"{path}:" in caught.value.problems[0].where
+
+
+def test_the_lineage_has_the_file_that_grants_access(place, tmp_path):
+    def told():
+        return [parent for parent in read_artifact(place).parents if parent.role == "metadata"]
+
+    path = tmp_path / "told.jsonl"
+    (built,) = told()
+    assert (built.path, built.digest) == ("../told.jsonl", digest_file(path))
+    write_metadata(path, [{**METADATA[0], "labels": ["staff"]}])
+    update_index(place)
+    (updated,) = told()
+    assert updated.digest == digest_file(path) != built.digest
+    stated = read_artifact(place)
+    others = tuple(parent for parent in stated.parents if parent.role != "metadata")
+    write_manifest(place, replace(stated, parents=others))  # as earlier versions did
+    update_index(place)
+    assert told() == [updated]
 
 
 def test_a_line_of_metadata_ends_where_json_lines_do(tmp_path):
