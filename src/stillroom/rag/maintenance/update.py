@@ -285,7 +285,7 @@ class _Update:
         """Plan by digests which files to skip, overwrite or add (DuplicatePolicy)."""
         self.failures += unread
         known = {file.path for file in files}
-        known |= {failure.path for failure in unread if failure.code == "rag.unreadable"}
+        known |= {failure.path for failure in unread}  # ``run`` removes those that are outdated
         removed_paths: dict[str, list[str]] = {}
         for path, (key, digest, _) in self.before.items():
             if path not in known:

@@ -26,6 +26,7 @@ from stillroom.rag.index.view import AccessContext
 from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.update import (
+    check_index,
     compact_index,
     delete_documents,
     list_snapshots,
@@ -206,6 +207,25 @@ def test_folders_that_no_document_is_read_from_need_not_be_readable(folder, tmp_
         update_index(whole)
     assert caught.value.code == "rag.partial-listing"
     assert caught.value.problems[0].where in {str(folder / name) for name in unreadable}
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_document_replaced_by_a_link_is_deleted_once(place, folder, tmp_path, is_moved):
+    (tmp_path / "outside.md").write_text("Outside.\n")
+    cats = folder / "animals/cats.md"
+    if is_moved:
+        cats.rename(folder / "moved.md")
+    else:
+        cats.unlink()
+    cats.symlink_to(tmp_path / "outside.md")
+    done = update_index(place, max_failed=1)
+    assert (done.added, done.renamed, done.deleted, done.failed) == (int(is_moved), 0, 1, 1)
+    assert done.unchanged == 5
+    with Index.open(place) as index:
+        paths = {index.passage_at(row).location.path for row in range(len(index))}
+        assert len(paths) == 5 + is_moved
+        assert ("moved.md" in paths) == is_moved
+    assert check_index(place) == []
 
 
 def test_an_empty_or_missing_folder_deletes_nothing(place, folder, tmp_path):
