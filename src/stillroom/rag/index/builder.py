@@ -86,10 +86,8 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         recipe = recipe.model_copy(update={"embedder": choose_embedder(recipe, root, files, job)})
         embedder = open_embedder(recipe.embedder)
     recipe = fit_chunker(recipe, embedder, job.say)
-    contexts, encoders = (
-        open_context_writer(recipe, job),
-        open_encoders(recipe.sparse, recipe.late_interaction, embedder),
-    )
+    contexts = open_context_writer(recipe, job)
+    encoders = open_encoders(recipe.sparse, recipe.late_interaction, embedder)
     description = build_index_config(recipe, embedder, contexts, encoders)
     reusable = _open_previous(job, description)
     with ParserProcess() as worker, contexts or nullcontext():
