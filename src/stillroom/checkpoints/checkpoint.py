@@ -38,6 +38,18 @@ __all__ = ["Checkpoint"]
 
 _BLOCK_BYTES = 4 << 20
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_HEADS = {
+    f"{name}.weight"
+    for name in (
+        "head",  # RWKV
+        "output",  # InternLM 2, GIT
+        "output_projection",  # TrOCR, BioGPT
+        "decoder",  # ModernBERT as a decoder
+        "lm_head.linear",  # Phi's first files
+        "transformer.output_layer",  # ChatGLM
+    )
+}
+"""Output embeddings of other names, of the whole model alone: layers use these names, too."""
 _TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -310,7 +322,7 @@ class Checkpoint:
 
 def _is_head(name: str) -> bool:
     """Return whether a tensor is an output embedding, also of a model of several parts."""
-    return name.endswith(("lm_head.weight", "embed_out.weight"))
+    return name in _HEADS or name.endswith(("lm_head.weight", "embed_out.weight"))
 
 
 def _digest_tensor(store: TensorStore, name: str) -> str:

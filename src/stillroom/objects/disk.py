@@ -250,16 +250,15 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def append_line(path: Path, line: str, *, mode: int = 0o666) -> None:
+def append_line(path: Path, line: str) -> None:
     """Append a line in one write; a last line that a kill or a full disk cut is ended first.
 
     Args:
         path: The file, which may be missing.
         line: The line, without its end.
-        mode: Permissions of a new file, without those that the umask takes away.
     """
     data = line.encode() + b"\n"
-    with open(path, "ab+", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+    with path.open("ab+") as file:
         if size := file.seek(0, os.SEEK_END):
             file.seek(size - 1)
             if file.read(1) != b"\n":

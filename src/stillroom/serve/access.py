@@ -11,6 +11,7 @@ A line may hold the SHA-256 digest of the key instead of the key, so that the fi
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -74,16 +75,23 @@ def create_key(path: Path, words: str = "") -> str:
     secret = secrets.token_urlsafe(32)
     line = f"sha256:{hashlib.sha256(secret.encode()).hexdigest()} {' '.join(words.split())}"
     _parse_line(line.partition("#")[0].split(), path)
-    size = len(_read_private_file(path).encode()) if path.exists() else 0
-    try:
-        with full_disk_as_error(path):
-            append_line(path, line.rstrip(), mode=0o600)
+    if path.exists():
+        _read_private_file(path)
+    with full_disk_as_error(path), open(path, "ab", opener=_open_private) as file:
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        size = os.fstat(file.fileno()).st_size
+        try:
+            append_line(path, line.rstrip())
             sync_path(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.truncate(path, size)  # else a part of the line would be taken for a key
-        raise
+        except BaseException:
+            file.truncate(size)  # else a part of the line would be taken for a key
+            raise
     return secret
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def read_keys(path: Path | None = None) -> tuple[ApiKey, ...]:

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.config_file import read_end_tokens
@@ -105,6 +106,24 @@ def test_tied_weights_count_once(tmp_path):
     assert "lm_head.weight" in loose
     stored = dict(loose.config, tie_word_embeddings=True)
     assert Checkpoint(loose.folder, stored, loose._store).parameters == tied.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "is_tied"),
+    [
+        ("head.weight", False),
+        ("output.weight", False),
+        ("transformer.output_layer.weight", False),
+        ("lm_head.linear.weight", False),
+        ("model.layers.0.attention.output.weight", True),
+        ("model.norm.weight", True),
+    ],
+)
+def test_a_stored_head_of_another_name_is_not_tied(name, is_tied, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "other"}')
+    table = torch.zeros(8, 4)
+    save_file({"emb.weight": table, name: table.clone()}, tmp_path / "model.safetensors")
+    assert Checkpoint.open(tmp_path).is_tied == is_tied
 
 
 def test_tokenizer_digest_does_not_see_formatting_or_padding(tiny, tmp_path):

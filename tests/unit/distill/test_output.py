@@ -85,7 +85,7 @@ def test_a_card_says_that_no_weight_has_changed(loaded, teacher_folder, tmp_path
 
 
 def test_candidates_are_bfloat16_folders_and_leftovers_go(loaded, teacher_folder, tmp_path):
-    stale = tmp_path / "candidates" / ".000002.writing"
+    stale = tmp_path / "candidates" / ".000002.draft"
     stale.mkdir(parents=True)
     (stale / "half").write_bytes(b"half")
     keep = make_candidate_writer(tmp_path, teacher_folder, {2}, StudentOutputSettings(), CARD)

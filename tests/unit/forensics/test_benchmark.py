@@ -105,6 +105,16 @@ class TestManifest:
         (item,) = read_items(tmp_path)
         assert (item.path, item.source, item.mask) == ("fake/1.jpg", "s", "")
 
+    @pytest.mark.parametrize("ending", ["jsonl", "csv"])
+    def test_a_row_ends_at_the_end_of_a_line_alone(self, ending, tmp_path):
+        path = tmp_path / f"m.{ending}"
+        items = [dataclasses.replace(item, id=f"{item.id}\u2028b") for item in make_items(2)]
+        write_items(path, items)
+        assert read_items(path) == items
+        (tmp_path / "s.csv").write_text("id,score\na\u2028b,0.5\n")
+        (tmp_path / "s.jsonl").write_text('{"id": "a\u2028b", "score": 0.5}\n')
+        assert read_scores(tmp_path / f"s.{ending}") == {"a\u2028b": 0.5}
+
     def test_a_zero_is_a_name(self, tmp_path):
         row = {"id": 0, "path": "0.png", "label": 0, "identity": 0, "source": 0, "clip": 0}
         row |= {"mask": False, "consent": []}

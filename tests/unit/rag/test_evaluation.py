@@ -13,6 +13,7 @@ from stillroom.evaluate.qa.collections import CorpusRow, read_run
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.embedders.static import _StaticEmbedder
+from stillroom.rag.evaluation import retrieval_job
 from stillroom.rag.evaluation.retrieval import (
     QueryResult,
     RunResults,
@@ -24,6 +25,7 @@ from stillroom.rag.evaluation.retrieval import (
 )
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.jobs.retrieval_evaluation import RetrievalEvaluationRecipe
+from stillroom.rag.rerankers.mmr import Mmr
 from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.text.reader import scan_folder
 
@@ -264,3 +266,27 @@ def test_a_way_that_asks_a_model_needs_one(judged, built, tmp_path):
     with pytest.raises(DataError) as caught:
         run_report(make_recipe(judged, built, pipelines=["hyde>keyword"]), tmp_path / "out")
     assert caught.value.code == "rag.no-model"
+
+
+def test_what_other_weights_rank_is_searched_again_by_a_resumed_job(
+    judged, built, tmp_path, monkeypatch
+):
+    recipe = make_recipe(judged, built, pipelines=["keyword", "keyword+mmr"])
+    searched = []
+
+    def note(index, pipeline, text, **settings):
+        if "leave_out" in settings:  # else it warms up
+            searched.append(pipeline.name)
+        return search_query(index, pipeline, text, **settings)
+
+    def stop(path, run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retrieval_job, "write_run", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_report(recipe, tmp_path / "out")
+    monkeypatch.setattr(retrieval_job, "search_query", note)
+    monkeypatch.setattr(Mmr, "moment", "other weights")
+    run_report(recipe, tmp_path / "out", resume=True)
+    assert searched == ["keyword+mmr"] * len(QUERIES)

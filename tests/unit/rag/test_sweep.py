@@ -18,10 +18,15 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.metrics.bootstrap import adjust_p_values
 from stillroom.flow import run_recipe
 from stillroom.models import open_embedder
+from stillroom.provenance import digest_file
 from stillroom.rag.embedding.cache import CachedEmbedder
+from stillroom.rag.evaluation import sweep_job
+from stillroom.rag.evaluation.retrieval import search_query
 from stillroom.rag.evaluation.sweep import SweepCost, SweepRow, evaluate_sweep
+from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import run
 from stillroom.rag.jobs.sweep import SweepRecipe, build_variant, list_configurations
+from stillroom.rag.rerankers.mmr import Mmr
 
 TOPICS = ["otter", "heron", "badger", "lynx", "weasel", "marten", "beaver", "stoat", "raven", "owl"]
 
@@ -93,6 +98,46 @@ def test_a_sweep_names_the_best_and_leaves_its_recipe(recipe, tmp_path):
     done = CliRunner().invoke(stillroom, ["check", str(best)])
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "cache/indexes").glob("*/artifact.json"))) == 2  # ways share them
+
+
+def test_what_other_weights_rank_is_searched_again_by_a_resumed_sweep(
+    recipe, tmp_path, monkeypatch
+):
+    sweep = recipe(pipelines=["keyword", "keyword+mmr"], grid={})
+    searched = []
+
+    def note(index, pipeline, text, **settings):
+        if "leave_out" in settings:  # else it warms up
+            searched.append(pipeline.name)
+        return search_query(index, pipeline, text, **settings)
+
+    def stop(*settings, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_job, "evaluate_sweep", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_report(sweep, tmp_path / "out")
+    monkeypatch.setattr(sweep_job, "search_query", note)
+    monkeypatch.setattr(Mmr, "moment", "other weights")
+    run_report(sweep, tmp_path / "out", resume=True)
+    assert searched == ["keyword+mmr"] * 40
+
+
+def test_an_index_of_other_metadata_is_not_taken_from_the_cache(recipe, tmp_path):
+    sweep = recipe(cache=str(tmp_path / "cache"), pipelines=["keyword"], grid={})
+    told = tmp_path / "told.jsonl"
+    index = sweep.index.model_copy(update={"metadata": str(told)})
+    for year in (2000, 2020):
+        told.write_text(json.dumps({"path": "owl-hunts.md", "fields": {"year": year}}) + "\n")
+        sweep = sweep.model_copy(update={"index": index})
+        artifact, _ = run_report(sweep, tmp_path / f"out-{year}")
+        assert digest_file(told) in {parent.digest for parent in artifact.parents}
+    years = set()
+    for folder in (tmp_path / "cache/indexes").glob("*/output"):
+        with Index.open(folder) as opened:
+            years |= {year for year in (2000, 2020) if len(opened.restrict(f"year = {year}"))}
+    assert years == {2000, 2020}
 
 
 def test_single_variants_stand_beside_the_combinations():

@@ -1,10 +1,13 @@
+import errno
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from stillroom.errors import DataError, RecipeError, ResourceError
+from stillroom.serve import access
 from stillroom.serve.access import SCOPES, ApiKey, create_key, read_keys
 from stillroom.serve.jobs.recipe_policy import RecipePolicy
 from stillroom.serve.middleware.auth import match_key
@@ -135,6 +138,24 @@ def test_a_new_key_that_cannot_be_written_loses_no_other(tmp_path):
     assert "too large" in done.stderr
     assert path.read_bytes() == before
     assert len(read_keys(path)) == 2
+
+
+def test_a_new_key_that_cannot_be_written_takes_no_other_back(tmp_path, monkeypatch):
+    path, issued = tmp_path / "keys", [create_key(tmp_path / "keys")]
+    other = threading.Thread(target=lambda: issued.append(create_key(path)))
+    sync = access.sync_path
+
+    def fail(synced):
+        monkeypatch.setattr(access, "sync_path", sync)
+        other.start()
+        other.join(0.2)
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(access, "sync_path", fail)
+    with pytest.raises(ResourceError):
+        create_key(path, "tenant=acme")
+    other.join()
+    assert [key.digest for key in read_keys(path)] == [ApiKey(key).digest for key in issued]
 
 
 def test_new_keys_are_printed_once(tmp_path):

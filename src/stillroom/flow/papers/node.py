@@ -303,7 +303,7 @@ def _read_phases(path: Path) -> Mapping[str, float]:
 
 def _iter_events(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError:
         return
     for line in lines:

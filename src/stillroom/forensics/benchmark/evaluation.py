@@ -344,9 +344,9 @@ def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
     try:
         text = require_file(path).read_text(encoding="utf-8-sig")
         rows = (
-            list(csv.DictReader(text.splitlines()))
+            list(csv.DictReader(text.split("\n")))
             if path.suffix == ".csv"
-            else [load_json(line) for line in text.splitlines() if line.strip()]
+            else [load_json(line) for line in text.split("\n") if line.strip()]
         )
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_scores(f"{path} cannot be read: {error}", "CSV or JSON Lines") from error

@@ -215,9 +215,9 @@ def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     except (DataError, OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_manifest(path, f"cannot be read: {error}", "a manifest") from error
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
+        return list(csv.DictReader(text.split("\n")))
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

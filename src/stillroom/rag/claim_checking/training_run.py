@@ -98,7 +98,7 @@ def _read_claims(path: Path, warn: Callable[[str], None]) -> Iterator[LabeledCla
         DataError: If the file holds none, or a line is none.
     """
     try:
-        lines = require_file(path).read_text(encoding="utf-8").splitlines()
+        lines = require_file(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _claims_error(str(error), str(path), "check the path") from error
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

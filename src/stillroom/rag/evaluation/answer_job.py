@@ -311,7 +311,7 @@ def read_labels(path: Path) -> dict[tuple[str, str], bool]:
         DataError: If a line is malformed.
     """
     labels = {}
-    for number, line in enumerate(require_file(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(require_file(path).read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

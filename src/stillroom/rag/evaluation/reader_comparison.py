@@ -172,11 +172,12 @@ def make_key(
 ) -> str:
     """Return a journal's key of an answer: all that it depends on, wherever the reader lies."""
     parts = [pipeline.name, question.id, question.text, recipe.k, recipe.depth, index.digest]
-    if isinstance(pipeline.answering, Quote):
+    parts += filter(None, [pipeline.moment])  # most have none: their keys are as they were
+    if isinstance(answering := pipeline.answering, Quote):
         # by its weights, not its place: a run that was moved is replayed with the same keys
-        weights = find_fingerprint(pipeline.answering.reader) or pipeline.answering.reader
-        settings = pipeline.answering.model_dump(mode="json", exclude={"reader"})
-        return digest_json([*parts, settings, weights])
+        weights = find_fingerprint(answering.reader) or answering.reader
+        return digest_json([*parts, answering.model_dump(mode="json", exclude={"reader"}), weights])
+    parts += filter(None, [answering and answering.moment])
     return digest_json([*parts, model.fingerprint, recipe.max_new_tokens, recipe.seed])
 
 

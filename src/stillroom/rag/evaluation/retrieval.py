@@ -37,9 +37,9 @@ from stillroom.provenance import trace_sources
 from stillroom.rag.interfaces import make_query
 from stillroom.rag.observability import collect_stages, collect_warnings
 from stillroom.rag.retrieval.pipeline import (
-    RERANK_DEPTH,
     RetrievalCandidates,
     RetrievalPipeline,
+    get_rerank_depth,
     rerank_hits,
     retrieve,
 )
@@ -231,15 +231,20 @@ def _search(
     index: Index, pipeline: RetrievalPipeline, text: str, depth: int, model: TextModel | None
 ) -> tuple[list[Hit], list[Hit]]:
     """Return the hits before and after the reranker, which reads its usual number of hits."""
-    query = make_query(text)
+    query, read = make_query(text), get_rerank_depth(pipeline.reranker)
     hits = retrieve(
-        index, query, depth, retriever=pipeline.retriever, transform=pipeline.transform, model=model
+        index,
+        query,
+        max(depth, read),
+        retriever=pipeline.retriever,
+        transform=pipeline.transform,
+        model=model,
     )
     if pipeline.reranker is None or not hits:
         return hits, hits
-    first = RetrievalCandidates(index, (query,), hits=hits[:RERANK_DEPTH])
+    first = RetrievalCandidates(index, (query,), hits=hits[:read])
     reranked = rerank_hits(first, reranker=pipeline.reranker, model=model)
-    return hits, [*reranked.hits, *hits[RERANK_DEPTH:]]
+    return hits[:depth], [*reranked.hits, *hits[read:]][:depth]
 
 
 def _pool_names(hits: Sequence[Hit], unit: JudgedUnit, leave_out: str) -> tuple[str, ...]:

@@ -210,11 +210,12 @@ class _RetrievalEvaluation:
         journal = job.journal("searches")
         model_mark = self.model.fingerprint if self.model is not None else ""
         search = partial(search_query, self.index, unit=self.unit, depth=depth, model=self.model)
+        moments = {pipeline.name: pipeline.moment for pipeline in self.pipelines}
         keys = {}
         for query, text in queries.items():
             others = (self.unit, depth, self.index.digest, model_mark, self.query_ids[query])
             for pipeline in self.pipelines:
-                key = digest_json([pipeline.name, query, text, *others])
+                key = digest_json([pipeline.name, query, text, *others, moments[pipeline.name]])
                 keys[pipeline.name, query] = key
         done = sum(key in journal for key in keys.values())
         warm = done == len(keys)

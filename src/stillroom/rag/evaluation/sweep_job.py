@@ -173,7 +173,8 @@ def _build_all(
     try:
         for number, (text, variant) in enumerate(distinct.items(), 1):
             job.check_cancelled()
-            key = digest_json([text, _digest_documents(variant)])[:16]
+            given = [digest_file(Path(path)) for path in [variant.metadata] if path]
+            key = digest_json([text, _digest_documents(variant), *given])[:16]
             folder = cache_folder / "indexes" / key
             if not Job.recover(folder):
                 job.say(f"index {number} of {len(distinct)}")
@@ -245,12 +246,12 @@ def _measure(
     with Index.open(built.folder, verify=False, access=recipe.get_access()) as index:
         judge = _JudgedNames(index, questions)
         model_mark = model.fingerprint if model is not None else ""
+        others = (judge.unit, recipe.depth, index.digest, model_mark, pipeline.moment)
         is_warm = False
         with job.phase(configuration.name, len(questions.texts), "searches") as progress:
             for query, text in questions.texts.items():
-                key = digest_json(
-                    [pipeline.name, query, text, judge.unit, recipe.depth, index.digest, model_mark]
-                )
+                leave_out = get_query_id(query, judge.unit, questions.qrels.get(query, {}))
+                key = digest_json([pipeline.name, query, text, leave_out, *others])
                 if key not in journal:
                     job.check_cancelled()
                     if not is_warm:  # opens the embedder; another text, so that no vector is cached
@@ -266,7 +267,7 @@ def _measure(
                         unit=judge.unit,
                         depth=recipe.depth,
                         model=model,
-                        leave_out=get_query_id(query, judge.unit, questions.qrels.get(query, {})),
+                        leave_out=leave_out,
                     )
                     spent = model.tokens - before if model is not None else 0
                     journal.put(key, [result.ranked, result.seconds, result.cpu_seconds, spent])
@@ -352,6 +353,8 @@ def _write_results(job: Job, outcome: SweepSummary, best: str) -> None:
 def _build_parents(recipe: SweepRecipe) -> list[Parent]:
     questions = recipe.questions
     files = {"questions": questions} if isinstance(questions, str) else questions.model_dump()
+    if recipe.index.metadata:
+        files["metadata"] = recipe.index.metadata
     return [
         Parent("documents", recipe.index.documents, _digest_documents(recipe.index)),
         *(

@@ -147,7 +147,7 @@ class SemanticCache:
         vector = np.asarray(index.embed_query(Query(question)), dtype="<f4").tobytes()
         text = _adapter().dump_json(answer).decode()
         values = (scope, key.text, key.gate, question, vector, text)
-        with self._damage_as_error(), self._lock:
+        with self._damage_as_error(), self._lock, self._database:  # commits, or rolls back
             self._database.execute("BEGIN IMMEDIATE")
             (last,) = self._database.execute(
                 "SELECT coalesce(max(used), 0) FROM answers"
@@ -162,7 +162,6 @@ class SemanticCache:
                 " (SELECT id FROM answers ORDER BY used DESC, id DESC LIMIT ?)",
                 (self.capacity,),
             )
-            self._database.execute("COMMIT")
 
     def clear(self) -> None:
         """Delete all answers."""

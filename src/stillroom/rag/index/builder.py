@@ -34,6 +34,7 @@ from stillroom.rag.ingestion.pipeline import (
     build_documents_parent,
     build_embedder_parent,
     build_index_config,
+    build_metadata_parents,
 )
 from stillroom.rag.ingestion.preparation import DocumentFile, FailedDocument, fit_chunker
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
@@ -77,16 +78,16 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
     """
     root, scan = discover_documents(recipe.documents)
     files, unread = digest_files(root, scan, job)
+    metadata = read_document_metadata(recipe, [file.path for file in files], job)
+    given = build_metadata_parents(recipe, job.out)  # before the file may change
     if embedder is None:
         from stillroom.models import open_embedder
 
         recipe = recipe.model_copy(update={"embedder": choose_embedder(recipe, root, files, job)})
         embedder = open_embedder(recipe.embedder)
     recipe = fit_chunker(recipe, embedder, job.say)
-    contexts, encoders = (
-        open_context_writer(recipe, job),
-        open_encoders(recipe.sparse, recipe.late_interaction, embedder),
-    )
+    contexts = open_context_writer(recipe, job)
+    encoders = open_encoders(recipe.sparse, recipe.late_interaction, embedder)
     description = build_index_config(recipe, embedder, contexts, encoders)
     reusable = _open_previous(job, description)
     with ParserProcess() as worker, contexts or nullcontext():
@@ -94,7 +95,6 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         parts, failures, reused = _ingest(files, unread, ingester, reusable, description, job)
     failures.sort(key=lambda failed: failed.path)
     _check_usable(recipe, len(parts), failures, str(root), reusable, job)
-    metadata = read_document_metadata(recipe, [file.path for file in files], job)
     snapshot, recall = _write(
         recipe,
         job,
@@ -124,6 +124,7 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         "index",
         parents=[
             build_documents_parent(root, files),
+            *given,
             build_embedder_parent(recipe.embedder, embedder.fingerprint),
             *(contexts.parents if contexts else []),
             *(encoders.parents if encoders else []),

@@ -21,7 +21,14 @@ from stillroom.errors import Cancelled, DataError, StillroomError
 from stillroom.models.hub import LARGE_EMBEDDER, LARGE_EMBEDDER_BASE
 from stillroom.objects import find_address
 from stillroom.objects.disk import full_disk_as_error
-from stillroom.provenance import Parent, canonical_json, digest_bytes, digest_json, digest_text
+from stillroom.provenance import (
+    Parent,
+    canonical_json,
+    digest_bytes,
+    digest_json,
+    digest_text,
+    make_parent,
+)
 from stillroom.rag.analysis.analyzer import ANALYZER_VERSION, Analyzer
 from stillroom.rag.embedding.passages import AuxiliaryVectorCache, PassageEmbedder
 from stillroom.rag.ingestion.preparation import (
@@ -61,6 +68,7 @@ __all__ = [
     "build_documents_parent",
     "build_embedder_parent",
     "build_index_config",
+    "build_metadata_parents",
 ]
 
 _BLOCK_DOCUMENTS = 8
@@ -367,6 +375,16 @@ def build_documents_parent(root: Path, files: Sequence[DocumentFile]) -> Parent:
     """Return the parent entry of artifact.json for the source documents."""
     address = find_address(root) or str(root)
     return Parent("documents", address, digest_json([[file.path, file.digest] for file in files]))
+
+
+def build_metadata_parents(recipe: IndexSettings, home: Path) -> list[Parent]:
+    """Return the parent entry of artifact.json for the metadata file, if there is one.
+
+    Args:
+        recipe: The index's settings.
+        home: The index's final folder.
+    """
+    return [make_parent("metadata", Path(path), home) for path in [recipe.metadata] if path]
 
 
 def build_embedder_parent(reference: str, fingerprint: str) -> Parent:

@@ -22,7 +22,7 @@ from stillroom.errors import Cancelled, DataError, IntegrityError, StillroomErro
 from stillroom.evaluate.metrics.retrieval import RunComparison, compare_runs, parse_measure
 from stillroom.jobs import Job, check_fits, describe_machine, tell_warnings
 from stillroom.jobs.files import swap_folders
-from stillroom.provenance import digest_text, find_output, read_artifact
+from stillroom.provenance import ARTIFACT_FILE, digest_text, find_output, read_artifact
 from stillroom.rag.evaluation.retrieval import (
     JudgedUnit,
     RunResults,
@@ -134,8 +134,7 @@ def rebuild_index(
         replaced = read_artifact(home).details["index"]
         update_manifest(writer, details={"rebuilt": {**done.to_json(), "replaced": replaced}})
     swap_folders(shadow, home)  # the switch; the shadow is now the previous index
-    _remove(previous)
-    shadow.rename(previous)
+    _remove(previous, successor=shadow)
     return done
 
 
@@ -204,16 +203,35 @@ def _get_previous_folder(home: Path) -> Path:
 
 
 def _finish_switch(home: Path) -> None:
-    """Complete a switch interrupted before the previous index was renamed."""
+    """Complete a switch interrupted before the index that it replaced was renamed."""
     shadow, previous = _get_shadow_folder(home), _get_previous_folder(home)
-    if not shadow.exists() or previous.exists():
-        return
-    rebuilt = read_artifact(home).details.get("rebuilt")
-    if rebuilt and rebuilt["replaced"] == read_artifact(shadow).details.get("index"):
-        shadow.rename(previous)
+    replaced = read_artifact(home).details.get("rebuilt", {}).get("replaced")
+    if replaced and _read_digest(shadow) == replaced != _read_digest(previous):
+        _remove(previous, successor=shadow)
 
 
-def _remove(folder: Path) -> bool:
+def _read_digest(folder: Path) -> str:
+    """Return the digest of an index; empty where there is none, or one that is not finished."""
+    if not (folder / ARTIFACT_FILE).is_file():
+        return ""
+    return str(read_artifact(folder).details.get("index"))
+
+
+def _remove(folder: Path, *, successor: Path | None = None) -> bool:
+    """Delete an index, and give its name to a successor; return whether there was one.
+
+    It is renamed first, so that one deleted in part is never taken for whole.
+    """
+    dropped = folder.with_name(f"{folder.name}.dropped")
+    was_left = _delete(dropped)  # by an interruption
+    if folder.exists():
+        folder.rename(dropped)
+    if successor is not None:
+        successor.rename(folder)
+    return _delete(dropped) or was_left
+
+
+def _delete(folder: Path) -> bool:
     if not folder.exists():
         return False
     open_store(find_output(folder, "index")).discard()

@@ -10,7 +10,6 @@ The work is journaled beside the index and can be resumed; the index changes onc
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -41,6 +40,7 @@ from stillroom.rag.ingestion.pipeline import (
     IngestPipeline,
     build_documents_parent,
     build_index_config,
+    build_metadata_parents,
 )
 from stillroom.rag.ingestion.preparation import DocumentFile, FailedDocument, fit_chunker
 from stillroom.rag.storage.folder.writer import DEFAULT_KEPT_SNAPSHOTS
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from stillroom.jobs import Reporter
     from stillroom.models import Embedder
     from stillroom.recipes import Recipe
+    from stillroom.text.reader import FolderScan
 
 __all__ = [
     "CompactionResult",
@@ -219,10 +220,14 @@ class _Update:
     def run(self) -> UpdateResult:
         """List the documents, ingest new ones, commit the changes, and update the manifest."""
         root, scan = discover_documents(self.recipe.documents)
-        _check_listing(root)
+        _check_listing(root, scan)
         files, unread = digest_files(root, scan, self.job)
         paths = [file.path for file in files]
         self.metadata = read_document_metadata(self.recipe, paths, self.job)
+        parents = [
+            build_documents_parent(root, files),
+            *build_metadata_parents(self.recipe, self.writer.folder.parent),
+        ]
         self.before = self.writer.list_documents()
         self._plan_changes(files, unread)
         planned = self.metadata_changes, self.puts, self.moves, self.failures, self.ingests
@@ -250,7 +255,7 @@ class _Update:
         done = replace(done, snapshot=latest.number, digest=latest.digest)
         update_manifest(
             self.writer,
-            parents=[build_documents_parent(root, files)],
+            parents=parents,
             details={
                 "parsed": parsed,
                 "embedded": embedded,
@@ -280,7 +285,7 @@ class _Update:
         """Plan by digests which files to skip, overwrite or add (DuplicatePolicy)."""
         self.failures += unread
         known = {file.path for file in files}
-        known |= {failure.path for failure in unread if failure.code == "rag.unreadable"}
+        known |= {failure.path for failure in unread}  # ``run`` removes those that are outdated
         removed_paths: dict[str, list[str]] = {}
         for path, (key, digest, _) in self.before.items():
             if path not in known:
@@ -410,24 +415,21 @@ class _Update:
         return measure_recall_if_due(writer, self.embedder)
 
 
-def _check_listing(root: Path) -> None:
+def _check_listing(root: Path, scan: FolderScan) -> None:
     """Reject an incomplete listing: missing files would be deleted.
 
     Raises:
         DataError: If a folder below the root cannot be read.
     """
-
-    def refuse(error: OSError) -> None:
-        raise DataError(
-            f"the folder of documents cannot be listed completely: {error.strerror or error}",
-            code="rag.partial-listing",
-            where=str(error.filename or root),
-            expected="readable folders; nothing is deleted after an incomplete listing",
-            next="check permissions and mounts, then update again",
-        ) from error
-
-    for _ in os.walk(root, onerror=refuse):
-        pass
+    for refused in scan.refused:
+        if refused.code == "document.unreadable":
+            raise DataError(
+                f"the folder of documents cannot be listed completely: {refused.reason}",
+                code="rag.partial-listing",
+                where=str(root / refused.path),
+                expected="readable folders; nothing is deleted after an incomplete listing",
+                next="check permissions and mounts, then update again",
+            )
 
 
 def _describe(done: UpdateResult) -> str:

@@ -63,12 +63,12 @@ if TYPE_CHECKING:
     from stillroom.rag.types import RankedRows
 
 __all__ = [
-    "RERANK_DEPTH",
     "RetrievalCandidates",
     "RetrievalPipeline",
     "RetrievalStep",
     "expand_neighbors",
     "fuse_rankings",
+    "get_rerank_depth",
     "limit_documents",
     "list_context_steps",
     "list_search_steps",
@@ -89,8 +89,7 @@ __all__ = [
 ]
 
 
-RERANK_DEPTH = 50
-"""Number of hits that a reranker reads at least."""
+_RERANK_DEPTH = 50
 _WORDS = re.compile(r"\w+")
 _PHRASE_WORDS, _PHRASE_DEPTH = 12, 20
 MethodT = TypeVar("MethodT", bound=Method)
@@ -129,7 +128,7 @@ def list_search_steps(
     model: TextModel | None,
 ) -> list[RetrievalStep]:
     """Return the steps from a query to its ``k`` best hits."""
-    depth = k if reranker is None else max(k, RERANK_DEPTH)
+    depth = max(k, get_rerank_depth(reranker))
     return [
         match_clauses,
         *([partial(transform_query, transform=transform, model=model)] if transform else []),
@@ -138,6 +137,11 @@ def list_search_steps(
         *([partial(rerank_hits, reranker=reranker, model=model)] if reranker else []),
         partial(truncate_hits, most=k),
     ]
+
+
+def get_rerank_depth(reranker: PassageReranker | None) -> int:
+    """Return the number of hits that a reranker is given at least; 0 without one."""
+    return 0 if reranker is None else max(_RERANK_DEPTH, getattr(reranker, "depth", 0))
 
 
 def list_selection_steps(settings: AnswerSettings) -> list[RetrievalStep]:
@@ -267,7 +271,7 @@ def retrieve(
         k: Maximum number of hits, 1 or more.
         retriever: A method of ``stillroom.rag.retrievers``; by default ``convex``.
         reranker: A method of ``stillroom.rag.rerankers``; reads the first ``max(k, 50)`` hits,
-            and the first query of a transform.
+            or its ``depth`` if that is more, and the first query of a transform.
         transform: A method of ``stillroom.rag.query_transforms``.
         model: Text model for the transform and the reranker.
 
@@ -325,6 +329,12 @@ class RetrievalPipeline:
     transform: QueryTransform | None = None
     answering: AnswerStrategy | None = None
     unsupported: UnsupportedPolicy = "mark"
+
+    @property
+    def moment(self) -> str:
+        """Further state that the hits depend on (``TimeDependent``)."""
+        moments = (part.moment for part in (self.retriever, self.reranker) if part is not None)
+        return " ".join(filter(None, moments))
 
     def to_answer_settings(self) -> dict[str, Any]:
         """Return the fields of ``AnswerSettings`` that the pipeline decides."""

@@ -18,7 +18,6 @@ Front matter is written by the author of a document, so it never grants access t
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.objects.disk import require_file
+from stillroom.provenance.digests import build_unique_object, load_json
 from stillroom.rag.types import DocumentMetadata
 
 __all__ = [
@@ -50,6 +50,7 @@ _BUILT_IN_FIELDS = ("path", "title", "format", "language", "origin")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MAX_TEXT = 1_000
+_INEXACT = 2**sys.float_info.mant_dig
 _ROW_KEYS = {"path", "fields", "tenant", "labels"}
 
 
@@ -98,15 +99,15 @@ def read_metadata(path: Path) -> dict[str, DocumentMetadata]:
     """
     metadata_by_path: dict[str, DocumentMetadata] = {}
     try:
-        lines = require_file(path).read_text(encoding="utf-8").splitlines()
+        lines = require_file(path).read_text(encoding="utf-8").split("\n")  # not at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise _make_metadata_error(path, 0, f"it cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = load_json(line, object_pairs_hook=build_unique_object)
+        except ValueError as error:
             raise _make_metadata_error(path, number, f"it is not JSON: {error}") from error
         name, metadata = _read_row(row, path, number)
         if name in metadata_by_path:
@@ -134,6 +135,10 @@ def _read_row(row: Any, path: Path, number: int) -> tuple[str, DocumentMetadata]
             raise _make_metadata_error(
                 path, number, f"{name} is not text, a number, true, false or a list of these"
             )
+        if any(map(_is_inexact, value if isinstance(value, list) else [value])):
+            raise _make_metadata_error(
+                path, number, f"{name} has a whole number that is not exact: write it as text"
+            )
     return row["path"], DocumentMetadata(fields, tenant, tuple(sorted(set(labels))))
 
 
@@ -143,6 +148,11 @@ def _is_value(value: Any) -> bool:
     if isinstance(value, bool | int | float):
         return abs(value) <= sys.float_info.max  # a column holds it: neither NaN nor too large
     return isinstance(value, str) and len(value) <= _MAX_TEXT
+
+
+def _is_inexact(value: Any) -> bool:
+    """Return whether the float that a column holds may be that of another whole number, too."""
+    return isinstance(value, int) and abs(value) >= _INEXACT
 
 
 def _is_field(name: str, value: Any) -> bool:
@@ -408,12 +418,17 @@ class _FilterParser:
         if self.at >= len(self.tokens) or self.tokens[self.at][0] == "mark":
             raise self.refuse("a value is missing")
         kind, value, _ = self.tokens[self.at]
+        is_number = kind == "word" and _NUMBER.fullmatch(value) is not None
+        if is_number and value.lstrip("+-").isdigit() and abs(float(value)) >= _INEXACT:
+            raise self.refuse(
+                "this number is not exact: quote it, and write it as text in metadata"
+            )
         self.at += 1
         if kind == "text":
             return value
         if value.lower() in {"true", "false"}:
             return value.lower() == "true"
-        return float(value) if _NUMBER.fullmatch(value) else value
+        return float(value) if is_number else value
 
     def _next(self, kind: str, label: str) -> str:
         if self.at >= len(self.tokens) or self.tokens[self.at][0] != kind:

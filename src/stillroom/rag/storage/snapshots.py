@@ -425,7 +425,10 @@ def update_manifest(
             *sorted(writer.list_files(root), key=lambda entry: entry.path),
             *(entry for entry in before.timed_files if not entry.path.startswith("output/")),
         ),
-        parents=tuple(roles.get(parent.role, parent) for parent in before.parents),
+        parents=(
+            *(roles.pop(parent.role, parent) for parent in before.parents),
+            *roles.values(),  # which earlier versions did not record
+        ),
         origin={**before.origin, **_combine_kinds(writer)},
         details={
             **before.details,

@@ -407,7 +407,7 @@ def read_tools(tools: str, results: str, source: str) -> Toolbox:
             raise _broken(source, f"it defines no function {missing[0]}")
         return Toolbox(known, code=code)
     table = {}
-    for number, line in enumerate(_read(Path(source)).splitlines(), 1):
+    for number, line in enumerate(_read(Path(source)).split("\n"), 1):
         if line.strip():
             try:
                 row = load_json(line)

@@ -198,6 +198,7 @@ def test_a_checker_is_trained_further_and_another_rank_is_refused(
         ('{"claim": " ", "passage": "y", "supported": false}', "empty"),
         ('{"claim": "x", "passage": "", "supported": false}', "empty"),
         ('{"claim": "x", "passage": "y", "supported": false, "document": 3}', "not a text"),
+        ('{"claim": "x\u2028", "passage": "y", "supported": "no"}', "neither true nor false"),
         ("[]", ""),
     ],
 )

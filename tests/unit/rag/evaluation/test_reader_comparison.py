@@ -18,6 +18,7 @@ from stillroom.jobs.segments import COMMITTED_FOLDER
 from stillroom.models.interfaces import DelegatingModel
 from stillroom.provenance import Parent, read_artifact
 from stillroom.rag.answer_selection import reader
+from stillroom.rag.answer_strategies.generate import Generate
 from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation import answer_job, reader_comparison, reader_decision
 from stillroom.rag.evaluation.answer_job import GradedAnswer
@@ -33,6 +34,7 @@ from stillroom.rag.evaluation.reader_comparison import (
 from stillroom.rag.evaluation.reader_decision import SilenceProbe
 from stillroom.rag.evaluation.retrieval import EvidenceMap
 from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe, ReaderComparison
+from stillroom.rag.rerankers.mmr import Mmr
 from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
 from stillroom.recipes import parse_recipe
 from stillroom.records import Prompt, Sampling
@@ -676,6 +678,21 @@ def test_journal_keys_change_with_the_weights(monkeypatch):
         monkeypatch.setattr(reader_comparison, "find_fingerprint", lambda _, told=weights: told)
         keys.add(reader_comparison.make_key(RECIPE, pipeline, question, index, model))
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [("keyword+mmr=>quote", Mmr), ("keyword=>generate", Generate)],
+)
+def test_journal_keys_change_with_what_retrieves_and_answers(monkeypatch, text, method):
+    monkeypatch.setattr(reader_comparison, "find_fingerprint", lambda _: "weights")
+    question = JudgedQuestion("0", "What?", ("x",))
+    index, model = SimpleNamespace(digest="d"), SimpleNamespace(fingerprint="f")
+    keys = set()
+    for moment in ("", "2030-01-01", "2030-01-02"):
+        monkeypatch.setattr(method, "moment", moment)
+        keys.add(make_key(RECIPE, parse_rag_pipeline(text), question, index, model))
+    assert len(keys) == 3
 
 
 def test_journal_keys_do_not_change_with_the_place_of_a_reader(monkeypatch):

@@ -202,6 +202,18 @@ def test_a_file_outlives_its_process_and_others_are_refused(index, tmp_path):
         open_cache(capacity=0)
 
 
+def test_an_answer_that_cannot_be_kept_locks_nobody_out(index, tmp_path):
+    path = tmp_path / "cache.sqlite"
+    cache = open_cache(path)
+    answer = ask(index, model_of(), QUESTION)
+    with pytest.raises(UnicodeEncodeError):
+        cache.keep(index, "scope", "half a pair \ud800", answer)
+    for other in (cache, open_cache(path)):
+        other._database.execute("PRAGMA busy_timeout=1")
+        other.keep(index, "scope", QUESTION, answer)
+    assert len(cache) == 1
+
+
 def test_a_damaged_entry_is_a_miss(index):
     cache, model = open_cache(), model_of()
     ask(index, model, QUESTION, cache=cache)

@@ -1,6 +1,7 @@
 """A new chunker or embedder is built beside, measured, switched to in one step, and rolled back."""
 
 import json
+import shutil
 import signal
 import sys
 
@@ -17,6 +18,7 @@ from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.rebuild import RecallCheck, drop_previous, rebuild_index, roll_back
 from stillroom.rag.maintenance.update import update_index
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.recipes import parse_recipe
 
 CHUNKER = ("chunker.name=recursive", "chunker.size=16")
 
@@ -178,3 +180,64 @@ def test_a_kill_at_the_switch_leaves_one_of_the_two_whole(place, when):
     assert digest_of(place) == before
     roll_back(place)
     assert digest_of(place) == after
+
+
+def stop_deletion(patch, when):
+    rmtree = shutil.rmtree
+
+    def delete_in_part(folder, **options):
+        if not folder.name.startswith(".index.previous"):
+            return rmtree(folder, **options)
+        if when == "while it is deleted":
+            rmtree(folder / "output")
+        raise KeyboardInterrupt
+
+    patch.setattr(shutil, "rmtree", delete_in_part)
+
+
+@pytest.mark.parametrize("when", ["before anything is deleted", "while it is deleted"])
+def test_a_second_rebuild_stopped_after_its_switch_rolls_back_by_one(place, monkeypatch, when):
+    text = (place / "recipe.yaml").read_text()
+    first = digest_of(place)
+    rebuild_index(place, parse_recipe(text, "x", CHUNKER), RecallCheck(), anyway=True)
+    second = digest_of(place)
+    sized = parse_recipe(text, "x", ("chunker.name=recursive", "chunker.size=24"))
+    with monkeypatch.context() as patch:
+        stop_deletion(patch, when)
+        with pytest.raises(KeyboardInterrupt):
+            rebuild_index(place, sized, RecallCheck(), anyway=True)
+    third = digest_of(place)
+    assert len({first, second, third}) == 3
+    roll_back(place, anyway=True)
+    assert digest_of(place) == second
+    roll_back(place)
+    assert digest_of(place) == third
+    assert drop_previous(place)
+    assert not list(place.parent.glob(".index*"))
+
+
+def test_what_a_stopped_drop_left_is_not_rolled_back_to(place, monkeypatch):
+    text = (place / "recipe.yaml").read_text()
+    rebuild_index(place, parse_recipe(text, "x", CHUNKER), RecallCheck(), anyway=True)
+    live = digest_of(place)
+    with monkeypatch.context() as patch:
+        stop_deletion(patch, "while it is deleted")
+        with pytest.raises(KeyboardInterrupt):
+            drop_previous(place)
+    with pytest.raises(DataError) as caught:
+        roll_back(place, anyway=True)
+    assert caught.value.problems[0].code == "rag.no-previous"
+    assert digest_of(place) == live
+    assert drop_previous(place)
+    assert not list(place.parent.glob(".index*"))
+
+
+def test_an_index_built_as_the_previous_one_was_is_not_taken_for_it(place, recipe):
+    """It is built, but not switched to; what was built is kept for the next rebuild."""
+    text = (place / "recipe.yaml").read_text()
+    rebuild_index(place, parse_recipe(text, "x", CHUNKER), RecallCheck(), anyway=True)
+    shadow = place.with_name(".index.next")
+    run_recipe(recipe, shadow)
+    with pytest.raises(DataError):
+        rebuild_index(place, recipe, RecallCheck(measures=("ndgc@10",)))
+    assert shadow.exists()

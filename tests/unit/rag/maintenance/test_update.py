@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -25,6 +26,7 @@ from stillroom.rag.index.view import AccessContext
 from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.update import (
+    check_index,
     compact_index,
     delete_documents,
     list_snapshots,
@@ -175,11 +177,55 @@ def test_a_listing_that_fails_deletes_nothing(place, folder, monkeypatch):
         return walk(root, **options)
 
     before = look(place)
-    monkeypatch.setattr("stillroom.rag.maintenance.update.os.walk", half)
+    monkeypatch.setattr(os, "walk", half)
     with pytest.raises(DataError, match="cannot be listed completely") as caught:
         update_index(place)
     assert caught.value.code == "rag.partial-listing"
     assert look(place) == before
+
+
+def test_folders_that_no_document_is_read_from_need_not_be_readable(folder, tmp_path, monkeypatch):
+    """Neither hidden ones, nor any beside a single document."""
+    for name in (".private", "places"):
+        (folder / name).mkdir(exist_ok=True)
+    whole, single = tmp_path / "whole", tmp_path / "single"
+    build_in(folder / "animals/cats.md", single)
+    scan = os.scandir
+
+    def refuse(path):
+        if not isinstance(path, int) and Path(path).name in unreadable:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    build_in(folder, whole)
+    unreadable = {".private"}
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert update_index(whole).unchanged == 6
+    unreadable = {".private", "places", "animals"}
+    assert update_index(single).unchanged == 1
+    with pytest.raises(DataError) as caught:
+        update_index(whole)
+    assert caught.value.code == "rag.partial-listing"
+    assert caught.value.problems[0].where in {str(folder / name) for name in unreadable}
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_document_replaced_by_a_link_is_deleted_once(place, folder, tmp_path, is_moved):
+    (tmp_path / "outside.md").write_text("Outside.\n")
+    cats = folder / "animals/cats.md"
+    if is_moved:
+        cats.rename(folder / "moved.md")
+    else:
+        cats.unlink()
+    cats.symlink_to(tmp_path / "outside.md")
+    done = update_index(place, max_failed=1)
+    assert (done.added, done.renamed, done.deleted, done.failed) == (int(is_moved), 0, 1, 1)
+    assert done.unchanged == 5
+    with Index.open(place) as index:
+        paths = {index.passage_at(row).location.path for row in range(len(index))}
+        assert len(paths) == 5 + is_moved
+        assert ("moved.md" in paths) == is_moved
+    assert check_index(place) == []
 
 
 def test_an_empty_or_missing_folder_deletes_nothing(place, folder, tmp_path):

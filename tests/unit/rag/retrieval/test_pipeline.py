@@ -3,10 +3,19 @@
 import pytest
 
 from stillroom.errors import RecipeError
+from stillroom.rag.evaluation.retrieval import search_query
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.interfaces import QUERY_TRANSFORMS, RERANKERS, RETRIEVERS, Query
+from stillroom.rag.interfaces import (
+    QUERY_TRANSFORMS,
+    RERANKERS,
+    RETRIEVERS,
+    PassageReranker,
+    Query,
+)
+from stillroom.rag.observability import add_warning, collect_warnings
 from stillroom.rag.retrieval.pipeline import (
     RetrievalCandidates,
+    RetrievalPipeline,
     list_search_steps,
     parse_answer_settings,
     retrieve,
@@ -63,6 +72,28 @@ def test_a_step_without_a_method_is_no_step(index):
     steps = list_search_steps(RETRIEVERS.build("keyword"), None, None, k=3, model=None)
     counts = run_steps(steps, RetrievalCandidates(index, (Query("cat"),))).counts
     assert list(counts) == ["match_clauses", "search_index", "fuse_rankings", "truncate_hits"]
+
+
+class Counting(PassageReranker):
+    """Counts the hits that it is given, of which it reads the first ``depth``."""
+
+    depth: int
+
+    def rerank(self, query, hits, index, model=None):
+        add_warning(f"given {len(hits)}")
+        return list(hits)
+
+
+@pytest.mark.parametrize(("depth", "given"), [(20, 50), (55, 55)])
+def test_a_reranker_is_given_as_many_hits_as_it_reads(small, depth, given):
+    reranker = Counting(depth=depth)
+    with collect_warnings() as told:
+        found = retrieve(small, QUESTION, 3, retriever="keyword", reranker=reranker)
+    assert (len(found), *told) == (3, f"given {given}")
+    pipeline = RetrievalPipeline("x", RETRIEVERS.build("keyword"), reranker)
+    measured = search_query(small, pipeline, QUESTION, unit="passage", depth=3)
+    assert measured.ranked == tuple(hit.passage.id for hit in found)
+    assert measured.notices == (f"given {given}",)
 
 
 @pytest.mark.parametrize("name", ["answering", "unsupported"])

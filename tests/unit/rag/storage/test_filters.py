@@ -1,12 +1,14 @@
 """Filters: what is read from text, what is refused, and that no text becomes a statement."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
-from stillroom.provenance import read_ledger
+from stillroom.jobs.job import write_manifest
+from stillroom.provenance import digest_file, read_artifact, read_ledger
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.update import delete_documents, update_index
@@ -119,6 +121,9 @@ def test_a_narrowed_view_follows_deletes_and_additions(place, folder):
         ("year = 1; DROP TABLE documents", "rag.bad-filter"),
         ("year = 1 or 1=1 --", "rag.bad-filter"),
         ('path = "unclosed', "rag.bad-filter"),
+        ("year = 9007199254740993", "rag.bad-filter"),
+        ("year in (1, -9007199254740993)", "rag.bad-filter"),
+        ("year < " + "9" * 5000, "rag.bad-filter"),
         ("not " * 100 + "year = 1", "rag.bad-filter"),
         ("(" * 100 + "year = 1" + ")" * 100, "rag.bad-filter"),
         (" or ".join(["year = 1"] * 300), "rag.bad-filter"),
@@ -182,10 +187,13 @@ def test_a_change_of_what_is_said_embeds_nothing(place, folder, tmp_path):
         '{"path": "a", "fields": {"x": {"y": 1}}}',
         '{"path": "a", "fields": {"x": NaN}}',
         '{"path": "a", "fields": {"x": 1' + "0" * 400 + "}}",
+        '{"path": "a", "fields": {"x": 9007199254740993}}',
+        '{"path": "a", "fields": {"x": ["b", -9007199254740993]}}',
         '{"path": "a", "fields": {"x": null}}',
         '{"path": "a", "labels": "staff"}',
         '{"path": "a", "tenant": 3}',
         '{"path": "b"}\n{"path": "b"}',
+        '{"path": "a", "labels": ["staff"], "labels": ["public"]}',
     ],
 )
 def test_metadata_that_cannot_be_used_is_refused_by_its_line(tmp_path, line):
@@ -195,6 +203,56 @@ def test_metadata_that_cannot_be_used_is_refused_by_its_line(tmp_path, line):
         read_metadata(path)
     assert caught.value.problems[0].code == "rag.metadata"
     assert f"{path}:" in caught.value.problems[0].where
+
+
+def test_the_lineage_has_the_file_that_grants_access(place, tmp_path):
+    def told():
+        return [parent for parent in read_artifact(place).parents if parent.role == "metadata"]
+
+    path = tmp_path / "told.jsonl"
+    (built,) = told()
+    assert (built.path, built.digest) == ("../told.jsonl", digest_file(path))
+    write_metadata(path, [{**METADATA[0], "labels": ["staff"]}])
+    update_index(place)
+    (updated,) = told()
+    assert updated.digest == digest_file(path) != built.digest
+    stated = read_artifact(place)
+    others = tuple(parent for parent in stated.parents if parent.role != "metadata")
+    write_manifest(place, replace(stated, parents=others))  # as earlier versions did
+    update_index(place)
+    assert told() == [updated]
+
+
+def test_a_line_of_metadata_ends_where_json_lines_do(tmp_path):
+    told = tmp_path / "told.jsonl"
+    titles = ["a\u2028b\u2029c\x85d", "e"]
+    rows = [{"path": title, "fields": {"of": title}} for title in titles]
+    told.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline="")
+    assert [facts.fields["of"] for facts in read_metadata(told).values()] == titles
+
+
+def test_metadata_is_read_before_anything_is_parsed(folder, tmp_path, monkeypatch):
+    (tmp_path / "told.jsonl").write_text("not json\n")
+    told = IndexRecipe(documents=str(folder), embedder="static", metadata=f"{tmp_path}/told.jsonl")
+    monkeypatch.setattr("stillroom.rag.index.builder.IngestPipeline", None)
+    with pytest.raises(DataError, match="metadata file"):
+        run_recipe(told, tmp_path / "index")
+
+
+def test_ids_that_no_float_tells_apart_are_found_as_texts(folder, tmp_path):
+    rows = [
+        {
+            "path": f"animals/{name}.md",
+            "fields": {"id": f"900719925474099{digit}", "size": 2**53 - 1},
+        }
+        for name, digit in (("cats", 2), ("dogs", 3))
+    ]
+    told = write_metadata(tmp_path / "told.jsonl", rows)
+    recipe = IndexRecipe(documents=str(folder), embedder="static", metadata=told)
+    run_recipe(recipe, tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        assert paths(index, 'id = "9007199254740993"') == {"dogs.md"}
+        assert paths(index, "size = 9007199254740991") == {"cats.md", "dogs.md"}
 
 
 def test_a_number_of_front_matter_that_no_column_holds_is_no_field():

@@ -148,7 +148,8 @@ def test_functions_run_in_the_sandbox(tools, tmp_path):
 def test_a_table_gives_results_of_the_calls_it_holds(tools, tmp_path):
     table = tmp_path / "calls.jsonl"
     rows = [{"name": t["name"], "arguments": {"b": 3, "a": 2}, "result": 5} for t in TOOLS]
-    table.write_text("\n".join(map(json.dumps, rows)))
+    rows.append({"name": "other", "arguments": {}, "result": "two\u2028lines"})
+    table.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     method = make(tools, results="table", source=str(table))
     assert draft_of(method, BLANK, script())[0].records[0].messages[2].content == "5"
     assert reasons(
