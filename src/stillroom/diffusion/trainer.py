@@ -19,7 +19,7 @@ from stillroom.diffusion.evaluation.likelihood import Validation
 from stillroom.diffusion.model.initialization import prepare_initial_checkpoint, read_json
 from stillroom.diffusion.model.loading import check_attention, load_prepared, load_trained
 from stillroom.diffusion.model.metadata import CONFIG_KEY, DiffusionMetadata
-from stillroom.diffusion.model.network import DiffusionModel
+from stillroom.diffusion.model.network import DiffusionModel, split_body_and_head
 from stillroom.diffusion.settings import DiffusionRecipe
 from stillroom.diffusion.training.data import (
     TokenizedDataset,
@@ -28,6 +28,7 @@ from stillroom.diffusion.training.data import (
     tokenize_records,
 )
 from stillroom.diffusion.training.loss import DiffusionLoss
+from stillroom.errors import RecipeError
 from stillroom.jobs import Job
 from stillroom.models import resolve_checkpoint
 from stillroom.models.tokenization.chat_template import find_tool_problems
@@ -173,6 +174,14 @@ class _Training:
         recipe, objective, model = self.recipe, self.objective, self.model
         if recipe.train.lora is not None:
             model.network = add_lora(model.network, recipe.train.lora, recipe.seed)
+            if hasattr(split_body_and_head(model.network)[1], "base_layer"):
+                raise RecipeError(
+                    "the loss of a diffusion model reads the head without its adapter",
+                    code="train.lora-head",
+                    where="train.lora.targets",
+                    expected="layers below the head",
+                    next="leave the head out",
+                )
         steps = recipe.train.count_steps(len(dataset.items) * objective.steps_per_batch)
         trained = train(
             model.network,

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import MissingExtraError
+from stillroom.errors import MissingExtraError, RecipeError
 from stillroom.train.settings import LoraSettings
 
 __all__ = ["add_lora", "export_adapter", "export_tensors", "gather_tensor", "unwrap_model"]
@@ -24,6 +24,7 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
 
     Raises:
         MissingExtraError: If peft is not installed.
+        RecipeError: If a layer to adapt has its weight in common with another, as a tied head.
     """
     try:
         import peft
@@ -39,8 +40,30 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers call
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # refused below
         torch.manual_seed(seed)
-        return cast("nn.Module", peft.get_peft_model(cast("Any", model), config))
+        adapted = cast("nn.Module", peft.get_peft_model(cast("Any", model), config))
+    _check_tied_weights(adapted)
+    return adapted
+
+
+def _check_tied_weights(model: nn.Module) -> None:
+    """Refuse an update of a weight that two layers have: merged, it would change both."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for tied in names.values():
+        adapted = [name for name in tied if ".base_layer." in name]
+        if adapted and len(tied) > 1:
+            layer = adapted[0].partition(".base_layer.")[0].rpartition(".")[2]
+            raise RecipeError(
+                f"the weight of {layer} is another layer's too: an update of one of them cannot be "
+                "merged into a checkpoint",
+                code="train.lora-head",
+                where="train.lora.targets",
+                expected="layers with a weight of their own",
+                next=f"leave {layer} out, or train a checkpoint with tie_word_embeddings: false",
+            )
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -542,6 +542,17 @@ def test_low_rank_additions_are_trained_and_merged(make_recipe, tmp_path):
     )
 
 
+def test_an_adapter_of_the_head_that_would_not_be_trained_is_refused(make_recipe, tmp_path):
+    pytest.importorskip("peft")
+    folder = say_diffusion(tiny_checkpoint(tmp_path / "m", hidden=32, tie=False))
+    recipe = make_recipe(
+        chats(), model=str(folder), train={"lora": {"targets": ["q_proj", "lm_head"]}}
+    )
+    with pytest.raises(RecipeError, match="reads the head without its adapter") as caught:
+        run(recipe, tmp_path)
+    assert caught.value.code == "train.lora-head"
+
+
 def test_a_vocabulary_of_words(make_recipe, tmp_path):
     scratch = {
         "tokenizer": "builtin:words",
