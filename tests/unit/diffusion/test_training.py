@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from tests.unit.diffusion.conftest import MASK, say_diffusion
 
+from stillroom.checkpoints import Checkpoint
 from stillroom.diffusion.evaluation.likelihood import score_text
 from stillroom.diffusion.interfaces import CORRUPTIONS, ESTIMATORS, NOISE_SCHEDULES
 from stillroom.diffusion.jobs.autoregressive import AutoregressiveRecipe
@@ -533,13 +534,36 @@ def test_low_rank_additions_are_trained_and_merged(make_recipe, tmp_path):
     pytest.importorskip("peft")
     folder = say_diffusion(tiny_checkpoint(tmp_path / "m", hidden=32))
     recipe = make_recipe(
-        chats(), model=str(folder), train={"steps": 2, "lora": {"rank": 2}, "learning_rate": 0.05}
+        chats(),
+        model=str(folder),
+        train={"steps": 2, "lora": {"rank": 2}, "learning_rate": 0.05},
+        out={},
     )
     artifact, out = run(recipe, tmp_path)
+    stored = Checkpoint.open(out / "output")
+    assert {stored.tensor(name).dtype for name in stored.names()} == {torch.float16}
     assert open_diffusion(str(out)).vocabulary == open_diffusion(str(folder)).vocabulary
     assert (
         artifact.details["after"]["nats_per_token"] != artifact.details["before"]["nats_per_token"]
     )
+
+
+def test_what_is_measured_after_training_is_the_stored_checkpoint(make_recipe, tmp_path):
+    settings = {"out": {"dtype": "bfloat16"}, "train": {"steps": 2, "learning_rate": 1e-4}}
+    first, folder = run(make_recipe(**settings), tmp_path)
+    second, _ = run(make_recipe(model=str(folder), **settings), tmp_path, "next")
+    assert first.details["after"] == second.details["before"]
+    assert first.details["after"] != first.details["before"]
+    assert "nothing was learned" not in (folder / "output" / "README.md").read_text()
+
+
+def test_updates_that_the_stored_type_rounds_off_are_reported(make_recipe, tmp_path):
+    _, folder = run(make_recipe(out={"dtype": "bfloat16"}), tmp_path, "start")
+    recipe = make_recipe(
+        model=str(folder), out={"dtype": "bfloat16"}, train={"learning_rate": 1e-9}
+    )
+    _, out = run(recipe, tmp_path)
+    assert "nothing was learned" in (out / "output" / "README.md").read_text()
 
 
 def test_an_adapter_of_the_head_that_would_not_be_trained_is_refused(make_recipe, tmp_path):
