@@ -28,6 +28,7 @@ from stillroom.jobs import extras
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Record, write_records
+from stillroom.records.types import EXTRAS_FIELD
 from stillroom.testing import tiny_checkpoint
 
 TEXTS = ("the still is warm", "a jar of plums", "the river runs north", "she wrote it down")
@@ -377,6 +378,14 @@ def test_encoding_finds_answers_turns_and_what_is_cut(plain):
     assert (none, counts["records_left_out"]) == ([], 1)
     (whole,), _ = tokenize_records(tokenizer, [talk], **{**kwargs, "include_prompt": True})
     assert whole.turns == ((1, len(whole.ids)),)
+    fields = {EXTRAS_FIELD: {"1": {"weight": 0}}}
+    rated = [replace(talk, fields={"label": False}), replace(talk, fields=fields)]
+    (kept,), counts = tokenize_records(tokenizer, rated, **{**kwargs, "include_prompt": True})
+    assert counts["records_left_out"] == 1
+    learned = tokenizer.decode(kept.ids[kept.noised])
+    assert "Yes." not in learned
+    assert "One?" in learned
+    assert "No." in learned
 
 
 # -- the job ----------------------------------------------------------------------------------
