@@ -150,8 +150,13 @@ class DiffusionTrainSettings(TrainSettings):
 
 
 class ReplicatedTrainSettings(DiffusionTrainSettings):
-    """Settings of a training run that needs the whole model in every process, to sample from it."""
+    """Settings of a policy: every process has the whole model; it moves little from its start."""
 
+    learning_rate: float = Field(
+        default=1e-5,
+        gt=0,
+        description="peak learning rate; a policy far from its reference unlearns its answers",
+    )
     sharding: ClassVar[Literal["none"]] = "none"  # type: ignore[misc]
 
 
