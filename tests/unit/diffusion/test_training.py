@@ -245,6 +245,15 @@ def test_micro_batches_do_not_change_a_step(make_model, make_recipe):
         assert other[2] == found[0][2]
 
 
+def test_a_micro_batch_takes_work_for_its_own_texts_alone(make_model, make_recipe):
+    source = source_of(
+        make_model, make_recipe, [lesson()], train={"micro_tokens": 20, "batch_size": 6}
+    )
+    first = source.plan(1)[0]
+    source._texts = [text if number in first else None for number, text in enumerate(source._texts)]
+    assert source.load(first).ids.shape[0] == len(first) < 6
+
+
 def test_the_times_of_a_step_are_spread_evenly(make_model, make_recipe):
     source = source_of(make_model, make_recipe, [lesson()], train={"batch_size": 16})
     source.begin(0, None, None)
