@@ -1,9 +1,10 @@
 """sentence-transformers checkpoints: pooling (CLS, mean pooling), normalization and query prompts.
 
 Pooling, dense layers, normalization, the maximum length and the prompts for queries and passages
-are read from the folder (modules.json and its modules, of E5 the card), never assumed. Texts are embedded one at a
-time, each on one thread, with as many in parallel as there are threads: a row's bytes then depend
-on its text alone. Measured with all-MiniLM-L6-v2 on 2 cores, 128 passages of 175 tokens on average:
+are read from the folder (modules.json and its modules, of E5 the card), never assumed. Texts are
+embedded one at a time, each on one thread, with as many in parallel as there are threads: a row's
+bytes then depend on its text alone. Measured with all-MiniLM-L6-v2 on 2 cores, 128 passages of 175
+tokens on average:
 
 =====================================  ==========  =============================
 setup                                  passages/s  rows unlike one at a time
