@@ -144,7 +144,7 @@ def encode_conversation(tokenizer: Any, record: Record, *, max_tokens: int) -> E
         max(len(ids) - max_tokens, 0),
         frozenset(
             index
-            for index, (start, _) in enumerate(offsets[:max_tokens])
+            for index, (start, _) in enumerate(offsets[:max_tokens] if excluded else ())
             if any(first <= start < last for first, last in excluded)
         ),
     )
