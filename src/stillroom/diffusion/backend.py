@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 from typing_extensions import override
@@ -33,7 +32,6 @@ from stillroom.models.requests import (
     cut_at_stop,
     limit_new_tokens,
     make_closed_error,
-    stream_with_completion,
 )
 from stillroom.records import Completion, Prompt, Sampling
 
@@ -165,20 +163,19 @@ class _DiffusionTextModel:
         return completions
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the text in pieces; a piece is final: no position before it is still masked."""
-        done = Completion("", model=self.fingerprint)
-        with closing(self.stream_canvas(prompt, sampling)) as steps:
-            for item in stream_with_completion(steps):
-                if isinstance(item, Completion):
-                    done = item
-                elif isinstance(item, str):
-                    yield item
-        return done
+        """Yield the text in pieces; a piece is final: no position before it changes any more."""
+        texts = self._stream(prompt, sampling, has_steps=False)
+        return cast("Generator[str, None, Completion]", texts)
 
     def stream_canvas(
         self, prompt: Prompt, sampling: Sampling
     ) -> Generator[str | DenoisingStep, None, Completion]:
         """Yield the pieces of ``stream``, and each denoising step before the piece it completed."""
+        return self._stream(prompt, sampling, has_steps=True)
+
+    def _stream(
+        self, prompt: Prompt, sampling: Sampling, *, has_steps: bool
+    ) -> Generator[str | DenoisingStep, None, Completion]:
         import queue
 
         from stillroom.diffusion.sampling.sampler import StepEvent
@@ -200,7 +197,7 @@ class _DiffusionTextModel:
                 event = events.get()
                 if isinstance(event, Exception):
                     raise event
-                if isinstance(event, StepEvent):
+                if has_steps and isinstance(event, StepEvent):
                     yield event.describe(self._opened().tokenizer, first=event.tail)
                 text = self._settled(event, sampling)
                 if text.startswith(yielded) and len(text) > len(yielded):
@@ -346,7 +343,8 @@ class _DiffusionTextModel:
         if isinstance(event, Completion):
             return event.text
         ends, stop = set(self._opened().metadata.end_token_ids), event.tail
-        while stop < len(event.ids) and not event.is_open[stop] and event.ids[stop] not in ends:
+        last = len(event.ids) if self.settings.remasking is None else event.start
+        while stop < last and not event.is_open[stop] and event.ids[stop] not in ends:
             stop += 1
         settled = self._decode(event.ids[event.tail : stop]).rstrip("\ufffd")
         text, is_cut = cut_at_stop(settled, sampling.stop)

@@ -125,8 +125,10 @@ class MaskedValidationSettings(ValidationSettings):
 class DiffusionOutputSettings(Settings):
     """Storage of the checkpoint."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="bfloat16", description="dtype of the stored weights"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="dtype of the stored weights; auto: float16 after train.lora, whose updates "
+        "bfloat16 would round off, else bfloat16",
     )
     shard_size: Size = Field(
         default=5_000_000_000, gt=0, description="maximum bytes per weights file"
@@ -148,8 +150,13 @@ class DiffusionTrainSettings(TrainSettings):
 
 
 class ReplicatedTrainSettings(DiffusionTrainSettings):
-    """Settings of a training run that needs the whole model in every process, to sample from it."""
+    """Settings of a policy: every process has the whole model; it moves little from its start."""
 
+    learning_rate: float = Field(
+        default=1e-5,
+        gt=0,
+        description="peak learning rate; a policy far from its reference unlearns its answers",
+    )
     sharding: ClassVar[Literal["none"]] = "none"  # type: ignore[misc]
 
 

@@ -19,7 +19,7 @@ from stillroom.diffusion.evaluation.likelihood import Validation
 from stillroom.diffusion.model.initialization import prepare_initial_checkpoint, read_json
 from stillroom.diffusion.model.loading import check_attention, load_prepared, load_trained
 from stillroom.diffusion.model.metadata import CONFIG_KEY, DiffusionMetadata
-from stillroom.diffusion.model.network import DiffusionModel
+from stillroom.diffusion.model.network import DiffusionModel, split_body_and_head
 from stillroom.diffusion.settings import DiffusionRecipe
 from stillroom.diffusion.training.data import (
     TokenizedDataset,
@@ -28,6 +28,7 @@ from stillroom.diffusion.training.data import (
     tokenize_records,
 )
 from stillroom.diffusion.training.loss import DiffusionLoss
+from stillroom.errors import RecipeError
 from stillroom.jobs import Job
 from stillroom.models import resolve_checkpoint
 from stillroom.models.tokenization.chat_template import find_tool_problems
@@ -37,7 +38,7 @@ from stillroom.records import Link, Origin, combine_origins
 from stillroom.train.data import RecordSplit, split_records
 from stillroom.train.distributed import ProcessGroup
 from stillroom.train.loop import train
-from stillroom.train.lora import add_lora, export_tensors
+from stillroom.train.lora import add_lora, choose_dtype, describe_unchanged, export_tensors
 from stillroom.train.precision import limit_threads
 
 __all__ = ["train_checkpoint"]
@@ -89,10 +90,10 @@ class _Training:
         tensors = _gather_weights(model, ranks, is_whole=is_whole)
 
         def write_and_measure() -> Artifact:
-            """Write the checkpoint, and measure it; a sharded model is loaded again first."""
+            """Write the checkpoint, and measure it as it is stored: rounded to its type."""
             details["fingerprint"] = self._write(tensors)
-            if not is_whole:
-                self.validation.model = load_trained(job.output, model)
+            tensors.clear()
+            self.validation.model = load_trained(job.output, model)
             details["after"] = self._measure("measure after")
             _report(details, job)
             parents = [make_parent("records", resolve_local(self.recipe.records), job.out)]
@@ -173,6 +174,14 @@ class _Training:
         recipe, objective, model = self.recipe, self.objective, self.model
         if recipe.train.lora is not None:
             model.network = add_lora(model.network, recipe.train.lora, recipe.seed)
+            if hasattr(split_body_and_head(model.network)[1], "base_layer"):
+                raise RecipeError(
+                    "the loss of a diffusion model reads the head without its adapter",
+                    code="train.lora-head",
+                    where="train.lora.targets",
+                    expected="layers below the head",
+                    next="leave the head out",
+                )
         steps = recipe.train.count_steps(len(dataset.items) * objective.steps_per_batch)
         trained = train(
             model.network,
@@ -204,6 +213,11 @@ class _Training:
     def _write(self, tensors: dict[str, torch.Tensor]) -> str:
         """Write the checkpoint; an autoregressive one has no diffusion metadata."""
         recipe, is_causal = self.recipe, self.objective.is_causal
+        dtype = choose_dtype(recipe.out.dtype, self.model.network, tensors)
+        unchanged = describe_unchanged(tensors, Checkpoint.open(self.start), dtype)
+        warning = f"**{unchanged.capitalize()}.** " if unchanged else ""
+        if unchanged:
+            self.job.warn(unchanged)
         config = read_json(self.start / "config.json")
         if is_causal:
             config = {k: v for k, v in config.items() if k not in {CONFIG_KEY, "stillroom_backend"}}
@@ -212,7 +226,7 @@ class _Training:
             self.job.output,
             config=config,
             shard_size=recipe.out.shard_size,
-            dtype=getattr(torch, recipe.out.dtype),
+            dtype=dtype,
             plan=plan_tensors(tensors),
             in_place=True,
         ) as writer:
@@ -221,7 +235,7 @@ class _Training:
             writer.copy_tokenizer(self.start)
             writer.write_card(
                 "An autoregressive model" if is_causal else "A diffusion model",
-                _card(self.model.metadata),
+                warning + _card(self.model.metadata),
                 license=_origin(self.objective, self.split).license,
                 base_models=[base] if base else [],
                 relation="finetune" if base else "",

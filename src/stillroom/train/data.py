@@ -196,7 +196,10 @@ _HOLDOUT_DIVISOR = 10
 
 @dataclass(frozen=True, slots=True)
 class RecordSplit:
-    """Training records, held-out records, and counts of skipped records by reason."""
+    """Training records, held-out records by id, and counts of skipped records by reason.
+
+    The first held-out records are thus a sample of them, the same wherever they are measured.
+    """
 
     train: list[Record]
     held_out: list[Record]
@@ -243,7 +246,7 @@ def split_records(path: Path) -> RecordSplit:
             expected="records with fields.split 'train', or records without a split",
             next="list the records and their splits with stillroom show",
         )
-    return RecordSplit(train, held_out, dict(passed_over))
+    return RecordSplit(train, order_records(held_out), dict(passed_over))
 
 
 def is_training_record(record: Record, *, has_splits: bool) -> bool:

@@ -1,4 +1,6 @@
-"""LoRA through peft, added and merged; r and target_modules are from ``settings.LoraSettings``.
+"""LoRA through peft, added and merged, and how trained weights are stored.
+
+The settings r and target_modules are from ``settings.LoraSettings``.
 
 Source: Hu et al. 2021, arXiv:2106.09685. Weights are merged into exported copies, never in place,
 so an export during a run does not affect it.
@@ -7,16 +9,27 @@ so an export during a run does not affect it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import MissingExtraError
+from stillroom.checkpoints import Checkpoint
+from stillroom.errors import MissingExtraError, RecipeError
 from stillroom.train.settings import LoraSettings
 
-__all__ = ["add_lora", "export_adapter", "export_tensors", "gather_tensor", "unwrap_model"]
+__all__ = [
+    "add_lora",
+    "choose_dtype",
+    "describe_unchanged",
+    "export_adapter",
+    "export_tensors",
+    "gather_tensor",
+    "unwrap_model",
+]
+
+_UNCHANGED = "no weight differs from those of the initial model: nothing was learned"
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
@@ -24,6 +37,7 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
 
     Raises:
         MissingExtraError: If peft is not installed.
+        RecipeError: If a layer to adapt has its weight in common with another, as a tied head.
     """
     try:
         import peft
@@ -39,8 +53,30 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers call
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # refused below
         torch.manual_seed(seed)
-        return cast("nn.Module", peft.get_peft_model(cast("Any", model), config))
+        adapted = cast("nn.Module", peft.get_peft_model(cast("Any", model), config))
+    _check_tied_weights(adapted)
+    return adapted
+
+
+def _check_tied_weights(model: nn.Module) -> None:
+    """Refuse an update of a weight that two layers have: merged, it would change both."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for tied in names.values():
+        adapted = [name for name in tied if ".base_layer." in name]
+        if adapted and len(tied) > 1:
+            layer = adapted[0].partition(".base_layer.")[0].rpartition(".")[2]
+            raise RecipeError(
+                f"the weight of {layer} is another layer's too: an update of one of them cannot be "
+                "merged into a checkpoint",
+                code="train.lora-head",
+                where="train.lora.targets",
+                expected="layers with a weight of their own",
+                next=f"leave {layer} out, or train a checkpoint with tie_word_embeddings: false",
+            )
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -65,6 +101,39 @@ def export_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if leaf == "weight":
                 tensor = tensor + gather_tensor(_low_rank_update(layer)).to(tensor.dtype)
         yield name, tensor
+
+
+def choose_dtype(name: str, model: nn.Module, tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the storage type that is named; for auto bfloat16, or what keeps low-rank updates.
+
+    Of SmolLM2-135M tuned with LoRA, the KL of the merged checkpoint from its adapter is 4.7e-4 nats
+    in bfloat16 and 4.4e-6 in float16. Numbers beyond float16's range need bfloat16.
+
+    Args:
+        name: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        model: Model in memory, with low-rank layers or without.
+        tensors: Its weights from ``export_tensors``.
+    """
+    if name != "auto":
+        return cast("torch.dtype", getattr(torch, name))
+    largest = torch.finfo(torch.float16).max
+    fits = unwrap_model(model) is not model and all(
+        float(tensor.abs().max()) <= largest for tensor in tensors.values() if tensor.numel()
+    )
+    return torch.float16 if fits else torch.bfloat16
+
+
+def describe_unchanged(
+    tensors: Mapping[str, Tensor], before: Checkpoint, dtype: torch.dtype
+) -> str:
+    """Return a line if no tensor differs from a checkpoint's once both have the storage type."""
+    known = set(before.names())
+    has_changed = any(
+        name not in known
+        or not torch.equal(tensor.detach().cpu().to(dtype), before.tensor(name).to(dtype))
+        for name, tensor in tensors.items()
+    )
+    return "" if has_changed else f"as stored in {str(dtype).removeprefix('torch.')}, {_UNCHANGED}"
 
 
 def export_adapter(model: nn.Module, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

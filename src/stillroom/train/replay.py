@@ -3,9 +3,10 @@
 The job is repeated in a scratch folder up to its training: models, records and the teacher's
 targets are made again from the recipe. In place of all steps it takes those of the drawn segments,
 each from the nearest kept state before it, and compares losses, records, weights and moments with
-the committed row. Then it loads the committed last state, and the weights that the job writes from
-it are compared with those in its output. What follows the training (calibration, evaluation) is
-repeated only if every segment is drawn, or if the output holds other weights.
+the committed row; and the first step, whose loss is the measure of the others. Then it loads the
+committed last state, and the weights that the job writes from it are compared with those in its
+output. What follows the training (calibration, evaluation) is repeated only if every segment is
+drawn, or if the output holds other weights.
 
 Bytes are equal on machines of one kind. Where instructions, torch, threads or device differ, a
 segment is compared within bounds: the losses of its steps, and the distance of the weights from the
@@ -152,6 +153,8 @@ class _CommittedTraining:
                 self.passes[-1] = self.passes[-1][0], last
             else:
                 self.passes.append((begin, last))
+        if self.passes and self.passes[0][0]:
+            self.passes.insert(0, (0, 1))  # the first loss is the measure of the others
 
     def find_segment(self, step: int) -> str:
         """Return the key of the row that covers a step."""
@@ -256,6 +259,9 @@ class TrainingReplayJob(ReplayJob):
         sound = self._find_sound_states(committer)
         for begin, end in training.passes:
             is_same = True
+            if end < training.ends[0]:
+                take_step(0)
+                self._compare_first_loss(committer.notes.pop().loss)
             for last in (last for last in training.ends if begin < last <= end):
                 first = training.find_first(last)
                 is_due = first == begin or not is_same or not self.is_exact
@@ -333,6 +339,17 @@ class TrainingReplayJob(ReplayJob):
         if what or key in training.drawn:
             self._note(name, digest_json(found), what, within)
         return not what
+
+    def _compare_first_loss(self, found: float) -> None:
+        """Compare the loss of the first step, where its segment is not drawn."""
+        training = self.training
+        bound, _ = _BOUNDS[training.plan["numerics"]["precision"]]
+        claimed = training.find_row(training.ends[0])["losses"][0]
+        gap = 0.0 if repr(claimed) == repr(found) else abs(claimed - found) / max(abs(found), 1e-9)
+        if not gap <= (0 if self.is_exact else bound):
+            name = f"{TRAINING}/{name_segment(training.plan, training.ends[0])}"
+            what = f"has the loss {claimed!r} in step 1, recomputed {found!r}"
+            self._note(name, digest_json(found), what)
 
     def _compare_nearly(
         self, committer: StateCommitter, row: Mapping[str, Any], found: Mapping[str, Any], last: int

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.diffusion.conftest import say_diffusion
 
 from stillroom.diffusion.backend import Diffusion
+from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.errors import BackendError
 from stillroom.models.factory import open_text_model
 from stillroom.models.interfaces import DenoisingModel, DenoisingStep, TextModel
@@ -54,6 +55,26 @@ def test_a_stream_grows_to_the_completion(model):
     (whole,) = model.generate([PROMPT], sampling)
     pieces, told = read_stream(model.stream(PROMPT, sampling))
     assert ("".join(pieces), told) == (whole.text, whole)
+
+
+@pytest.mark.parametrize(
+    ("commit", "remasking"),
+    [
+        ({"name": "quota"}, {"name": "remdm", "eta": 0.5, "kind": "rescale"}),
+        ({"name": "threshold", "threshold": 0.3}, {"name": "wino", "threshold": 0.9, "extra": 8}),
+        ({"name": "threshold", "threshold": 0.3}, {"name": "edit", "threshold": 0.0}),
+    ],
+)
+def test_nothing_is_streamed_that_remasking_withdraws(model, monkeypatch, commit, remasking):
+    settings = {"commit": commit, "remasking": remasking, "order": "left_to_right"}
+    monkeypatch.setattr(
+        model, "settings", DecodeSettings.model_validate({**settings, "block_length": 8})
+    )
+    sampling = Sampling(max_new_tokens=24, temperature=0.8)
+    (whole,) = model.generate([PROMPT], sampling)
+    pieces, told = read_stream(model.stream(PROMPT, sampling))
+    assert ("".join(pieces), told) == (whole.text, whole)
+    assert len(pieces) > 1  # blocks that are done are not held back
 
 
 def test_stops_are_cut(model):

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from tests.unit.diffusion.conftest import MASK, say_diffusion
 
+from stillroom.checkpoints import Checkpoint
 from stillroom.diffusion.evaluation.likelihood import score_text
 from stillroom.diffusion.interfaces import CORRUPTIONS, ESTIMATORS, NOISE_SCHEDULES
 from stillroom.diffusion.jobs.autoregressive import AutoregressiveRecipe
@@ -27,6 +28,7 @@ from stillroom.jobs import extras
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Record, write_records
+from stillroom.records.types import EXTRAS_FIELD
 from stillroom.testing import tiny_checkpoint
 
 TEXTS = ("the still is warm", "a jar of plums", "the river runs north", "she wrote it down")
@@ -243,6 +245,15 @@ def test_micro_batches_do_not_change_a_step(make_model, make_recipe):
         assert other[2] == found[0][2]
 
 
+def test_a_micro_batch_takes_work_for_its_own_texts_alone(make_model, make_recipe):
+    source = source_of(
+        make_model, make_recipe, [lesson()], train={"micro_tokens": 20, "batch_size": 6}
+    )
+    first = source.plan(1)[0]
+    source._texts = [text if number in first else None for number, text in enumerate(source._texts)]
+    assert source.load(first).ids.shape[0] == len(first) < 6
+
+
 def test_the_times_of_a_step_are_spread_evenly(make_model, make_recipe):
     source = source_of(make_model, make_recipe, [lesson()], train={"batch_size": 16})
     source.begin(0, None, None)
@@ -376,6 +387,14 @@ def test_encoding_finds_answers_turns_and_what_is_cut(plain):
     assert (none, counts["records_left_out"]) == ([], 1)
     (whole,), _ = tokenize_records(tokenizer, [talk], **{**kwargs, "include_prompt": True})
     assert whole.turns == ((1, len(whole.ids)),)
+    fields = {EXTRAS_FIELD: {"1": {"weight": 0}}}
+    rated = [replace(talk, fields={"label": False}), replace(talk, fields=fields)]
+    (kept,), counts = tokenize_records(tokenizer, rated, **{**kwargs, "include_prompt": True})
+    assert counts["records_left_out"] == 1
+    learned = tokenizer.decode(kept.ids[kept.noised])
+    assert "Yes." not in learned
+    assert "One?" in learned
+    assert "No." in learned
 
 
 # -- the job ----------------------------------------------------------------------------------
@@ -533,13 +552,47 @@ def test_low_rank_additions_are_trained_and_merged(make_recipe, tmp_path):
     pytest.importorskip("peft")
     folder = say_diffusion(tiny_checkpoint(tmp_path / "m", hidden=32))
     recipe = make_recipe(
-        chats(), model=str(folder), train={"steps": 2, "lora": {"rank": 2}, "learning_rate": 0.05}
+        chats(),
+        model=str(folder),
+        train={"steps": 2, "lora": {"rank": 2}, "learning_rate": 0.05},
+        out={},
     )
     artifact, out = run(recipe, tmp_path)
+    stored = Checkpoint.open(out / "output")
+    assert {stored.tensor(name).dtype for name in stored.names()} == {torch.float16}
     assert open_diffusion(str(out)).vocabulary == open_diffusion(str(folder)).vocabulary
     assert (
         artifact.details["after"]["nats_per_token"] != artifact.details["before"]["nats_per_token"]
     )
+
+
+def test_what_is_measured_after_training_is_the_stored_checkpoint(make_recipe, tmp_path):
+    settings = {"out": {"dtype": "bfloat16"}, "train": {"steps": 2, "learning_rate": 1e-4}}
+    first, folder = run(make_recipe(**settings), tmp_path)
+    second, _ = run(make_recipe(model=str(folder), **settings), tmp_path, "next")
+    assert first.details["after"] == second.details["before"]
+    assert first.details["after"] != first.details["before"]
+    assert "nothing was learned" not in (folder / "output" / "README.md").read_text()
+
+
+def test_updates_that_the_stored_type_rounds_off_are_reported(make_recipe, tmp_path):
+    _, folder = run(make_recipe(out={"dtype": "bfloat16"}), tmp_path, "start")
+    recipe = make_recipe(
+        model=str(folder), out={"dtype": "bfloat16"}, train={"learning_rate": 1e-9}
+    )
+    _, out = run(recipe, tmp_path)
+    assert "nothing was learned" in (out / "output" / "README.md").read_text()
+
+
+def test_an_adapter_of_the_head_that_would_not_be_trained_is_refused(make_recipe, tmp_path):
+    pytest.importorskip("peft")
+    folder = say_diffusion(tiny_checkpoint(tmp_path / "m", hidden=32, tie=False))
+    recipe = make_recipe(
+        chats(), model=str(folder), train={"lora": {"targets": ["q_proj", "lm_head"]}}
+    )
+    with pytest.raises(RecipeError, match="reads the head without its adapter") as caught:
+        run(recipe, tmp_path)
+    assert caught.value.code == "train.lora-head"
 
 
 def test_a_vocabulary_of_words(make_recipe, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.models import hub
-from stillroom.models.hub import resolve_checkpoint
+from stillroom.models.hub import find_config, is_local, resolve_checkpoint
 from stillroom.testing import tiny_checkpoint
 
 
@@ -59,6 +59,22 @@ def test_the_models_folder_comes_first_and_is_named(tmp_path, monkeypatch):
     said = []
     assert resolve_checkpoint("hub:org/name@main", say=said.append) == folder
     assert "$STILLROOM_MODELS" in said[0]
+
+
+def test_a_revision_is_that_of_the_folder_or_is_not_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("STILLROOM_MODELS", str(tmp_path))
+    monkeypatch.setattr(hub, "_find_packaged", lambda packaged: tmp_path)
+    teacher = hub.DEFAULT_TEACHER.removeprefix("hub:")
+    for name in ("org/name", teacher):
+        tiny_checkpoint(tmp_path / name)
+        with pytest.raises(CheckpointError, match=f"hub:{name}@v2 was not found.*no {name}@v2 in"):
+            resolve_checkpoint(f"hub:{name}@v2")
+        assert not is_local(f"hub:{name}@v2")
+        assert find_config(f"hub:{name}@v2", fetch=False) is None
+    pinned = tiny_checkpoint(tmp_path / "org" / "name@v2")
+    said = []
+    assert resolve_checkpoint("hub:org/name@v2", say=said.append) == pinned
+    assert said[0].startswith("hub:org/name@v2: taken from $STILLROOM_MODELS")
 
 
 def test_a_name_cannot_climb_out_of_the_models_folder(tmp_path, monkeypatch):

@@ -129,6 +129,21 @@ def test_cutting_on_several_threads_at_once_changes_no_row(encoder):
     assert embedder.truncated == 100
 
 
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_prompts_that_only_the_card_demands_are_used(encoder, is_listed):
+    folder = encoder()
+    if not is_listed:
+        (folder / "modules.json").unlink()
+    text = 'code\n# Each input text should start with "query: " or "passage: ", even for others.\n'
+    (folder / "README.md").write_text(text)
+    embedder = open_embedder(str(folder))
+    for kind in ("query", "passage"):
+        row = embedder.embed(["the river mill"], kind=kind)[0]
+        wanted = unit(reference(folder, f"{kind}: the river mill").mean(0))
+        np.testing.assert_allclose(row, wanted, atol=1e-5)
+    embedder.close()
+
+
 def test_prompts_come_from_the_folder(encoder):
     embedder = open_embedder(str(encoder(prompts={"query": "query: "})))
     query = embedder.embed(["river"], kind="query")[0]

@@ -1,8 +1,8 @@
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from stillroom.records import Message, Record
-from stillroom.train.data import RecordSource, order_records
+from stillroom.records import Message, Record, write_records
+from stillroom.train.data import RecordSource, order_records, split_records
 
 
 @dataclass
@@ -55,7 +55,7 @@ def test_identity_follows_data_order_and_seed():
     assert make([5, 6]).identity != make([5, 6], seed=1).identity
 
 
-def test_the_first_of_the_order_are_of_every_task_of_a_file_sorted_by_task():
+def test_the_first_held_out_records_are_of_every_task_of_a_file_sorted_by_task(tmp_path):
     tasks = [task for task in ("sums", "names", "dates") for _ in range(40)]
     records = [
         Record((Message("user", f"{task} {n}?"), Message("assistant", "x")), {"task": task})
@@ -64,3 +64,7 @@ def test_the_first_of_the_order_are_of_every_task_of_a_file_sorted_by_task():
     first = order_records(records)[:16]
     assert {record.fields["task"] for record in first} == {"sums", "names", "dates"}
     assert order_records(records[::-1])[:16] == first
+    held_out = [replace(one, fields={**one.fields, "split": "held_out"}) for one in records]
+    write_records(tmp_path / "r.jsonl", [replace(records[0], fields={"split": "train"}), *held_out])
+    split = split_records(tmp_path / "r.jsonl")
+    assert {record.fields["task"] for record in split.held_out[:16]} == {"sums", "names", "dates"}

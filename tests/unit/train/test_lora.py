@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from stillroom.errors import MissingExtraError
+from stillroom.errors import MissingExtraError, RecipeError
 from stillroom.models import load_causal_lm
 from stillroom.testing import tiny_checkpoint
 from stillroom.train.lora import add_lora, export_tensors
@@ -65,3 +65,12 @@ def test_says_which_extra_brings_peft(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingExtraError, match=r"stillroom\[train\]"):
         add_lora(model, LoraSettings(), seed=0)
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_refuses_an_update_of_one_of_two_tied_layers(tmp_path, layer):
+    folder = tiny_checkpoint(tmp_path / "tied", tie=True)
+    model = load_causal_lm(folder, dtype="float32", device="cpu")[0]
+    with pytest.raises(RecipeError, match=f"the weight of {layer} is another layer's") as caught:
+        add_lora(model, LoraSettings(rank=2, targets=("q_proj", layer)), seed=0)
+    assert caught.value.code == "train.lora-head"

@@ -123,9 +123,9 @@ def test_an_honest_training_is_replayed_without_an_alarm(honest):
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("train/start", []), ("train/0-3", [0, 1, 2]), ("train/6-9", [6, 7, 8])],
+    [("train/start", []), ("train/0-3", [0, 1, 2]), ("train/6-9", [0, 6, 7, 8])],
 )
-def test_a_draw_takes_its_steps_alone_from_kept_states(honest, monkeypatch, name, steps):
+def test_a_draw_takes_its_steps_from_kept_states_and_the_first(honest, monkeypatch, name, steps):
     taken = []
     plan = RecordSource.plan
     monkeypatch.setattr(
@@ -285,6 +285,15 @@ def test_another_kind_of_machine_compares_within_bounds(forged, honest, tmp_path
     for claimed in ([losses[0], math.nan, losses[2]], losses[:1]):
         reseal(near, plan={"numerics": numerics}, rows={"0-3": {"losses": claimed}})
         assert "train/0-3" in {one.name for one in replay(near) if not one.is_same}
+
+
+def test_the_first_loss_is_taken_again_whatever_is_drawn(forged):
+    losses = read_journal(forged / "committed/train.jsonl")["0-3"]["losses"]
+    reseal(forged, rows={"0-3": {"losses": [1e7, *losses[1:]]}, "6-9": {"losses": [0.5] * 3}})
+    assert "has the loss 10000000.0 in step 1" in find(forged, "train/9-12")["train/0-3"]
+    numerics = {"device": "cpu", "instructions": "AVX2", "precision": "float32", "threads": 1}
+    reseal(forged, plan={"numerics": numerics})
+    assert "has the loss 10000000.0 in step 1" in find(forged, "train/6-9")["train/0-3"]
 
 
 def test_without_room_for_states_the_steps_are_taken_from_the_first_one(tmp_path):

@@ -224,7 +224,7 @@ def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
 def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most: int) -> None:
     examples, _ = tokenize_records(
         models.model.tokenizer,
-        order_records(split.held_out)[:most],
+        split.held_out[:most],
         max_tokens=min(models.recipe.max_tokens, models.model.context_length),
         include_prompt=models.recipe.stage.learns_prompts,
         first=1,

@@ -64,6 +64,7 @@ class StepEvent:
         changed: Positions remasked or replaced in this step.
         confidence: Confidence of every token when it was chosen, (T,).
         tail: First position after the request's own tokens.
+        start: First position of the block that is decoded; blocks before it are final.
     """
 
     row: int
@@ -75,10 +76,11 @@ class StepEvent:
     changed: tuple[int, ...]
     confidence: tuple[float, ...]
     tail: int
+    start: int = 0
 
     def describe(self, tokenizer: Any, *, first: int = 0) -> DenoisingStep:
         """Return the text of the positions from ``first``, which are counted from there."""
-        texts = decode_tokens(tokenizer, self.ids)[first:]
+        texts = decode_tokens(tokenizer, self.ids, first=first)
         pieces = (
             None if is_open else text
             for text, is_open in zip(texts, self.is_open[first:], strict=True)
@@ -225,7 +227,7 @@ class DiffusionSampler:
             unmasked = self._unmask(positions, logits[0], step)
             changed = self._remask(earlier, logits[1], step)
             stop += self._expand(logits[0], positions)
-            self._emit_event(unmasked, changed)
+            self._emit_event(unmasked, changed, start)
             number += 1
             if is_full and len(changed) == 0:
                 return
@@ -387,7 +389,7 @@ class DiffusionSampler:
             self.ended = self.sequence.end_position(self.model.metadata.end_token_ids) is not None
         return self.ended
 
-    def _emit_event(self, unmasked: Tensor, changed: Tensor) -> None:
+    def _emit_event(self, unmasked: Tensor, changed: Tensor, start: int) -> None:
         if self.on_step is not None:
             sequence = self.sequence
             self.on_step(
@@ -401,6 +403,7 @@ class DiffusionSampler:
                     tuple(changed.tolist()),
                     tuple(sequence.confidence.tolist()),
                     sequence.tail,
+                    start,
                 )
             )
         self.steps += 1

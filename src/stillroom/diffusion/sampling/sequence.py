@@ -88,14 +88,14 @@ def decode_text(tokenizer: Any, ids: Sequence[int | None]) -> str:
     )
 
 
-def decode_tokens(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Return the text of each token.
+def decode_tokens(tokenizer: Any, ids: Sequence[int], *, first: int = 0) -> list[str]:
+    """Return the text of each token from the position ``first``.
 
     Tokens are decoded with a few tokens before them, so that leading spaces are kept; a character
     of several tokens is assigned to the last of them.
     """
     texts, before = [], ""
-    for stop in range(1, len(ids) + 1):
+    for stop in range(first + 1, len(ids) + 1):
         start = max(0, stop - 8)
         now = _decode_ids(tokenizer, ids[start:stop])
         before = _decode_ids(tokenizer, ids[start : stop - 1])

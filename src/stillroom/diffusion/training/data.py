@@ -246,7 +246,7 @@ def tokenize_records(
         tokenizer: Fast tokenizer.
         records: Conversations, or plain text as a single assistant message.
         max_tokens: Maximum tokens per record; the end is truncated.
-        include_prompt: Mask all tokens, not answers alone.
+        include_prompt: Mask all tokens but those of turns without loss, not answers alone.
         first: First position that may be masked: 1 with shifted logits.
         on_done: Called after each record.
 
@@ -264,6 +264,7 @@ def tokenize_records(
             special = set(getattr(tokenizer, "all_special_ids", ()))
             begins = len(encoded.ids) > 0 and encoded.ids[0] in special
             marks = np.ones(len(encoded.ids), dtype=np.bool_)
+            marks[list(encoded.excluded)] = False
             marks[: int(begins)] = False
         marks[:first] = False
         # First and last + 1 of each run of True.

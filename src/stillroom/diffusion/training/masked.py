@@ -87,19 +87,15 @@ class TextDataSource(StepDataSource):
     def load(self, group: Sequence[int]) -> CorruptedBatch:
         """Return one micro-batch of the step planned last."""
         texts = [self._texts[number] for number in group]
-        units = max(sum(text.units for text in self._texts), 1)
-        times = np.concatenate([text.t[text.is_learned] for text in self._texts])
-        counts = np.bincount(find_buckets(times), minlength=len(TIME_BUCKETS)).tolist()
-        share = tuple(units / count if count else 0.0 for count in counts)
         return collate(
             texts,
             self.metadata,
             block_size=self.block_size(self._step),
-            extra=self._extra(self._step, max(len(text.ids) for text in texts)),
-            bucket_scale=share,
+            extra=self._extra(max(len(text.ids) for text in texts)),
+            bucket_scale=self._bucket_scale,
         )
 
-    def _extra(self, step: int, length: int) -> Tensor | None:
+    def _extra(self, length: int) -> Tensor | None:
         """Return which later positions are visible in causal attention, (T, T) bool; None: none."""
         return None
 
@@ -119,6 +115,10 @@ class TextDataSource(StepDataSource):
             example = self.examples[self._at(step * size + index)]
             rng = np.random.default_rng([self.seed, step, _TEXT, index])
             self._texts += self._draw(example, step, index, rng)
+        units = max(sum(text.units for text in self._texts), 1)
+        times = np.concatenate([text.t[text.is_learned] for text in self._texts])
+        counts = np.bincount(find_buckets(times), minlength=len(TIME_BUCKETS)).tolist()
+        self._bucket_scale = tuple(units / count if count else 0.0 for count in counts)
         self._step = step
 
     def _draw(
@@ -187,14 +187,8 @@ class CorruptedDataSource(TextDataSource):
         return self.recipe.attention.block_size_at(step, self.steps)
 
     @override
-    def _extra(self, step: int, length: int) -> Tensor | None:
-        share = self.recipe.attention.visible_share(step)
-        if share >= 1:
-            return None
-        rng = np.random.default_rng([self.seed, step, _TEXT + 1])
-        longest = max(len(text.ids) for text in self._texts)
-        noise = rng.random((longest, longest))[:length, :length]
-        return torch.from_numpy(noise < share)
+    def _extra(self, length: int) -> Tensor | None:
+        return None if self._visible is None else self._visible[:length, :length]
 
     @override
     def _copies(
@@ -217,6 +211,12 @@ class CorruptedDataSource(TextDataSource):
             # the shift of the grid of times of each block; longer texts wrap around
             self._offsets = np.random.default_rng([self.seed, step, _TIMES]).random(4096)
             super()._prepare(step)
+            share = self.recipe.attention.visible_share(step)
+            self._visible: Tensor | None = None
+            if share < 1:
+                rng = np.random.default_rng([self.seed, step, _TEXT + 1])
+                longest = max(len(text.ids) for text in self._texts)
+                self._visible = torch.from_numpy(rng.random((longest, longest)) < share)
 
 
 T = TypeVar("T", bound=TextTrainingRecipe)

@@ -26,7 +26,7 @@ from stillroom.distill.cross_tokenizer.alignment import (
 from stillroom.distill.cross_tokenizer.spans import TokenSpans, locate_tokens
 from stillroom.distill.data.tokenized import TokenizedRecord
 from stillroom.distill.interfaces import CrossTokenizerLoss, VocabularyLoss
-from stillroom.models.tokenization.assistant_mask import find_loss_spans
+from stillroom.models.tokenization.assistant_mask import CharacterSpan, find_loss_spans
 from stillroom.models.tokenization.token_bytes import TokenBytes
 from stillroom.records import Record
 
@@ -200,7 +200,7 @@ def encode_aligned(
         if teacher_record is None:
             counts["without_context"] += 1
             continue
-        text, spans, student_tokens = render_record(student, record)
+        text, (spans, excluded), student_tokens = render_record(student, record)
         teacher_text, _, teacher_tokens = render_record(teacher, teacher_record)
         contents = [message.content for message in record.messages]
         regions, missed = find_shared_spans(teacher_text, text, contents)
@@ -209,7 +209,12 @@ def encode_aligned(
             on_aligned(alignment, teacher_tokens, student_tokens)
         counts["messages_missed"] += missed
         counts["records_by_offsets"] += not alignment.is_exact
-        marks = _mask_loss(student_tokens, text, None if include_prompt else spans)
+        marks = _mark_tokens(student_tokens, text, excluded if include_prompt else spans)
+        if include_prompt:
+            marks = ~marks
+        else:
+            marks &= student_tokens.ends > student_tokens.starts
+        marks[:1] = False  # the first token is never predicted
         aligned = make_aligned_record(
             record.id, teacher_tokens, student_tokens, alignment, marks, (teacher, student), counts
         )
@@ -281,32 +286,28 @@ def make_aligned_batch(
 
 def render_record(
     view: TokenizerView, record: Record
-) -> tuple[str, list[tuple[int, int]], TokenSpans]:
+) -> tuple[str, tuple[list[CharacterSpan], list[CharacterSpan]], TokenSpans]:
     """Render and tokenize a record for one side.
 
     Returns:
-        The text, the assistant turns as character spans, and the tokens.
+        The text, the assistant turns with and without a loss, and the tokens.
     """
-    text, spans = find_loss_spans(view.tokenizer, record)
+    text, kept, excluded = find_loss_spans(view.tokenizer, record)
     is_plain = [message.role for message in record.messages] == ["assistant"]
     placed = locate_tokens(view.tokenizer, view.tokens, text, add_special_tokens=is_plain)
-    return text, spans, placed
+    return text, (kept, excluded), placed
 
 
-def _mask_loss(
-    placed: TokenSpans, text: str, spans: Sequence[tuple[int, int]] | None
+def _mark_tokens(
+    placed: TokenSpans, text: str, spans: Sequence[CharacterSpan]
 ) -> npt.NDArray[np.bool_]:
-    """Return which tokens have a loss: all, or those that begin within the character spans."""
-    marks = np.ones(len(placed), dtype=np.bool_)
-    if spans is not None:
-        marks[:] = False
-        for first, last in spans:
-            begin, end = len(text[:first].encode()), len(text[:last].encode())
-            marks |= (placed.starts >= begin) & (placed.starts < end)
-            if begin and placed.text[begin - 1] == _SPACE:  # as in ``align``
-                marks |= (placed.starts == begin - 1) & (placed.ends > begin)
-        marks &= placed.ends > placed.starts
-    marks[:1] = False  # the first token is never predicted
+    """Return which tokens begin within the character spans."""
+    marks = np.zeros(len(placed), dtype=np.bool_)
+    for first, last in spans:
+        begin, end = len(text[:first].encode()), len(text[:last].encode())
+        marks |= (placed.starts >= begin) & (placed.starts < end)
+        if begin and placed.text[begin - 1] == _SPACE:  # as in ``align``
+            marks |= (placed.starts == begin - 1) & (placed.ends > begin)
     return marks
 
 

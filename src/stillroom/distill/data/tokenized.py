@@ -162,9 +162,11 @@ def tokenize_records(
         encoded = encode_conversation(tokenizer, record, max_tokens=max_tokens)
         counts["records_cut"] += bool(encoded.truncated)
         counts["tokens_cut"] += encoded.truncated
-        targets = range(1, len(encoded.ids)) if include_prompt else encoded.targets
+        targets = encoded.targets
+        if include_prompt:
+            targets = sorted(set(range(1, len(encoded.ids))) - encoded.excluded)
         positions = np.asarray([target - 1 for target in targets], dtype=np.int64)
-        if len(encoded.targets) == 0 or len(positions) == 0:
+        if len(encoded.targets) == 0:
             counts["records_left_out"] += 1
         else:
             tokenized_record = TokenizedRecord(

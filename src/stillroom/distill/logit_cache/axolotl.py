@@ -5,7 +5,8 @@ A row has ``input_ids`` and, per position, ``target_token_ids``, ``target_logpro
 of vLLM. Row t predicts token t, because axolotl shifts in training, so a target of position t
 becomes position t - 1 here. If there are fewer rows than tokens, they belong to the last tokens.
 Later versions of axolotl write ``target_*`` already shifted: row t predicts token t + 1, and the
-last row is padding, which is what tells the two apart.
+last row is padding, which is what tells the two apart. As a masked row may look so in the earlier
+layout, too, the whole file decides.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ _Target = list[tuple[int, float]]
 def read_axolotl(path: Path) -> tuple[Iterator[SparseLogprobs], int, int]:
     """Read the records of a JSON lines file; k is that of the shortest position, then the longest.
 
-    The file is read twice.
+    The file is read three times, by rows.
     """
+    shift = int(_is_shifted(path))
     sizes = {
         len(target)
         for number, row in enumerate(_read_lines(path))
-        for target in _parse_record(row, f"{path} row {number}")[2]
+        for target in _parse_record(row, f"{path} row {number}", shift)[2]
     }
     if not sizes:
         raise malformed_row_error(
@@ -44,7 +46,7 @@ def read_axolotl(path: Path) -> tuple[Iterator[SparseLogprobs], int, int]:
         )
     k = min(sizes)
     rows = (
-        _cut_targets(*_parse_record(row, f"{path} row {number}"), k)
+        _cut_targets(*_parse_record(row, f"{path} row {number}", shift), k)
         for number, row in enumerate(_read_lines(path))
     )
     return rows, k, max(sizes)
@@ -70,6 +72,21 @@ def _read_lines(path: Path) -> Iterator[Any]:
                 ) from error
 
 
+def _is_shifted(path: Path) -> bool:
+    """Return whether row t of ``target_*`` predicts token t + 1: the last row is always padding."""
+    is_padded = False
+    for row in _read_lines(path):
+        try:
+            values = row["target_logprobs"]
+            if len(values) == len(row["input_ids"]) and values[-1]:
+                if not all(value <= _PADDING for value in values[-1]):
+                    return False
+                is_padded = True
+        except (LookupError, TypeError):
+            continue  # the row has no targets, or is refused when it is read
+    return is_padded
+
+
 def _cut_targets(
     ids: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], targets: list[_Target], k: int
 ) -> SparseLogprobs:
@@ -78,7 +95,7 @@ def _cut_targets(
 
 
 def _parse_record(
-    row: Any, where: str
+    row: Any, where: str, shift: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[_Target]]:
     """Return the token ids of a row, its counted positions, and their targets."""
     ids = row.get("input_ids") if isinstance(row, dict) else None
@@ -87,7 +104,7 @@ def _parse_record(
             where, "input_ids", "not a list of integers", "the token ids that the targets belong to"
         )
     try:
-        return _parse_row(row, where)
+        return _parse_row(row, where, shift)
     except DataError:
         raise
     except (LookupError, OverflowError, TypeError, ValueError) as error:
@@ -96,7 +113,7 @@ def _parse_record(
 
 
 def _parse_row(
-    row: dict[str, Any], where: str
+    row: dict[str, Any], where: str, shift: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[_Target]]:
     ids = np.asarray(row["input_ids"], dtype=np.int64)
     tokens, logprobs, mask = _parse_targets(row, where)
@@ -106,8 +123,8 @@ def _parse_row(
         raise malformed_row_error(
             where, "target_logprobs", f"{len(tokens)} rows", f"at most {len(ids)}"
         )
-    if not skipped and logprobs and logprobs[-1]:
-        skipped += all(value <= _PADDING for value in logprobs[-1])  # already shifted
+    if not skipped and "target_token_ids" in row:
+        skipped = shift
     indices = [
         index
         for index in range(len(tokens))

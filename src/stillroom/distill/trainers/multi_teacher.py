@@ -50,7 +50,7 @@ from stillroom.distill.trainers.student import (
     make_batch_source,
     train_student,
 )
-from stillroom.errors import DataError
+from stillroom.errors import DataError, count_noun
 from stillroom.objects import resolve_local
 from stillroom.train.data import split_records
 from stillroom.train.distributed import ProcessGroup
@@ -125,6 +125,13 @@ def train_from_caches(
             )
             for number, one in enumerate(weighted)
         ]
+        for one in records if held_out else ():
+            if not one.held_out:
+                job.warn(
+                    f"{one.weighted.teacher.name} is not measured: no held-out record of the "
+                    f"{count_noun(len(held_out), 'record')} measured is of its source "
+                    f"{one.weighted.source!r}; fidelity.records measures more"
+                )
         temperature = recipe.method.temperature
         with store_targets(records, context, recipe.targets, temperature=temperature) as stored:
             evaluator = FidelityEvaluator(

@@ -495,7 +495,7 @@ def check_configs(
         CheckpointError: One problem per key that differs, with every source's value.
     """
     problems = []
-    for key in (*_MUST_AGREE, "rope"):
+    for key in (*_MUST_AGREE, "rope", "rope scaling"):
         if stacked and key == "num_hidden_layers":
             continue
         values = {source.name: _read_setting(source.checkpoint.config, key) for source in sources}
@@ -534,6 +534,8 @@ def limit_problems(problems: list[Problem]) -> list[Problem]:
 
 
 def _read_setting(config: Mapping[str, Any], key: str) -> Any:
+    if key == "rope scaling":
+        return _read_rope_scaling(config)
     if key != "rope":
         value = config.get(key)
         return float(value) if isinstance(value, int | float) else value
@@ -541,3 +543,22 @@ def _read_setting(config: Mapping[str, Any], key: str) -> Any:
     theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
     theta = config.get("rope_theta") if theta is None else theta
     return float(theta) if isinstance(theta, int | float) else None
+
+
+def _read_rope_scaling(config: Mapping[str, Any]) -> str | None:
+    """Return how rotary frequencies are scaled, as written before transformers 5 or since.
+
+    None where layers of several kinds have their own.
+    """
+    found = [config.get(key) for key in ("rope_scaling", "rope_parameters")]
+    rope = {
+        key: value for part in found if isinstance(part, Mapping) for key, value in part.items()
+    }
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        return None
+    kind = rope.get("rope_type") or rope.get("type")
+    kind = {"su": "longrope", "mrope": "default"}.get(str(kind), kind)  # earlier names
+    if kind in {None, "default"}:
+        return "none"
+    factor = rope.get("factor")
+    return f"{kind} by {float(factor):g}" if isinstance(factor, int | float) else str(kind)

@@ -1,9 +1,10 @@
 """sentence-transformers checkpoints: pooling (CLS, mean pooling), normalization and query prompts.
 
 Pooling, dense layers, normalization, the maximum length and the prompts for queries and passages
-are read from the folder (modules.json and its modules), never assumed. Texts are embedded one at a
-time, each on one thread, with as many in parallel as there are threads: a row's bytes then depend
-on its text alone. Measured with all-MiniLM-L6-v2 on 2 cores, 128 passages of 175 tokens on average:
+are read from the folder (modules.json and its modules, of E5 the card), never assumed. Texts are
+embedded one at a time, each on one thread, with as many in parallel as there are threads: a row's
+bytes then depend on its text alone. Measured with all-MiniLM-L6-v2 on 2 cores, 128 passages of 175
+tokens on average:
 
 =====================================  ==========  =============================
 setup                                  passages/s  rows unlike one at a time
@@ -71,6 +72,7 @@ _POOLINGS = {
 }
 """Pooling modes, in the order in which their vectors are concatenated."""
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
+_E5_DEMAND = 'should start with "query: " or "passage: "'  # E5's cards, whose folders state none
 
 
 class Sentence(EmbedderMethod):
@@ -318,7 +320,7 @@ def _read_layout(folder: Path) -> _Layout:
     if not folder.is_dir():
         raise not_embedder_error(folder, "it is not a folder")
     if not (folder / "modules.json").is_file():
-        return _Layout(folder, folder)
+        return _Layout(folder, folder, prompts=_read_prompts(folder))
     encoder, dense = folder, []
     poolings: tuple[str, ...] = ("mean",)
     pools_prompt = True
@@ -359,6 +361,7 @@ def _read_poolings(folder: Path) -> tuple[tuple[str, ...], bool]:
 
 
 def _read_prompts(folder: Path) -> dict[str, str]:
+    """Return the prompts that the settings state, else those that an E5 model's card demands."""
     path = folder / "config_sentence_transformers.json"
     settings = read_json_file(path, not_embedder_error) if path.is_file() else {}
     prompts = settings.get("prompts") or {}
@@ -366,6 +369,10 @@ def _read_prompts(folder: Path) -> dict[str, str]:
         "query": prompts.get("query", ""),
         "passage": prompts.get("passage", "") or prompts.get("document", ""),
     }
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if not any(by_kind.values()) and _E5_DEMAND in text:
+        by_kind = {"query": "query: ", "passage": "passage: "}
     return {kind: text for kind, text in by_kind.items() if text}
 
 

@@ -35,11 +35,15 @@ CharacterSpan = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """A tokenized record: ids, mask of the assistant's tokens, number of tokens cut off."""
+    """A tokenized record: ids, mask of the assistant's tokens, number of tokens cut off.
+
+    ``excluded`` are the positions of turns that training leaves out even with the prompt.
+    """
 
     ids: tuple[int, ...]
     is_assistant: tuple[bool, ...]
     truncated: int = 0
+    excluded: frozenset[int] = frozenset()
 
     @property
     def targets(self) -> list[int]:
@@ -98,19 +102,24 @@ def find_assistant_spans(
     return text, spans
 
 
-def find_loss_spans(tokenizer: Any, record: Record) -> tuple[str, list[CharacterSpan]]:
-    """Return the rendered record and the spans of the assistant's turns that have a loss.
+def find_loss_spans(
+    tokenizer: Any, record: Record
+) -> tuple[str, list[CharacterSpan], list[CharacterSpan]]:
+    """Return the rendered record and the spans of the assistant's turns with and without a loss.
 
     A turn of weight 0 (OpenAI's fine-tuning) has none, nor has an answer labelled as undesirable
-    (``label: false``, as for KTO); see ``Record.turns_without_loss``.
+    (``label: false``, as for KTO); see ``Record.turns_without_loss``. Where no turn has one, the
+    whole text is without.
 
     Raises:
         DataError: If the template rewrites earlier turns, so that spans cannot be found.
     """
     text, spans = find_assistant_spans(tokenizer, record.messages, record.tools)
     turns = [i for i, message in enumerate(record.messages) if message.role == "assistant"]
-    excluded = record.turns_without_loss
-    return text, [span for i, span in zip(turns, spans, strict=True) if i not in excluded]
+    without = record.turns_without_loss
+    kept = [span for i, span in zip(turns, spans, strict=True) if i not in without]
+    excluded = [span for i, span in zip(turns, spans, strict=True) if i in without]
+    return text, kept, excluded if kept or not excluded else [(0, len(text))]
 
 
 def encode_conversation(tokenizer: Any, record: Record, *, max_tokens: int) -> EncodedConversation:
@@ -121,7 +130,7 @@ def encode_conversation(tokenizer: Any, record: Record, *, max_tokens: int) -> E
     Raises:
         DataError: If the assistant's part of the conversation cannot be found.
     """
-    text, spans = find_loss_spans(tokenizer, record)
+    text, spans, excluded = find_loss_spans(tokenizer, record)
     is_plain = [message.role for message in record.messages] == ["assistant"]
     encoded = tokenizer(text, add_special_tokens=is_plain, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
@@ -130,7 +139,14 @@ def encode_conversation(tokenizer: Any, record: Record, *, max_tokens: int) -> E
         for start, end in offsets
     ]
     return EncodedConversation(
-        tuple(ids[:max_tokens]), tuple(marks[:max_tokens]), max(len(ids) - max_tokens, 0)
+        tuple(ids[:max_tokens]),
+        tuple(marks[:max_tokens]),
+        max(len(ids) - max_tokens, 0),
+        frozenset(
+            index
+            for index, (start, _) in enumerate(offsets[:max_tokens] if excluded else ())
+            if any(first <= start < last for first, last in excluded)
+        ),
     )
 
 

@@ -47,6 +47,11 @@ def recipe_of(folder, **settings):
     return DiffusionPreferenceRecipe.model_validate(said)
 
 
+def test_a_policy_moves_little_unless_it_is_told_to():
+    assert vrpo().train.learning_rate <= 1e-5
+    assert vrpo(train={"learning_rate": 1e-3}).train.learning_rate == 1e-3
+
+
 def vrpo(**settings):
     return recipe_of("m", **settings)
 

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from stillroom.distill.cross_tokenizer.data import TokenizerView, encode_aligned
 from stillroom.distill.data.tokenized import make_batch, tokenize_records
+from stillroom.models.tokenization.token_bytes import read_token_bytes
 from stillroom.records import Message, Record
+from stillroom.records.formats import from_row
 
 
 def talk(*turns):
@@ -46,6 +49,30 @@ def test_include_prompt_learns_every_token(loaded):
     _, tokenizer = loaded
     lessons, _ = encode(tokenizer, [talk("Who?", "A still.")], include_prompt=True)
     assert lessons[0].positions.tolist() == list(range(len(lessons[0].ids) - 1))
+
+
+def rated():
+    turns = [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "A bad one.", "weight": 0},
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "Here."},
+    ]
+    undesirable = from_row({"prompt": "Who?", "completion": "A bad one.", "label": False})
+    return [from_row({"messages": turns}), undesirable]
+
+
+def test_include_prompt_learns_no_turn_without_loss(loaded):
+    _, tokenizer = loaded
+    (lesson,), counts = encode(tokenizer, rated(), include_prompt=True)
+    assert counts["records_left_out"] == 1
+    learned = tokenizer.decode(lesson.labels)
+    assert "Who?" in learned
+    assert learned.endswith("Where?<|im_end|>\n<|im_start|>assistant\nHere.<|im_end|>\n")
+    assert "bad" not in learned
+    reader = TokenizerView(tokenizer, read_token_bytes(tokenizer), 512)
+    (aligned,), _ = encode_aligned(reader, reader, rated(), include_prompt=True)
+    assert aligned.positions.tolist() == lesson.positions.tolist()
 
 
 def test_cuts_and_leaves_out_and_counts_both(loaded):

@@ -121,6 +121,27 @@ def compare(cache, spoken, apart):
         np.testing.assert_allclose(np.exp(rows["tail"]), rest, atol=max(apart, 1e-4))
 
 
+def test_an_earlier_row_whose_last_position_is_padding_is_not_taken_for_a_shifted_one(
+    tmp_path, spoken, teacher_folder
+):
+    for ids, logprobs in spoken:  # a teacher that is sure of the text
+        logprobs[:] = -9.0
+        logprobs[np.arange(len(ids) - 1), ids[1:]] = -0.1
+    path = tmp_path / "a.jsonl"
+    write_axolotl(path, spoken)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[:2]:
+        row["target_token_ids"][-1] = [0] * K
+        row["target_logprobs"][-1] = [-1e9] * K
+        row["target_mask"][-1] = [0] * K
+    path.write_text("\n".join(map(json.dumps, rows)))
+    import_cache(path, tmp_path / "cache", format="axolotl", teacher=str(teacher_folder))
+    with LogitCache.open(tmp_path / "cache") as cache:
+        for lesson in cache.records():
+            best = cache.read(lesson)["ids"][:, 0]
+            assert np.array_equal(best, lesson.ids[lesson.positions + 1])
+
+
 @pytest.mark.parametrize("style", ["targets", "shifted", "entries"])
 def test_axolotls_rows_become_ours(tmp_path, spoken, teacher_folder, style):
     write_axolotl(tmp_path / "a.jsonl", spoken, style)

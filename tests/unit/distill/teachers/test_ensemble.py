@@ -158,6 +158,13 @@ def test_by_source_each_teaches_its_own_records(make_recipe, do, folders):
             )
 
 
+def test_a_teacher_none_of_whose_records_is_measured_is_named(make_recipe, folders, job):
+    fidelity = {"baseline": False, "answers": 0, "speed": False, "records": 1}
+    told, job.warn = [], lambda line: told.append(line)
+    run(make_recipe(shares(folders, source=("a", "b")), fidelity=fidelity), job)
+    assert sum(" is not measured: no held-out record of the 1 record" in line for line in told) == 1
+
+
 def test_a_record_without_a_teacher_is_counted_and_refused(make_recipe, do, folders):
     with pytest.raises(DataError) as caught:
         do(make_recipe(shares(folders, source=("a", "z"))))

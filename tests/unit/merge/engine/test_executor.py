@@ -240,6 +240,25 @@ def test_models_of_other_build_or_vocabulary_are_refused(family, tmp_path):
     assert caught.value.code == "merge.tokenizer"
 
 
+def test_models_whose_positions_are_scaled_differently_are_refused(family, tmp_path):
+    base, _ = family
+    llama3 = {"factor": 8.0, "rope_type": "llama3", "low_freq_factor": 1.0}
+    old = rewrite(base, tmp_path / "old", lambda n, t: t, rope_scaling=llama3, rope_parameters=None)
+    new = rewrite(
+        base, tmp_path / "new", lambda n, t: t, rope_parameters={**llama3, "rope_theta": 10000.0}
+    )
+    more = rewrite(
+        base, tmp_path / "more", lambda n, t: t, rope_scaling={"type": "llama3", "factor": 32}
+    )
+    for one, other in ((base, old), (new, base), (old, more)):
+        with pytest.raises(CheckpointError, match="disagree about rope scaling") as caught:
+            merge_checkpoints("linear", None, [one, other], tmp_path / "out")
+        assert caught.value.code == "merge.config"
+    merge_checkpoints("linear", None, [old, new], tmp_path / "both")
+    plain = rewrite(base, tmp_path / "plain", lambda n, t: t, rope_scaling={"rope_type": "default"})
+    merge_checkpoints("linear", None, [base, plain], tmp_path / "same")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_are_refused_with_their_owner(value, family, tmp_path):
     base, parents = family
