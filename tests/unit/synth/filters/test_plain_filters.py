@@ -54,6 +54,9 @@ def test_answers_fit_their_schema_or_say_where_not(answer, expected, at):
 def test_a_field_may_be_the_json_and_a_broken_schema_is_refused():
     assert judge("schema", say("x", row={"name": "a", "year": 1}), fits=SHAPE, field="row").keep
     assert judge("schema", say("x"), fits=SHAPE, field="row").reason == "not JSON"
+    for number in ("1e999", "-Infinity", "NaN"):  # no JSON, or none once it is read
+        verdict = judge("schema", say(f'{{"a": {number}}}'), fits={"type": "object"})
+        assert verdict.reason == "not JSON"
     fenced = judge("schema", say("```\n{}\n```"), fence=False)
     assert fenced.reason == "JSON within a fence"
     with pytest.raises(ValidationError, match="not a JSON Schema"):
