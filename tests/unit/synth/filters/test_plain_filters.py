@@ -253,6 +253,23 @@ def test_masks_are_stable_and_belong_to_nobody(style):
     assert masked.origin.chain[-1].parents == (record.id,)
 
 
+def test_fields_of_ids_are_masked_where_they_hold_no_id():
+    mail = "jane.doe@acme-corp.com"
+    ids = {
+        "passage_id": "pas-48b9ec1585896079984c",  # its digits pass for a card's
+        "id": "2338955320777356",
+        "rejected_by": "endpoint:http://10.1.2.3:8000/v1#qwen",
+        "split": "train",
+    }
+    assert judge("personal", say("It is.", **ids)).keep
+    for fields in ({"source": f"mail of {mail}"}, {"note": {"id": mail}}, {"document_id": mail}):
+        record = say("It is.", **{**ids, **fields})
+        assert judge("personal", record).reason == "personal data: email"
+        masked = judge("personal", record, action="mask").changed
+        assert mail not in json.dumps(masked.to_json())
+        assert {name: masked.fields[name] for name in ids} == ids
+
+
 @settings(deadline=None)
 @given(st.sampled_from(["email", "phone", "card", "iban", "ssn", "ip", "secret"]), st.text())
 def test_pseudonyms_follow_from_key_and_value(kind, value):
