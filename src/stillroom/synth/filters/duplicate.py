@@ -24,6 +24,8 @@ from stillroom.text.unicode import split_words
 __all__ = ["Duplicate"]
 
 _SHOWN = 300
+_HASHES = 128
+_MAX_MISSED = 0.01
 
 
 class Duplicate(Filter):
@@ -62,7 +64,8 @@ class _DuplicateState:
     def __init__(self, settings: Duplicate) -> None:
         self._threshold, self._answer_words = settings.threshold, settings.answer_words
         self._same_question = settings.same_question
-        self._hasher = MinHasher(n=settings.n, num_bands=32, rows=4)
+        rows = _choose_rows(settings.threshold)
+        self._hasher = MinHasher(n=settings.n, num_bands=_HASHES // rows, rows=rows)
         self._questions: dict[str, int] = {}
         self._answers: dict[str, int] = {}
         self._shown: list[str] = []
@@ -104,6 +107,13 @@ class _DuplicateState:
         if not len(hashes):  # texts without words have nothing in common
             return hashes, []
         return hashes, self._hasher.bands(self._hasher.sign_shingles([hashes]))[0].tolist()
+
+
+def _choose_rows(threshold: float) -> int:
+    """Return the rows of a band, at most 4, with which few pairs at the threshold are missed."""
+    return next(
+        (rows for rows in (4, 3, 2) if (1 - threshold**rows) ** (_HASHES // rows) <= _MAX_MISSED), 1
+    )
 
 
 def _keys(record: Record) -> tuple[str, str]:

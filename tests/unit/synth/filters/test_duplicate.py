@@ -1,3 +1,4 @@
+import pytest
 from tests.unit.synth.filters.test_filters import make_record
 
 from stillroom.records import Message, Record
@@ -74,6 +75,18 @@ def test_near_repeat_is_found_and_scored():
         fold([make_record("What do worker bees produce now?", LONG + "."), near], threshold=0.7)[1]
         == "nearly the same as one kept"
     )
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.3, 0.4, 0.5, 0.6, 0.8])
+def test_near_repeats_are_found_whatever_the_threshold(threshold):
+    missed = 0
+    for number in range(60):
+        words = [f"w{number}x{index}" for index in range(200)]
+        shared = int(396 * (threshold + 0.02) / (1.02 + threshold)) + 1  # of 198 trigrams each
+        other = words[: shared + 2] + [f"{word}y" for word in words[shared + 2 :]]
+        pair = [Record((Message("assistant", " ".join(text)),)) for text in (words, other)]
+        missed += fold(pair, threshold=threshold)[1] == ""
+    assert missed <= 2
 
 
 def test_what_was_not_admitted_drops_nothing():
