@@ -49,6 +49,14 @@ _MARK = re.compile(
     re.IGNORECASE,
 )
 
+_CLAIM = re.compile(
+    r"\w+ (?:is|ist|est|es)\s+(?:(?:indeed|also|therefore|thus|then)\s+)?"
+    r"(?:correct[ea]?|right|verified|confirmed|consistent|reasonable|korrekt|richtig|bestätigt|"
+    r"juste|vérifiée|verificada)\b[^\d$\\\n]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""``The answer is correct.``, which says of the answer before it that it was checked."""
+
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?")
 _SURROUNDING_MARKS = ' \t*_`"$\u201c\u201d\u2705\u2713\u2714'  # with check marks
@@ -244,6 +252,10 @@ def _answer_line(text: str) -> tuple[str, bool]:
     text = tagged[-1][0] if tagged else text.split("</answer>")[0]
     text = _DISPLAY.sub(lambda match: " ".join(match[0].split()), text)
     marks = list(_MARK.finditer(text))
+    while len(marks) > 1 and (claim := _CLAIM.match(text, marks[-1].start())):
+        if _NEGATION.search(claim[0]):
+            break
+        marks.pop()
     lines = text[marks[-1].end() :].strip().splitlines() if marks else text.strip().splitlines()
     return (lines[0 if marks else -1], bool(marks)) if lines else ("", bool(marks))
 

@@ -8,6 +8,7 @@ decides. References to other documents are not followed.
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -60,7 +61,7 @@ def parse_json_with_schema(text: str, schema: Mapping[str, Any]) -> ParsedJson:
     fenced = _FENCE.search(text)
     bare = fenced[1] if fenced else text.strip()
     try:
-        value, is_repaired = json.loads(bare, parse_constant=_refuse_constant), fenced is not None
+        value, is_repaired = _load_finite(bare), fenced is not None
     except (ValueError, RecursionError):
         value, is_repaired = _repair_json(bare), True
     problem = describe_violation(value, schema)
@@ -200,8 +201,16 @@ def _repair_json(text: str) -> Any:
     return value
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _load_finite(text: str) -> Any:
+    """Return the value of JSON whose numbers are finite, so that it can be written as JSON."""
+    return json.loads(text, parse_constant=_read_finite, parse_float=_read_finite)
+
+
+def _read_finite(number: str) -> float:
+    """Return a number; ``Infinity`` is none of JSON's, and 1e999 is infinite as a float."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number:.20} is not a finite number")
+    return value
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
@@ -229,13 +238,13 @@ def parse_json(text: str) -> Any:
     """Parse a text as JSON, without a surrounding Markdown fence.
 
     Raises:
-        ValueError: If it is not JSON.
+        ValueError: If it is not JSON, or holds a number that is not finite.
     """
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
         bare = bare[bare.index("\n") + 1 : -3]
     try:
-        return json.loads(bare)
+        return _load_finite(bare)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

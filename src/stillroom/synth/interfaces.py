@@ -128,6 +128,11 @@ class Generator(Method, GeneratorState):
     default_filters: ClassVar[tuple[str, ...]] = PASSAGE_FILTERS
     """Filters of a recipe that names none; ``RECORD_FILTERS`` if records quote no passage."""
 
+    @classmethod
+    def choose_filters(cls, settings: Mapping[str, Any]) -> Sequence[str | Mapping[str, Any]]:
+        """Return the filters of a recipe that names none, by the settings it gives."""
+        return cls.default_filters
+
     @property
     def max_requests(self) -> int:
         """Maximum number of requests per unit."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -90,13 +90,25 @@ class MixtureResult:
 
 
 def mix_records(
-    new_records: Sequence[Record], settings: MixSettings, *, seed: int = 0
+    new_records: Sequence[Record],
+    settings: MixSettings,
+    *,
+    judge: Callable[[Sequence[Record]], Iterable[FilterResult]] | None = None,
+    seed: int = 0,
 ) -> MixtureResult:
     """Mix the training records of a recipe with existing ones.
 
-    Existing records come first. Synthetic records beyond what ``human_share`` allows are removed
-    from the end of the new ones, then of the existing ones; ``accumulate_subsample`` samples
-    instead.
+    Existing records come first. Of these, only training records are taken: rows of another split
+    are held out where they come from, and a row without one becomes a training record. Synthetic
+    records beyond what ``human_share`` allows are removed from the end of the new ones, then of the
+    existing ones; ``accumulate_subsample`` samples instead.
+
+    Args:
+        new_records: Training records of this run.
+        settings: Existing records, and the rule.
+        judge: Returns a verdict on each existing training record, in order; by default all are
+            kept.
+        seed: Seed of the subsample.
 
     Raises:
         DataError: If a record's origin is unknown and the settings do not say how to treat it
@@ -105,7 +117,7 @@ def mix_records(
     """
     from stillroom.synth.types import RejectedRecord
 
-    existing = [record for path in settings.records for record in read_records(resolve_local(path))]
+    read = [record for path in settings.records for record in read_records(resolve_local(path))]
     dropped: list[RejectedRecord] = []
 
     def reject(record: Record, reason: str, score: float = 0.0, limit: float | None = None) -> None:
@@ -113,25 +125,20 @@ def mix_records(
             RejectedRecord("train", _FILTER, reason, record.id, score, record, limit=limit)
         )
 
+    existing: list[Record] = []
+    for record, verdict in _judge_existing(read, judge):
+        if verdict.keep:
+            existing.append(record)
+        else:
+            reject(record, verdict.reason, verdict.score, verdict.limit)
     kept_ids: set[str] = set()
     rows: list[Record] = []
     for number, record in enumerate([*existing, *new_records]):
         is_new = number >= len(existing)
         if record.id in kept_ids:
             reject(record, "is there already")
-        elif record.origin.kind == "unknown" and settings.unknown != "keep":
-            if settings.unknown == "refuse":
-                raise DataError(
-                    f"the origin of {record.id} is unknown",
-                    code="synth.unknown-origin",
-                    expected="human or synthetic, or a recipe that sets mix.unknown",
-                    next="set mix.unknown to keep or drop",
-                )
-            reject(record, "origin unknown")
-        elif settings.rule == "replace" and not (
-            is_new or (settings.human_share > 0 and _is_human(record))
-        ):
-            reject(record, "replaced")
+        elif reason := _reject_by_rule(record, settings, is_new=is_new):
+            reject(record, reason)
         else:
             kept_ids.add(record.id)
             rows.append(record)
@@ -147,7 +154,36 @@ def mix_records(
             limit = settings.human_share if reason != "not drawn" else None
             reject(record, reason, human_share, limit)
     mixed = tuple(record for record in rows if record.id in final_ids)
-    return MixtureResult(mixed, tuple(dropped), len(existing))
+    return MixtureResult(mixed, tuple(dropped), len(read))
+
+
+def _judge_existing(
+    records: Sequence[Record], judge: Callable[[Sequence[Record]], Iterable[FilterResult]] | None
+) -> Iterator[tuple[Record, FilterResult]]:
+    """Yield existing records with verdicts; ``judge`` is asked about the training records."""
+    training = []
+    for record in records:
+        if (record.fields.get("split") or "train") == "train":
+            training.append(replace(record, fields={**record.fields, "split": "train"}))
+        else:
+            yield record, FilterResult(False, "not of the split 'train'", 0.0)
+    verdicts = [FilterResult(True)] * len(training) if judge is None else judge(training)
+    yield from zip(training, verdicts, strict=True)
+
+
+def _reject_by_rule(record: Record, settings: MixSettings, *, is_new: bool) -> str:
+    """Return why the settings leave a record out; empty if they do not."""
+    if record.origin.kind == "unknown" and settings.unknown != "keep":
+        if settings.unknown == "refuse":
+            raise DataError(
+                f"the origin of {record.id} is unknown",
+                code="synth.unknown-origin",
+                expected="human or synthetic, or a recipe that sets mix.unknown",
+                next="set mix.unknown to keep or drop",
+            )
+        return "origin unknown"
+    is_needed = is_new or (settings.human_share > 0 and _is_human(record))
+    return "replaced" if settings.rule == "replace" and not is_needed else ""
 
 
 def _is_human(record: Record) -> bool:

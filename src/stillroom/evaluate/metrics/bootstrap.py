@@ -14,7 +14,7 @@ fixed records not that of the records; the two-way bootstrap resamples both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
@@ -212,8 +212,19 @@ def bootstrap_statistic(
             note = "one value has no interval" if units == 1 else "nothing was measured"
             return Metric(name, value, n=units, note=note)
         rng = np.random.default_rng(seed)
-        counts = rng.multinomial(units, np.full(units, 1 / units), resamples).astype(np.float64)
-        draws, left_out = statistic(counts), statistic(1.0 - np.eye(units))
+        block, shares = max(_BLOCK_NUMBERS // units, 1), np.full(units, 1 / units)
+        draws = np.concatenate(
+            [
+                statistic(rng.multinomial(units, shares, count).astype(np.float64))
+                for _, count in _iter_blocks(resamples, block)
+            ]
+        )
+        left_out = np.concatenate(
+            [
+                statistic(1.0 - np.eye(count, units, begin))
+                for begin, count in _iter_blocks(units, block)
+            ]
+        )
     lost = int((~np.isfinite(draws)).sum())
     draws, left_out = np.sort(draws[np.isfinite(draws)]), left_out[np.isfinite(left_out)]
     note = f"{lost} of {resamples} draws had nothing to measure" if lost else ""
@@ -221,6 +232,12 @@ def bootstrap_statistic(
         return Metric(name, value, n=units, note=note or "nothing to resample")
     low, high = _bca_interval(draws, left_out, value)
     return Metric(name, value, low, high, units, note=note)
+
+
+def _iter_blocks(rows: int, block: int) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each block and its number of rows."""
+    for begin in range(0, rows, block):
+        yield begin, min(block, rows - begin)
 
 
 def paired_difference(
@@ -364,7 +381,10 @@ def _jackknife(data: Floats, shares: Floats | None, statistic: Statistic) -> Flo
         return np.asarray(
             ((data * weight).sum() - data * weight) / np.where(remaining == 0, 1, remaining)
         )
-    return np.array([np.median(np.delete(data, index)) for index in range(len(data))])
+    ordered, ranks = np.sort(data), np.argsort(np.argsort(data))
+    middle = ((len(data) - 2) // 2, (len(data) - 1) // 2)
+    first, second = (ordered[place + (ranks <= place)] for place in middle)
+    return np.asarray((first + second) / 2)
 
 
 def _bca_interval(draws: Floats, left_out: Floats, value: float) -> tuple[float, float]:

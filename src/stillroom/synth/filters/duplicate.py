@@ -2,8 +2,9 @@
 
 Source: Broder 1997 (MinHash, as distilabel's MinHashDedup; candidates are verified by exact Jaccard
 similarity). Differs: records are compared with accepted ones only, in a fixed order, so that
-nothing is dropped for resembling a dropped record. Equal answers make two records duplicates only
-where the answer is a sentence: labels recur.
+nothing is dropped for resembling a dropped record. A question is all that the system and the user
+say, so that dialogues may begin alike and passages may be asked the same. Equal answers make two
+records duplicates only where the answer is a sentence: labels recur.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from stillroom.text.unicode import split_words
 __all__ = ["Duplicate"]
 
 _SHOWN = 300
+_HASHES = 128
+_MAX_MISSED = 0.01
 
 
 class Duplicate(Filter):
@@ -39,6 +42,9 @@ class Duplicate(Filter):
         description="Jaccard similarity of word n-grams from which a record is a duplicate",
     )
     n: int = Field(3, ge=1, le=20, description="n-gram size in words")
+    same_question: bool = Field(
+        True, description="whether an equal question makes a record a duplicate; false: answers too"
+    )
     answer_words: int = Field(
         5, ge=1, description="words from which an equal answer makes a record a duplicate"
     )
@@ -57,7 +63,9 @@ class _DuplicateState:
 
     def __init__(self, settings: Duplicate) -> None:
         self._threshold, self._answer_words = settings.threshold, settings.answer_words
-        self._hasher = MinHasher(n=settings.n, num_bands=32, rows=4)
+        self._same_question = settings.same_question
+        rows = _choose_rows(settings.threshold)
+        self._hasher = MinHasher(n=settings.n, num_bands=_HASHES // rows, rows=rows)
         self._questions: dict[str, int] = {}
         self._answers: dict[str, int] = {}
         self._shown: list[str] = []
@@ -66,7 +74,7 @@ class _DuplicateState:
 
     def judge(self, record: Record) -> FilterResult:
         question, answer = _keys(record)
-        if question and question in self._questions:
+        if self._same_question and question and question in self._questions:
             like = self._shown[self._questions[question]]
             return FilterResult(False, "same question as one kept", 1.0, against=like)
         if answer in self._answers and len(split_words(answer)) >= self._answer_words:
@@ -101,9 +109,18 @@ class _DuplicateState:
         return hashes, self._hasher.bands(self._hasher.sign_shingles([hashes]))[0].tolist()
 
 
+def _choose_rows(threshold: float) -> int:
+    """Return the rows of a band, at most 4, with which few pairs at the threshold are missed."""
+    return next(
+        (rows for rows in (4, 3, 2) if (1 - threshold**rows) ** (_HASHES // rows) <= _MAX_MISSED), 1
+    )
+
+
 def _keys(record: Record) -> tuple[str, str]:
-    texts = [
-        collapse_whitespace(get_text_field(record, name)).casefold()
-        for name in ("question", "answer")
-    ]
-    return texts[0], texts[1]
+    asked = [message for message in record.messages if message.role in ("system", "user")]
+    question = get_text_field(record, "question")
+    if any(message.role == "user" for message in asked):
+        question = "\n".join(message.content for message in asked)
+    texts = (question, get_text_field(record, "answer"))
+    question, answer = (collapse_whitespace(text).casefold() for text in texts)
+    return question, answer

@@ -11,6 +11,7 @@ original document.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -76,10 +77,13 @@ class Personal(Filter):
         return FilterResult(True, score=0.0)
 
 
-_UNMASKED_FIELDS = frozenset(
+_ID_FIELDS = frozenset(
     str.split("passage_id document_id split id persona_id related_to rejected_by source")
 )
-"""Fields with internal identifiers, which are never masked."""
+_ID = re.compile(r"[a-z]{3}-[0-9a-f]{20}|[0-9a-f]{8,}|endpoint:\S+")
+"""Ids of contents, digests, numbers of rows and models: in the fields of ids they are not masked,
+though some of their digits may look like a card's or an address's.
+"""
 
 
 def iter_text_fields(record: Record) -> Iterator[str]:
@@ -113,11 +117,14 @@ def mask_record(
     return changed, dict(sorted(counts.items()))
 
 
+def _is_id(name: str, value: str) -> bool:
+    return name in _ID_FIELDS and _ID.fullmatch(value) is not None
+
+
 def _iter_texts(name: str, value: Any) -> Iterator[str]:
-    if name in _UNMASKED_FIELDS:
-        return
     if isinstance(value, str):
-        yield value
+        if not _is_id(name, value):
+            yield value
     elif isinstance(value, Mapping):
         for key, part in value.items():
             yield from _iter_texts(str(key), part)
@@ -127,10 +134,8 @@ def _iter_texts(name: str, value: Any) -> Iterator[str]:
 
 
 def _mask_value(name: str, value: Any, mask: Any) -> Any:
-    if name in _UNMASKED_FIELDS:
-        return value
     if isinstance(value, str):
-        return mask(value)
+        return value if _is_id(name, value) else mask(value)
     if isinstance(value, Mapping):
         return {key: _mask_value(str(key), part, mask) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -18,14 +18,23 @@ from stillroom.synth.interfaces import Filter, FilterResult
 __all__ = ["Refusal"]
 
 _TEXT = r"(?:text|passage|statement|document|context|article|excerpt|source)"
-_SELF = r"(?:ai|artificial intelligence|(?:large )?language model|chatbot|virtual assistant)"
+_SELF = (
+    r"(?:(?:ai|artificial intelligence)(?: (?:language )?(?:model|assistant|system|chatbot))?|"
+    r"(?:large )?language model|chatbot|virtual assistant)(?=\s*[^\w\s-]|\s+-|\s*$|\s+(?:i|my|it|"
+    r"and|but|so|that|who|which|with|without|trained|developed|created|designed|made|built|based|"
+    r"programmed)\b)"
+)
+"""A model's names for itself, before what ends the phrase: an AI engineer is a person."""
+_SELF_TALK = (
+    rf"(?:(?:^|[^\w\s])[ \t]*|\b(?:i|but|and|because|since|that|speaking|my \w+) )as an? {_SELF}|"
+    rf"\bi(?:(?:'|’)m| am) (?:just |only )?an? {_SELF}"
+)
 _MODEL = re.compile(
-    rf"\bas an? {_SELF}\b|\bi(?:(?:'|’)m| am) (?:just |only )?an? {_SELF}\b|"
-    r"\bhow (?:can|may) i (?:help|assist) you\b",
-    re.IGNORECASE,
+    rf"{_SELF_TALK}|\bhow (?:can|may) i (?:help|assist) you\b", re.IGNORECASE | re.MULTILINE
 )
 _REFUSAL = re.compile(
-    r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry|i am (?:very |so )?sorry|sorry\b|my apologies|"
+    r"\A\W*(?:i(?:'|’)?m (?:very |so )?sorry|i am (?:very |so )?sorry|my apologies|"
+    r"sorry\b(?=\W*\Z|\W+(?:but|i|we|for|about|that|this|there|no|the)\b)|"
     r"i (?:must |have to )?apologi[sz]e|(?:unfortunately|regrettably),? (?:i\b|this|that|it)|"
     r"i (?:can(?:'|’)?t|cannot|can not|could(?: not|n(?:'|’)?t)|won(?:'|’)?t|will not|"
     r"must decline|decline|have to decline|refuse)\b|"
@@ -34,19 +43,20 @@ _REFUSAL = re.compile(
     r"i have no (?:access|information|way)\b|"
     r"i(?:'|’)d rather not\b|it is (?:not possible|impossible) for me\b|"
     r"es tut mir leid|lo siento|je suis désolé|mi dispiace|desculpe|很抱歉|对不起|抱歉|申し訳)|"
-    rf"\bas an? {_SELF}\b|\bi(?:(?:'|’)m| am) (?:just |only )?an? {_SELF}\b|"
-    rf"\b{_TEXT} (?:does not|doesn(?:'|’)t|fails to) "
+    rf"{_SELF_TALK}|\b{_TEXT} (?:does not|doesn(?:'|’)t|fails to) "
     r"(?:provide|mention|contain|say|specify|state|give|tell)|"
     rf"\b{_TEXT} (?:says|gives|provides|contains) "
     r"(?:nothing|no (?:information|hint|answer|details?))\b|"
     r"\bthere is no (?:information|mention|answer|indication)\b[^.!?]{0,40}\b(?:in|from) the\b|"
     r"\b(?:not (?:mentioned|specified|stated|provided|given)|unclear) (?:in|from|by) the "
     rf"(?:given )?{_TEXT}\b|\bno answer can be (?:given|found)\b|"
-    r"\bcannot be (?:determined|answered|inferred|fulfilled)\b|"
+    r"\bcannot be (?:determined|answered|inferred|fulfilled)(?=\s*[.!?]|\s*\Z|"
+    r"\s+(?:from|based|by|with|without|using|given)\b)|"
     rf"\bnothing in the {_TEXT}\b|\b(?:against|violates?) my (?:guidelines|policy|principles)\b|"
-    r"\b(?:please|could you) provide (?:more|the|a)\b|"
+    r"\b(?:please|could you) provide (?:more|the|a)\b[^.!?\n]*[.!?]*\s*"
+    r"(?:\b(?:once|so|then|with|if|this|i)\b[^\n]*)?\Z|"
     r"\bhow (?:can|may) i (?:help|assist)\b|\b(?:my|your) (?:training data|knowledge cutoff)\b",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 
 

@@ -1,8 +1,9 @@
 """Shape: non-empty messages, a final assistant turn, and no prompt or template leakage.
 
-Own method; it detects control tokens and role headers. The labels of Stillroom's prompts about
-passages are detected only in records about passages: elsewhere a task may well contain ``Text:``,
-and an answer be JSON.
+Own method; it detects control tokens, and outside of code role headers and tags. A closed
+``<think>`` block that opens an answer is its reasoning, not a leak. The labels of Stillroom's
+prompts about passages are detected only in records about passages: elsewhere a task may well
+contain ``Text:``, and an answer be JSON.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from stillroom.synth.interfaces import Filter, FilterResult
 
 __all__ = ["Shape"]
 
-_LEAK = re.compile(
-    r"<\|[^|<>\s]{1,40}\|>|</?text>|\[/?INST\]|<(?:start|end)_of_turn>|<think>|"
-    r"^\s*(?:system|user|assistant)\s*:|#\w+ Prompt#",
-    re.IGNORECASE | re.MULTILINE,
+_CONTROL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<(?:start|end)_of_turn>|#\w+ Prompt#", re.IGNORECASE
 )
+"""Tokens that a tokenizer may take for its own, in code too."""
+_LEAK = re.compile(
+    r"</?text>|<think>|^ ?(?:system|user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE
+)
+_NO_LEAK = re.compile(
+    r"^[ \t]*(```+|~~~+)[^\n]*\n.*?^[ \t]*\1|`[^`\n]+`|<text\s[^<>]*>[^<>]*</text>|"
+    r"\A\s*<think>(?:(?!<think>).)*?</think>(?=\s*\S)",
+    re.DOTALL | re.MULTILINE | re.IGNORECASE,
+)
+"""Code, a label of SVG, and reasoning before an answer."""
 _LABELS = re.compile(
     r"^\s*(?:statement|topic|text)\s*:|\bas JSON\b|\bthis statement answers\b|[\"']answer[\"']\s*:",
     re.IGNORECASE | re.MULTILINE,
@@ -63,9 +72,13 @@ class Shape(Filter):
         is_generated = (
             len(texts) > 1 or record.origin.kind == "synthetic" or "question" in record.fields
         )
-        if is_generated and any(_LEAK.search(text) for text in texts):
+        if is_generated and any(map(_is_leak, texts)):
             return FilterResult(False, "leaks a prompt or template", 0.0)
         has_evidence = len(texts) > 1 and "evidence" in record.fields
         if has_evidence and any(_LABELS.search(text) for text in texts):
             return FilterResult(False, "leaks a prompt or template", 0.0)
         return FilterResult(True)
+
+
+def _is_leak(text: str) -> bool:
+    return bool(_CONTROL.search(text) or _LEAK.search(_NO_LEAK.sub(" -", text)))

@@ -9,6 +9,7 @@ too hard can be excluded.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -44,7 +45,9 @@ class RejectionSampling(StepwiseGenerator):
 
     samples: int = Field(4, ge=1, le=256, description="answers sampled per question")
     keep: Literal["best", "distinct"] = Field(
-        "best", description="best: one, with the highest score; distinct: all that differ"
+        "best",
+        description="best: one, with the highest score; distinct: all that differ (a filter "
+        "duplicate that you name must then set same_question: false)",
     )
     likeness: float = Field(
         0.9,
@@ -66,6 +69,14 @@ class RejectionSampling(StepwiseGenerator):
         "maths", validate_default=True, description="method of checking an answer"
     )
     max_answer_tokens: int = Field(512, ge=16, le=8192, description="maximum tokens of an answer")
+
+    @classmethod
+    @override
+    def choose_filters(cls, settings: Mapping[str, Any]) -> Sequence[str | Mapping[str, Any]]:
+        if settings.get("keep") != "distinct":
+            return cls.default_filters
+        several = {"name": "duplicate", "same_question": False}
+        return [several if name == "duplicate" else name for name in cls.default_filters]
 
     @property
     @override

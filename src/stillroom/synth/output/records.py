@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from stillroom.jobs import Job, MessageLog, atomic_write, tell_warnings
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Passage, Record, RecordWriter, combine_origins
+from stillroom.synth.filters.decontaminate import Decontaminate
+from stillroom.synth.filters.reworded import Reworded
 from stillroom.synth.interfaces import FilterResult
 from stillroom.synth.model_pool import ModelPool
 from stillroom.synth.output.page import ReportInput, is_report_page, render_report
@@ -40,6 +43,8 @@ __all__ = [
     "require_records",
     "write_records",
 ]
+
+_TEST_ITEM_FILTERS = (Decontaminate, Reworded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +131,13 @@ class _RecordsRun:
         """Mix the training records if asked, write all files and publish them."""
         recipe, job = self.recipe, self.job
         texts, rejected_texts, used = self._make_passage_records(held_out.records)
-        self.caches.commit(job, [*held_out.used, *train.used, *used])
         mixture = None
         if recipe.mix is not None:
-            mixture = mix_records([*train.records, *texts], recipe.mix, seed=recipe.seed)
+            judge = partial(self._judge_existing, held_out=list(held_out.records), used=used)
+            new_records = [*train.records, *texts]
+            mixture = mix_records(new_records, recipe.mix, judge=judge, seed=recipe.seed)
             _report_mixture(mixture, train.records, job)
+        self.caches.commit(job, [*held_out.used, *train.used, *used])
         stats = _write_records(job.output / "records.jsonl", train, texts, mixture, held_out)
 
         def rejected() -> Iterator[RejectedRecord]:
@@ -196,6 +203,29 @@ class _RecordsRun:
             else:
                 rejected.append(reject_record("train", name, verdict, passage.id, record))
         return records, rejected, used
+
+    def _judge_existing(
+        self, records: Sequence[Record], *, held_out: Sequence[Record], used: list[str]
+    ) -> Iterator[FilterResult]:
+        """Yield verdicts on existing training records by the recipe's filters of test items.
+
+        A conversation that is held out here is always rejected. Adds the scores to ``used``.
+        """
+        checks = [check for check in self.recipe.filters if isinstance(check, _TEST_ITEM_FILTERS)]
+        measures = self.caches.open("measures")
+        context = self.inputs.context(self.models, held_out, self.recipe.seed)
+        filter_chain = FilterChain(checks, context, measures)
+        held_out_messages = {record.messages for record in held_out}
+        for first in range(0, len(records), self.recipe.batch_size):
+            self.job.check_cancelled()
+            batch = records[first : first + self.recipe.batch_size]
+            if filter_chain.needs_model:
+                filter_chain.prefetch(batch)
+            for record in batch:
+                _, verdict = filter_chain.judge(record)
+                used += [f"{measures.name}/{key}" for key in filter_chain.used]
+                is_held_out = record.messages in held_out_messages
+                yield FilterResult(False, "held out here", 0.0) if is_held_out else verdict
 
 
 def preview_records(

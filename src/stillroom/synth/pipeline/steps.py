@@ -174,10 +174,11 @@ class GeneratorPipeline(Settings):
         generator = data.get("generator", "grounded_qa")
         name = generator.get("name") if isinstance(generator, Mapping) else generator
         if isinstance(generator, Generator):
-            return {**data, "filters": generator.default_filters}
+            return {**data, "filters": generator.choose_filters(generator.model_dump())}
         if not isinstance(name, str) or name not in GENERATORS.names():
             return data  # reported where the generator itself is parsed
-        return {**data, "filters": GENERATORS.get(name).default_filters}
+        settings = generator if isinstance(generator, Mapping) else {}
+        return {**data, "filters": GENERATORS.get(name).choose_filters(settings)}
 
     @property
     def steps(self) -> dict[str, GenerateStep | FilterStep | SelectStep]:

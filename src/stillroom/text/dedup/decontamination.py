@@ -18,11 +18,11 @@ items and items with one word in six changed are found too; paraphrases need an 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from stillroom.text.code import is_mostly_code
 from stillroom.text.dedup.paraphrases import find_anchors, find_numbers, is_asking, is_opposite
@@ -58,6 +58,10 @@ _NEAR_STATED_SHARE = 0.95
 """Minimum share of a question, in order, in a text that asks nothing."""
 _WINDOW_ROOM = 1.5
 _WINDOW_SPARE = 4
+_FREQUENT_SHARE = 0.5
+"""Most of the information wanted of a window that frequent words are taken to give."""
+_ROUNDING = 1e-9
+_Places: TypeAlias = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +147,9 @@ class BenchmarkIndex:
             yield ContaminationMatch(number, "whole", 1.0)
             return
         is_stated = may_state and not is_asking(text)
-        for number in self._candidates(words):
-            match = self._match_item(number, words, is_stated=is_stated)
+        places = _list_places(words)
+        for number in self._candidates(places):
+            match = self._match_item(number, words, places, is_stated=is_stated)
             if match is not None:
                 yield match
 
@@ -161,28 +166,30 @@ class BenchmarkIndex:
         wanted_words, used = Counter(self._cut(question)), Counter(self._cut(passage))
         words, best = self._cut(text), 0.0
         information = sum(self._weight[word] * count for word, count in wanted_words.items())
-        for start, stop in self._stretches(self._items[number], words) if information else ():
+        item = self._items[number]
+        stretches = self._stretches(item, words, _list_places(words)) if information else []
+        for start, stop in stretches:
             here = (Counter(words[start:stop]) - used) & wanted_words
             shared = sum(self._weight[word] * count for word, count in here.items())
             best = max(best, shared / information, here.total() / wanted_words.total())
         return best
 
-    def _candidates(self, words: Sequence[str]) -> list[int]:
-        """Return the items with enough words anywhere in the text."""
+    def _candidates(self, words: Iterable[str]) -> list[int]:
+        """Return the items with enough of the distinct words of a text anywhere in it."""
         held: dict[int, float] = {}
-        for word in set(words):
+        for word in words:
             for number in self._holders.get(word, ()):
                 held[number] = held.get(number, 0.0) + self._weight[word]
-        least = min(self.near, self.shuffled)
+        least = min(self.near, self.shuffled) * (1 - _ROUNDING)
         return [number for number, sum_ in held.items() if sum_ >= least * self._totals[number]]
 
     def _match_item(
-        self, number: int, words: Sequence[str], *, is_stated: bool
+        self, number: int, words: Sequence[str], places: _Places, *, is_stated: bool
     ) -> ContaminationMatch | None:
         item = self._items[number]
-        if _contains_run(words, item):
+        if _contains_run(words, places, item):
             return ContaminationMatch(number, "verbatim", 1.0)
-        if len(item) <= _MAX_VERBATIM_WORDS or not self._names[number] <= set(words):
+        if len(item) <= _MAX_VERBATIM_WORDS or not self._names[number] <= places.keys():
             return None
         is_strict = len(item) <= _MAX_SHORT_WORDS or self._is_code[number]
         near = max(self.near, _NEAR_SHORT_SHARE) if is_strict else self.near
@@ -190,7 +197,7 @@ class BenchmarkIndex:
         if is_stated and self._asks[number]:
             near, shuffled = max(near, _NEAR_STATED_SHARE), math.inf
         best: ContaminationMatch | None = None
-        for start, stop in self._stretches(item, words):
+        for start, stop in self._stretches(item, words, places):
             stretch = words[start:stop]
             in_order = self._common(item, stretch) / sum(self._weight[word] for word in item)
             is_near = in_order >= near
@@ -204,7 +211,9 @@ class BenchmarkIndex:
                     best = ContaminationMatch(number, "shuffled", any_order)
         return best
 
-    def _stretches(self, item: Sequence[str], words: Sequence[str]) -> list[tuple[int, int]]:
+    def _stretches(
+        self, item: Sequence[str], words: Sequence[str], places: _Places
+    ) -> list[tuple[int, int]]:
         """Return the windows of the text, sized by the item, that hold most of it."""
         size = int(_WINDOW_ROOM * len(item)) + _WINDOW_SPARE
         if len(words) <= size:
@@ -212,8 +221,32 @@ class BenchmarkIndex:
         step = max(1, len(item) // 4)
         least = min(self.near, self.shuffled)
         starts = range(0, len(words) - size + step, step)
-        spans = [(start, min(start + size, len(words))) for start in starts]
+        hopeful = sorted(self._iter_hopeful(item, places, least, (size, step)))
+        spans = [(start, min(start + size, len(words))) for start in hopeful if start in starts]
         return [span for span in spans if self._shared(item, words[slice(*span)]) >= least]
+
+    def _iter_hopeful(
+        self, item: Sequence[str], places: _Places, least: float, window: tuple[int, int]
+    ) -> Iterator[int]:
+        """Yield the starts of windows that may hold enough of the item, by its rarer words.
+
+        The words that are most frequent in the text are taken to be in every window.
+        """
+        size, step = window
+        counts = Counter(item)
+        wanted = least * sum(self._weight[word] for word in item) * (1 - _ROUNDING)
+        frequent = 0.0
+        held: dict[int, float] = defaultdict(float)
+        for word in sorted(counts, key=lambda word: -len(places.get(word, ()))):
+            weight = self._weight[word] * counts[word]
+            if frequent + weight < wanted * _FREQUENT_SHARE:
+                frequent += weight
+                continue
+            for place in places.get(word, ()):
+                first = max(0, -(-(place - size + 1) // step) * step)
+                for start in range(first, place + 1, step):
+                    held[start] += self._weight[word]
+        yield from (start for start, weight in held.items() if frequent + weight >= wanted)
 
     def _shared(self, item: Sequence[str], stretch: Sequence[str]) -> float:
         """Return the share of the item's information in the window, with multiplicity."""
@@ -248,10 +281,15 @@ def _replaces_numbers(item: Sequence[str], words: Sequence[str]) -> bool:
     return 2 * replaced >= count
 
 
-def _contains_run(words: Sequence[str], item: Sequence[str]) -> bool:
+def _list_places(words: Sequence[str]) -> _Places:
+    """Return where each word occurs."""
+    places: dict[str, list[int]] = {}
+    for index, word in enumerate(words):
+        places.setdefault(word, []).append(index)
+    return places
+
+
+def _contains_run(words: Sequence[str], places: _Places, item: Sequence[str]) -> bool:
     """Return whether the words of the item occur in the text in sequence."""
-    size, first = len(item), item[0]
-    return any(
-        word == first and words[index : index + size] == item
-        for index, word in enumerate(words[: len(words) - size + 1])
-    )
+    size = len(item)
+    return any(words[index : index + size] == item for index in places.get(item[0], ()))

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import (
     MIN_UNITS,
     Metric,
+    _jackknife,
     bootstrap,
     bootstrap_statistic,
     paired_difference,
@@ -189,3 +191,21 @@ def test_many_differing_pairs_and_other_values_are_judged_by_the_interval():
         assert math.isnan(gap.p_value)
         assert gap.side() == 1
         assert "p_value" not in gap.to_json()
+
+
+def test_many_units_take_little_memory():
+    right = (np.arange(4000) % 3 == 0).astype(float)
+    tracemalloc.start()
+    try:
+        found = bootstrap_statistic(lambda counts: (counts @ right) / counts.sum(1), len(right))
+        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert (found.low, found.high) == pytest.approx((0.319, 0.348), abs=0.002)
+
+
+@pytest.mark.parametrize("values", [[1, 5], [3, 1, 2], [2, 2, 9, 2, 0, 4], [7, 1, 1, 8, 3]])
+def test_the_jackknife_of_a_median_leaves_out_each_value(values):
+    data = np.array(values, dtype=float)
+    expected = [np.median(np.delete(data, index)) for index in range(len(data))]
+    assert _jackknife(data, None, "median").tolist() == expected

@@ -54,6 +54,9 @@ def test_answers_fit_their_schema_or_say_where_not(answer, expected, at):
 def test_a_field_may_be_the_json_and_a_broken_schema_is_refused():
     assert judge("schema", say("x", row={"name": "a", "year": 1}), fits=SHAPE, field="row").keep
     assert judge("schema", say("x"), fits=SHAPE, field="row").reason == "not JSON"
+    for number in ("1e999", "-Infinity", "NaN"):  # no JSON, or none once it is read
+        verdict = judge("schema", say(f'{{"a": {number}}}'), fits={"type": "object"})
+        assert verdict.reason == "not JSON"
     fenced = judge("schema", say("```\n{}\n```"), fence=False)
     assert fenced.reason == "JSON within a fence"
     with pytest.raises(ValidationError, match="not a JSON Schema"):
@@ -248,6 +251,23 @@ def test_masks_are_stable_and_belong_to_nobody(style):
     assert judge("personal", masked, action="mask", style=style).changed is None
     assert judge("personal", masked).keep
     assert masked.origin.chain[-1].parents == (record.id,)
+
+
+def test_fields_of_ids_are_masked_where_they_hold_no_id():
+    mail = "jane.doe@acme-corp.com"
+    ids = {
+        "passage_id": "pas-48b9ec1585896079984c",  # its digits pass for a card's
+        "id": "2338955320777356",
+        "rejected_by": "endpoint:http://10.1.2.3:8000/v1#qwen",
+        "split": "train",
+    }
+    assert judge("personal", say("It is.", **ids)).keep
+    for fields in ({"source": f"mail of {mail}"}, {"note": {"id": mail}}, {"document_id": mail}):
+        record = say("It is.", **{**ids, **fields})
+        assert judge("personal", record).reason == "personal data: email"
+        masked = judge("personal", record, action="mask").changed
+        assert mail not in json.dumps(masked.to_json())
+        assert {name: masked.fields[name] for name in ids} == ids
 
 
 @settings(deadline=None)

@@ -4,7 +4,9 @@ from tests.unit.synth.generators.hostile import HOSTILE, SUM, draft_of, reasons,
 
 from stillroom.records import Message, Record
 from stillroom.synth.generators.rejection_sampling import RejectionSampling
-from stillroom.synth.interfaces import GENERATORS
+from stillroom.synth.interfaces import GENERATORS, FilterContext
+from stillroom.synth.pipeline.filter_chain import FilterChain
+from stillroom.synth.pipeline.steps import GeneratorPipeline
 from stillroom.synth.types import WorkItem
 
 RIGHT = ["3 + 4 = 7. The answer is 7.", "He has three and four, so seven. The answer is 7."]
@@ -31,6 +33,11 @@ def test_distinct_keeps_reasoning_that_is_unlike():
     made, _ = draft_of(method, SUM, script(RIGHT[0], RIGHT[0], RIGHT[1]))
     assert [one.messages[1].content for one in made.records] == RIGHT
     assert reasons(made) == ["reasoning like one kept"]
+    for generator in (method, {"name": "rejection_sampling", "keep": "distinct"}):
+        chain = FilterChain(GeneratorPipeline(generator=generator).filters, FilterContext())
+        for record in made.records:
+            assert chain.judge(record)[1].keep
+            chain.on_accept(record)
 
 
 def test_too_easy_and_too_hard_are_left_out():

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from stillroom.synth.jobs.records import JOB_KIND, estimate
 from stillroom.synth.output.records import preview_records
 from stillroom.synth.pipeline.steps import estimate_steps, format_steps
 from stillroom.synth.selection import MixSettings, mix_records
+from stillroom.train.data import split_records
 
 SAID = "The passage in other words, said of "
 
@@ -242,6 +244,7 @@ def test_a_changed_middle_step_keeps_what_stands_before_it(serve, tmp_path):
 
 CHILD = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from stillroom.jobs import Job
 from stillroom.recipes import dump_recipe, load_recipe
@@ -386,12 +389,15 @@ def test_a_side_without_a_target_leaves_budget_for_the_other(serve, tmp_path, ta
     assert all(splits[split]["asked"] >= 3 for split in ("train", "held_out"))
 
 
+TRAIN = {"split": "train"}
+
+
 def human(n):
-    return Record((Message("assistant", f"people wrote {n}"),), {}, Origin("human"))
+    return Record((Message("assistant", f"people wrote {n}"),), TRAIN, Origin("human"))
 
 
 def made(n):
-    return Record((Message("assistant", f"a model wrote {n}"),), {}, Origin("synthetic"))
+    return Record((Message("assistant", f"a model wrote {n}"),), TRAIN, Origin("synthetic"))
 
 
 def test_mixing_keeps_a_share_of_what_people_wrote(tmp_path):
@@ -436,6 +442,55 @@ def test_a_subsample_is_as_large_as_what_people_wrote(tmp_path):
     with pytest.raises(DataError) as caught:
         mix_records([made(1)], MixSettings(rule="accumulate_subsample"))
     assert caught.value.code == "synth.human-share"
+
+
+def test_of_existing_records_only_training_ones_are_mixed_in(tmp_path):
+    earlier = replace(made(1), fields={"split": "held_out"})
+    bare = replace(human(2), fields={})  # people's files have no split
+    write_records(tmp_path / "old.jsonl", [earlier, bare, made(3)])
+    mixed = mix_records([made(4)], MixSettings(records=(str(tmp_path / "old.jsonl"),)))
+    assert mixed.records == (human(2), made(3), made(4))
+    assert [drop.record for drop in mixed.dropped] == [earlier]
+    assert mixed.before == 3
+    write_records(tmp_path / "mixed.jsonl", mixed.records)
+    split = split_records(tmp_path / "mixed.jsonl")
+    assert (len(split.train), split.passed_over) == (3, {})
+
+
+def test_what_is_held_out_here_is_not_mixed_in(tmp_path):
+    tasks = [
+        ("Which city lies at the mouth of the Elbe river?", "That is Cuxhaven."),
+        ("How many strings does a common violin have?", "It has four strings."),
+        ("When was the first lighthouse of Genoa built?", "In the twelfth century."),
+        ("Who discovered the moons of the planet Mars?", "That was Asaph Hall."),
+    ]
+
+    def rows(answer):
+        return [
+            Record((Message("user", q), Message("assistant", answer or a)), {}, Origin("human"))
+            for q, a in tasks
+        ]
+
+    write_records(tmp_path / "seeds.jsonl", rows(""))
+    write_records(tmp_path / "old.jsonl", rows("Nobody that I have asked knows it."))
+
+    def mix(filters, records, out):
+        text = (
+            f"kind: synth.records\nseeds: {tmp_path / 'seeds.jsonl'}\nheld_out: 0.5\n"
+            f"pipeline: {{steps: {{a: {{from: seeds, filters: [{filters}]}}}}}}\n"
+            f"mix: {{records: [{tmp_path / records}]}}\n"
+        )
+        do(parse_recipe(text), tmp_path / out)
+        written = list(read_records(tmp_path / out / "output/records.jsonl"))
+        sides = {
+            side: {row.messages[0].content for row in written if row.fields["split"] == side}
+            for side in ("train", "held_out")
+        }
+        assert all(sides.values())
+        return sides["train"] & sides["held_out"]
+
+    assert not mix("shape, decontaminate", "old.jsonl", "a")
+    assert not mix("shape", "seeds.jsonl", "b")  # nothing is asked of a recipe for the same rows
 
 
 def test_nothing_unknown_is_trained_on_in_silence(tmp_path):

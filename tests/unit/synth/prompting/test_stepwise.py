@@ -164,6 +164,7 @@ def script_of(answers):
         "{" * 3000,
         "x" * 10_000_000,
         '{"n": NaN}',
+        '{"n": 1e999}',
         "Ich möchte lieber nicht.",
     ],
 )

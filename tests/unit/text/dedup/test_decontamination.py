@@ -1,6 +1,8 @@
 """Items are found however they were changed, and what only shares words with them is left."""
 
 import random
+import time
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -206,3 +208,32 @@ def test_the_opposite_of_a_word_is_another_short_item():
     assert index.find(item.replace("positive", "even")) is not None
     assert index.find(item.replace("smallest positive", "largest negative")) is None
     assert index.find(item.replace("list", "listing into one")) is not None
+
+
+def test_long_texts_are_searched_fast_and_to_their_end():
+    draws = random.Random(1)
+    words = [f"word{rank}" for rank in range(20_000)]
+    frequencies = list(accumulate(1 / (rank + 1) for rank in range(20_000)))
+
+    def write(count):
+        return draws.choices(words, cum_weights=frequencies, k=count)
+
+    items = [write(40) for _ in range(100)]
+    index = BenchmarkIndex([" ".join(item) for item in items])
+    text = write(32_000)
+    started = time.process_time()
+    assert index.find(" ".join(text)) is None
+    assert time.process_time() - started < 1.5
+    changed = ["other" if place % 9 == 4 else word for place, word in enumerate(items[7])]
+    for start in (0, 15_001, 32_000):
+        longer = [*text[:start], *changed, *text[start:]]
+        found = index.find(" ".join(longer))
+        assert (found.item, found.kind) == (7, "near")
+
+
+def test_a_verbatim_item_is_found_whatever_share_is_asked():
+    items = [" ".join(RNG.choices(WORDS[:300], range(300), k=60)) for _ in range(300)]
+    index = BenchmarkIndex(items, near=1, shuffled=1)
+    for number, item in enumerate(items):
+        found = index.find(f"Before it. {item} And after it.")
+        assert (found.item, found.kind) == (number, "verbatim")
