@@ -91,6 +91,19 @@ class TestManifest:
         assert read_items(path) == items
         assert digest_items(read_items(path)) == digest_items(reversed(items))
 
+    @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+    def test_names_hold_what_names_may_hold(self, ending, tmp_path):
+        people = [
+            ("Tom Hanks", "Ann Lee"),
+            ("[x]",),
+            ('["x"]',),
+            ("a\nb\u2028c", "d"),
+            ("p1", "p2"),
+        ]
+        items = [ManifestItem(f"{n}", "a", 1, others=names) for n, names in enumerate(people)]
+        write_items(tmp_path / f"m.{ending}", items)
+        assert read_items(tmp_path / f"m.{ending}") == items
+
     @pytest.mark.parametrize("limit", ["_MAX_CHUNK_VALUES", "MAX_ROW_BYTES"])
     def test_a_parquet_file_that_grows_in_memory_is_refused(self, limit, tmp_path, monkeypatch):
         write_items(tmp_path / "m.parquet", make_items(2))

@@ -14,6 +14,7 @@ Source: Yan et al. 2023, "DeepfakeBench", arXiv:2307.01426 (its dataset_json); R
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -136,7 +137,7 @@ def write_items(path: Path, items: Sequence[ManifestItem]) -> None:
                 for item in items
             )
         return
-    rows = [{**asdict(item), "others": " ".join(item.others)} for item in items]
+    rows = [{**asdict(item), "others": _join_names(item.others)} for item in items]
     if path.suffix == ".csv":
         with atomic_write(path) as file:
             writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
@@ -215,9 +216,9 @@ def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     except (DataError, OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_manifest(path, f"cannot be read: {error}", "a manifest") from error
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines()))
+        return list(csv.DictReader(io.StringIO(text)))
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -246,7 +247,6 @@ def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
         raise _invalid_manifest(
             path, f"row {number} has the path {path_in_row}", "a path below the manifest"
         )
-    others_value = named.get("others") or ()
     texts = {
         key: "0" if named.get(key) == 0 and named[key] is not False else str(named.get(key) or "")
         for key in _COLUMNS
@@ -256,10 +256,23 @@ def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
         **texts,
         path=path_in_row.as_posix(),
         label=label,
-        others=tuple(
-            others_value.split() if isinstance(others_value, str) else map(str, others_value)
-        ),
+        others=_split_names(named.get("others") or ()),
     )
+
+
+def _join_names(names: Sequence[str]) -> str:
+    """Return names as one text: separated by spaces, or as a JSON list where that loses some."""
+    text = " ".join(names)
+    return text if _split_names(text) == tuple(names) else json.dumps(names, ensure_ascii=False)
+
+
+def _split_names(value: str | Iterable[object]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        try:
+            value = list(load_json(value)) if value.startswith("[") else value.split()
+        except ValueError:  # a name in brackets
+            value = value.split()
+    return tuple(map(str, value))
 
 
 def _invalid_manifest(path: Path, problem: str, expected: str, next: str = "") -> DataError:
