@@ -19,7 +19,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -350,6 +350,9 @@ _FOLDER_SPLITS = {
     **{"valid": "validation", "dev": "validation", "training": "train", "testing": "test"},
 }
 _PAIR = re.compile(r"(\d{3})_(\d{3})\Z")
+_PEOPLE = re.compile(r"(\d{3})(?:_(\d{3}))?\Z|(id\d+)(?:_(id\d+))?_\d{4}\Z|(\d\d)(?:_(\d\d))?__")
+"""People in names of clips of FaceForensics++, Celeb-DF and DeepFakeDetection; two of a swap."""
+_PRECEDENCE = ("test", "train", "validation")
 
 
 def import_deepfakebench(
@@ -358,17 +361,25 @@ def import_deepfakebench(
     """Read a DeepfakeBench list: one row per frame.
 
     A clip is identified by data set, generator and its id, so that clips of different generators
-    stay separate although their folders share a name.
+    stay separate although their folders share a name. A frame listed in several splits is one row,
+    of the test split if that is one of them, else of training. People are those that a clip's name
+    states: no identity where it states none.
 
     Args:
         path: The JSON file.
-        compression: Compression of FaceForensics++ to select, such as ``c23``; empty selects all.
+        compression: Compression of FaceForensics++ to select, such as ``c23``; empty selects all,
+            and the compression becomes part of the clip's name.
         real: Names of real classes; default: those that contain ``real``.
 
     Raises:
         DataError: If it is not such a list, or has no frame of that compression.
     """
-    items = list(_read_frames(_load(path), path, compression, set(real)))
+    rows: dict[tuple[str, str], ManifestItem] = {}
+    for item in _read_frames(_load(path), path, compression, set(real)):
+        known = rows.setdefault((item.id, item.path), item)
+        if _PRECEDENCE.index(item.split) < _PRECEDENCE.index(known.split):
+            rows[item.id, item.path] = item
+    items = list(rows.values())
     if not items:
         raise _invalid_list(
             path, f"has no frame of compression {compression!r}", "another compression"
@@ -435,9 +446,11 @@ def _read_frames(
                 for rate, clip, entry in _iterate_clips(_mapping(clips, path), path):
                     if compression and rate and rate != compression:
                         continue
-                    yield from _iterate_frames(
+                    for item in _iterate_frames(
                         dataset, name, is_real, _SPLITS[split], rate, clip, entry
-                    )
+                    ):
+                        keeps = compression or not rate
+                        yield item if keeps else replace(item, clip=f"{rate}/{clip}")
 
 
 def _iterate_clips(
@@ -464,8 +477,8 @@ def _iterate_frames(
     clip: str,
     entry: Mapping[str, Any],
 ) -> Iterator[ManifestItem]:
-    pair = _PAIR.search(clip)
-    identity = pair[1] if pair else clip
+    found = _PEOPLE.match(clip)
+    people = [person for person in found.groups() if person] if found else []
     for frame in entry["frames"]:
         frame_path = _relative(str(frame), dataset)
         yield ManifestItem(
@@ -475,9 +488,9 @@ def _iterate_frames(
             path=frame_path,
             label=0 if is_real else 1,
             generator="" if is_real else name,
-            source=identity,
-            identity=identity,
-            others=(pair[2],) if pair and not is_real else (),
+            source=clip.replace(f"_{people[1]}", "", 1) if people[1:] else clip,
+            identity=people[0] if people else "",
+            others=() if is_real else tuple(people[1:]),
             split=split,
             compression=rate,
             dataset=dataset,
