@@ -262,6 +262,14 @@ class TestAudits:
         assert next(iter(tells)).startswith(name)
         assert next(iter(tells.values())) > 0.9
 
+    @pytest.mark.parametrize("prefix", ["", "x" * 50], ids=["short", "long"])
+    def test_a_value_that_all_fakes_share_is_found_among_many(self, prefix):
+        items = make_items(100, ("a",))
+        traits = [{"tags": f"{prefix}{'z' if item.label else at}"} for at, item in enumerate(items)]
+        metric, tells = fit_file_trait_baseline(items, traits)
+        assert metric.low > 0.9
+        assert max(tells.values()) == 1
+
     @pytest.mark.parametrize(
         ("labels", "sources"),
         [([0] * 12, range(12)), ([0, 1] * 6, [0] * 12)],
