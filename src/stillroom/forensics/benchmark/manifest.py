@@ -13,6 +13,7 @@ Source: Yan et al. 2023, "DeepfakeBench", arXiv:2307.01426 (its dataset_json); R
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -267,12 +268,11 @@ def _join_names(names: Sequence[str]) -> str:
 
 
 def _split_names(value: str | Iterable[object]) -> tuple[str, ...]:
-    if isinstance(value, str):
-        try:
-            value = list(load_json(value)) if value.startswith("[") else value.split()
-        except ValueError:  # a name in brackets
-            value = value.split()
-    return tuple(map(str, value))
+    names = value.split() if isinstance(value, str) else value
+    if isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(ValueError):  # a name in brackets
+            names = load_json(value)
+    return tuple(map(str, names))
 
 
 def _invalid_manifest(path: Path, problem: str, expected: str, next: str = "") -> DataError:
