@@ -91,6 +91,19 @@ class TestManifest:
         assert read_items(path) == items
         assert digest_items(read_items(path)) == digest_items(reversed(items))
 
+    @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+    def test_names_hold_what_names_may_hold(self, ending, tmp_path):
+        people = [
+            ("Tom Hanks", "Ann Lee"),
+            ("[x]",),
+            ('["x"]',),
+            ("a\nb\u2028c", "d"),
+            ("p1", "p2"),
+        ]
+        items = [ManifestItem(f"{n}", "a", 1, others=names) for n, names in enumerate(people)]
+        write_items(tmp_path / f"m.{ending}", items)
+        assert read_items(tmp_path / f"m.{ending}") == items
+
     @pytest.mark.parametrize("limit", ["_MAX_CHUNK_VALUES", "MAX_ROW_BYTES"])
     def test_a_parquet_file_that_grows_in_memory_is_refused(self, limit, tmp_path, monkeypatch):
         write_items(tmp_path / "m.parquet", make_items(2))
@@ -258,6 +271,14 @@ class TestAudits:
         assert metric.value > 0.9
         assert next(iter(tells)).startswith(name)
         assert next(iter(tells.values())) > 0.9
+
+    @pytest.mark.parametrize("prefix", ["", "x" * 50], ids=["short", "long"])
+    def test_a_value_that_all_fakes_share_is_found_among_many(self, prefix):
+        items = make_items(100, ("a",))
+        traits = [{"tags": f"{prefix}{'z' if item.label else at}"} for at, item in enumerate(items)]
+        metric, tells = fit_file_trait_baseline(items, traits)
+        assert metric.low > 0.9
+        assert max(tells.values()) == 1
 
     @pytest.mark.parametrize(
         ("labels", "sources"),
@@ -553,7 +574,40 @@ class TestImports:
             ("FaceForensics++", "FF-FS", "000_003"),
         }
         assert (fakes[0].identity, fakes[0].others) == ("000", ("003",))
-        assert len(import_deepfakebench(tmp_path / "ff.json")) == 8
+        items = import_deepfakebench(tmp_path / "ff.json")
+        clips = {item.unit for item in items if item.generator == "FF-DF"}
+        assert (len(items), len(clips)) == (8, 2)  # of c23 and of c40
+
+    def test_people_of_deepfakebench_are_those_that_a_clips_name_states(self, tmp_path):
+        def clips(*names):
+            return {name: {"frames": [f"C/{name}/0.png"]} for name in names}
+
+        text = {
+            "C": {
+                "C_real": {
+                    "train": clips("id0_0002", "id0_0003", "01__walk"),
+                    "val": clips("id0_0002", "00037"),
+                    "test": clips("id0_0002", "00037"),
+                },
+                "C_fake": {"test": clips("id0_id16_0002", "01_02__walk__ABC")},
+            }
+        }
+        (tmp_path / "c.json").write_text(json.dumps(text))
+        items = import_deepfakebench(tmp_path / "c.json")
+        write_items(tmp_path / "m.jsonl", items)
+        rows = {item.clip: item for item in read_items(tmp_path / "m.jsonl")}
+        assert len(items) == len(rows) == 6  # a clip of several splits is one
+        assert {name: (row.split, *row.people) for name, row in rows.items()} == {
+            "00037": ("test",),
+            "01__walk": ("train", "01"),
+            "01_02__walk__ABC": ("test", "01", "02"),
+            "id0_0002": ("test", "id0"),
+            "id0_0003": ("train", "id0"),
+            "id0_id16_0002": ("test", "id0", "id16"),
+        }
+        assert rows["id0_id16_0002"].source == rows["id0_0002"].source == "id0_0002"
+        with pytest.raises(DataError, match="has no identity"):
+            split_items(items)
 
     def test_data_sets_without_a_level_of_compression(self, tmp_path):
         text = {

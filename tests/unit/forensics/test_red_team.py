@@ -166,6 +166,8 @@ def test_credentials_of_a_captured_picture_do_not_pass_either(people, lab):
     )
     path.write_bytes(signed)
     assert find_camera_evidence(path) == "credentials of a captured picture"
+    path.write_bytes(sign_bytes(signed, "image/png", {"title": "edited"}, lab.signer))
+    assert find_camera_evidence(path) == "credentials of a captured picture"
 
 
 def test_a_bomb_is_refused_before_it_is_asked_for_a_camera(people, tmp_path):

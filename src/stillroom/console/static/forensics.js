@@ -65,6 +65,7 @@
       parts.push(facts([
         ["signer", told.signer], ["issuer", told.issuer], ["trust", trust[told.trust] || told.trust],
         ["claims to be made by", told.source_types.map((one) => one.split("/").pop()).join(", ")],
+        ["made from a file that claims", told.parent_source_types.map((one) => one.split("/").pop()).join(", ")],
         ["found", [...told.codes, ...told.ingredient_codes].join(", ")], ["note", told.note],
       ]));
       if (told.manifests.active_manifest)

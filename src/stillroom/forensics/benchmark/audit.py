@@ -12,7 +12,7 @@ a penalized logistic regression by Newton's method.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,8 @@ _NEAR_BITS = 20  # of 256 bits; different aligned faces differ in 50 or more
 _FOLDS = 5
 _BLOCK = 512
 _SUSPECT = 0.6
+_MAX_KINDS = 40
+_MAX_NAME = 60  # of a trait with its value
 _COUNTS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
 
 
@@ -299,7 +301,8 @@ def fit_file_trait_baseline(
         for name, values in columns.items()
         if (area := roc_auc(labels, values)) is not None
     }
-    best_traits = dict(sorted(single_areas.items(), key=lambda pair: -pair[1])[:3])
+    best = sorted(single_areas.items(), key=lambda pair: -pair[1])[:3]
+    best_traits = {name[:_MAX_NAME]: area for name, area in best}
     return bootstrap_auc(labels, scores, groups, name="tell_by_file", seed=seed), best_traits
 
 
@@ -321,9 +324,10 @@ def _columns(traits: Sequence[Mapping[str, float | str]]) -> Iterator[tuple[str,
             if numbers.std() > 0:
                 yield name, (numbers - numbers.mean()) / numbers.std()
             continue
-        kinds = sorted(set(map(str, values)))
-        for kind in kinds[:40] if len(kinds) > 1 else []:
-            yield f"{name} {kind[:40]}", np.array([str(v) == kind for v in values], np.float64)
+        # The values that most files have: that of all fakes is one of them, whatever it is.
+        kinds = [kind for kind, _ in Counter(sorted(map(str, values))).most_common(_MAX_KINDS)]
+        for kind in kinds if len(kinds) > 1 else []:
+            yield f"{name} {kind}", np.array([str(v) == kind for v in values], np.float64)
 
 
 def _fit(features: Floats, labels: npt.NDArray[np.int64]) -> Callable[[Floats], Floats]:

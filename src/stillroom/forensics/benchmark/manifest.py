@@ -13,12 +13,14 @@ Source: Yan et al. 2023, "DeepfakeBench", arXiv:2307.01426 (its dataset_json); R
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -136,7 +138,7 @@ def write_items(path: Path, items: Sequence[ManifestItem]) -> None:
                 for item in items
             )
         return
-    rows = [{**asdict(item), "others": " ".join(item.others)} for item in items]
+    rows = [{**asdict(item), "others": _join_names(item.others)} for item in items]
     if path.suffix == ".csv":
         with atomic_write(path) as file:
             writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
@@ -215,7 +217,7 @@ def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     except (DataError, OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_manifest(path, f"cannot be read: {error}", "a manifest") from error
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.split("\n")))
+        return list(csv.DictReader(io.StringIO(text)))
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -246,7 +248,6 @@ def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
         raise _invalid_manifest(
             path, f"row {number} has the path {path_in_row}", "a path below the manifest"
         )
-    others_value = named.get("others") or ()
     texts = {
         key: "0" if named.get(key) == 0 and named[key] is not False else str(named.get(key) or "")
         for key in _COLUMNS
@@ -256,10 +257,22 @@ def _read_row(row: Mapping[str, Any], path: Path, number: int) -> ManifestItem:
         **texts,
         path=path_in_row.as_posix(),
         label=label,
-        others=tuple(
-            others_value.split() if isinstance(others_value, str) else map(str, others_value)
-        ),
+        others=_split_names(named.get("others") or ()),
     )
+
+
+def _join_names(names: Sequence[str]) -> str:
+    """Return names as one text: separated by spaces, or as a JSON list where that loses some."""
+    text = " ".join(names)
+    return text if _split_names(text) == tuple(names) else json.dumps(names, ensure_ascii=False)
+
+
+def _split_names(value: str | Iterable[object]) -> tuple[str, ...]:
+    names = value.split() if isinstance(value, str) else value
+    if isinstance(value, str) and value.startswith("["):
+        with contextlib.suppress(ValueError):  # a name in brackets
+            names = load_json(value)
+    return tuple(map(str, names))
 
 
 def _invalid_manifest(path: Path, problem: str, expected: str, next: str = "") -> DataError:
@@ -337,6 +350,9 @@ _FOLDER_SPLITS = {
     **{"valid": "validation", "dev": "validation", "training": "train", "testing": "test"},
 }
 _PAIR = re.compile(r"(\d{3})_(\d{3})\Z")
+_PEOPLE = re.compile(r"(\d{3})(?:_(\d{3}))?\Z|(id\d+)(?:_(id\d+))?_\d{4}\Z|(\d\d)(?:_(\d\d))?__")
+"""People in names of clips of FaceForensics++, Celeb-DF and DeepFakeDetection; two of a swap."""
+_PRECEDENCE = ("test", "train", "validation")
 
 
 def import_deepfakebench(
@@ -345,17 +361,25 @@ def import_deepfakebench(
     """Read a DeepfakeBench list: one row per frame.
 
     A clip is identified by data set, generator and its id, so that clips of different generators
-    stay separate although their folders share a name.
+    stay separate although their folders share a name. A frame listed in several splits is one row,
+    of the test split if that is one of them, else of training. People are those that a clip's name
+    states: no identity where it states none.
 
     Args:
         path: The JSON file.
-        compression: Compression of FaceForensics++ to select, such as ``c23``; empty selects all.
+        compression: Compression of FaceForensics++ to select, such as ``c23``; empty selects all,
+            and the compression becomes part of the clip's name.
         real: Names of real classes; default: those that contain ``real``.
 
     Raises:
         DataError: If it is not such a list, or has no frame of that compression.
     """
-    items = list(_read_frames(_load(path), path, compression, set(real)))
+    rows: dict[tuple[str, str], ManifestItem] = {}
+    for item in _read_frames(_load(path), path, compression, set(real)):
+        known = rows.setdefault((item.id, item.path), item)
+        if _PRECEDENCE.index(item.split) < _PRECEDENCE.index(known.split):
+            rows[item.id, item.path] = item
+    items = list(rows.values())
     if not items:
         raise _invalid_list(
             path, f"has no frame of compression {compression!r}", "another compression"
@@ -422,9 +446,11 @@ def _read_frames(
                 for rate, clip, entry in _iterate_clips(_mapping(clips, path), path):
                     if compression and rate and rate != compression:
                         continue
-                    yield from _iterate_frames(
+                    for item in _iterate_frames(
                         dataset, name, is_real, _SPLITS[split], rate, clip, entry
-                    )
+                    ):
+                        keeps = compression or not rate
+                        yield item if keeps else replace(item, clip=f"{rate}/{clip}")
 
 
 def _iterate_clips(
@@ -451,8 +477,8 @@ def _iterate_frames(
     clip: str,
     entry: Mapping[str, Any],
 ) -> Iterator[ManifestItem]:
-    pair = _PAIR.search(clip)
-    identity = pair[1] if pair else clip
+    found = _PEOPLE.match(clip)
+    people = [person for person in found.groups() if person] if found else []
     for frame in entry["frames"]:
         frame_path = _relative(str(frame), dataset)
         yield ManifestItem(
@@ -462,9 +488,9 @@ def _iterate_frames(
             path=frame_path,
             label=0 if is_real else 1,
             generator="" if is_real else name,
-            source=identity,
-            identity=identity,
-            others=(pair[2],) if pair and not is_real else (),
+            source=clip.replace(f"_{people[1]}", "", 1) if people[1:] else clip,
+            identity=people[0] if people else "",
+            others=() if is_real else tuple(people[1:]),
             split=split,
             compression=rate,
             dataset=dataset,

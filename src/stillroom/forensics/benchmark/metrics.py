@@ -323,10 +323,11 @@ class _SortedScores:
             "ap": np.where(steps > 0, steps * precision, 0.0).sum(axis=1),
             "eer": _equal_error_rate(true, false),
         }
-        figures["ap"] = np.where(np.isfinite(true[:, -1]), figures["ap"], np.nan)
         for name, max_rate in FALSE_POSITIVE_RATES.items():
             # The highest true positive rate within a false positive rate.
             figures[name] = np.asarray(np.where(false <= max_rate + 1e-12, true, 0.0).max(axis=1))
+        has_both = np.isfinite(true[:, -1] + false[:, -1])
+        figures = {name: np.where(has_both, value, np.nan) for name, value in figures.items()}
         if threshold is not None:
             is_over = self.values >= threshold
             with np.errstate(divide="ignore", invalid="ignore"):

@@ -95,8 +95,9 @@ class Credentials:
 
     ``trust`` is the label of the list that trusts the signer, ``untrusted``, or empty without
     credentials. ``codes`` are the validation failures of the active manifest, ``ingredient_codes``
-    those of its ingredients. ``source_types`` are the digital source types of its actions.
-    ``manifests`` is the manifest store as returned by the library.
+    those of its ingredients. ``source_types`` are the digital source types of its actions,
+    ``parent_source_types`` those of the files that it was made from, as their own signers state
+    them. ``manifests`` is the manifest store as returned by the library.
     """
 
     integrity: Integrity
@@ -106,6 +107,7 @@ class Credentials:
     codes: tuple[str, ...] = ()
     ingredient_codes: tuple[str, ...] = ()
     source_types: tuple[str, ...] = ()
+    parent_source_types: tuple[str, ...] = ()
     soft_bindings: tuple[str, ...] = ()
     note: str = ""
     manifests: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -132,10 +134,12 @@ class Credentials:
             lines.append(f"failures: {', '.join(self.codes)}")
         if self.ingredient_codes:
             lines.append(f"failures of ingredients: {', '.join(self.ingredient_codes)}")
-        if self.source_types:
-            lines.append(
-                f"source: {', '.join(kind.rsplit('/', 1)[-1] for kind in self.source_types)}"
-            )
+        for name, types in (
+            ("source", self.source_types),
+            ("source of what it was made from", self.parent_source_types),
+        ):
+            if types:
+                lines.append(f"{name}: {', '.join(kind.rsplit('/', 1)[-1] for kind in types)}")
         return lines
 
     @property
@@ -158,6 +162,7 @@ class Credentials:
             "codes": list(self.codes),
             "ingredient_codes": list(self.ingredient_codes),
             "source_types": list(self.source_types),
+            "parent_source_types": list(self.parent_source_types),
             "soft_bindings": list(self.soft_bindings),
             "note": self.note,
             "manifests": dict(self.manifests),
@@ -312,6 +317,7 @@ def _read_store(store: Mapping[str, Any], state: str, label: str) -> Credentials
         tuple(code for code in codes if code != _UNTRUSTED),
         tuple(dict.fromkeys(code for code in deltas if code != _UNTRUSTED)),
         tuple(dict.fromkeys(_source_types(active))),
+        tuple(dict.fromkeys(_parent_source_types(active, store.get("manifests", {})))),
         tuple(dict.fromkeys(_soft_bindings(active))),
         manifests=store,
     )
@@ -342,6 +348,26 @@ def _source_types(manifest: Mapping[str, Any]) -> Iterable[str]:
         for action in data.get("actions", []):
             if action.get("digitalSourceType"):
                 yield str(action["digitalSourceType"])
+
+
+def _parent_source_types(
+    manifest: Mapping[str, Any], manifests: Mapping[str, Mapping[str, Any]]
+) -> Iterable[str]:
+    """Yield the digital source types of the files that a file was made from, the nearest first.
+
+    An editor that opened a generated image states only that it opened it. A parent that had been
+    changed when it was opened no longer states anything; components make no whole.
+    """
+    unread, chain = dict(manifests), [manifest]
+    for child in chain:
+        for part in child.get("ingredients", []):
+            results = part.get("validation_results", {}).get("activeManifest", {})
+            failures = [*results.get("failure", []), *part.get("validation_status", [])]
+            is_changed = not all(row["code"].startswith(_CREDENTIAL) for row in failures)
+            if part.get("relationship") == "parentOf" and not is_changed:
+                parent = unread.pop(part.get("active_manifest", ""), {})
+                yield from _source_types(parent)
+                chain.append(parent)
 
 
 def _soft_bindings(manifest: Mapping[str, Any]) -> Iterable[str]:

@@ -119,7 +119,7 @@ class FileCheckResult:
         return [
             claim
             for claim in self.claims
-            if claim.says not in signed and not declares_synthetic(credentials)
+            if claim.says not in signed and not declares_synthetic(credentials.source_types)
         ]
 
     def lines(self) -> list[str]:
@@ -157,11 +157,9 @@ class FileCheckResult:
         }
 
 
-def declares_synthetic(credentials: Credentials) -> bool:
-    """Return whether credentials declare the file, or parts of it, as made by a program."""
-    return bool(
-        {kind.rsplit("/", 1)[-1] for kind in credentials.source_types} & set(SYNTHETIC_SOURCE_TYPES)
-    )
+def declares_synthetic(source_types: Iterable[str]) -> bool:
+    """Return whether source types declare a file, or parts of it, as made by a program."""
+    return bool({kind.rsplit("/", 1)[-1] for kind in source_types} & set(SYNTHETIC_SOURCE_TYPES))
 
 
 def _describe_claims(claims: Sequence[MetadataClaim]) -> str:
@@ -185,8 +183,10 @@ def _describe_credentials(credentials: Credentials | None) -> str:
         return "was changed since it was signed; what its credentials say no longer holds"
     issuer = '"' + escape_line(credentials.issuer).replace('"', "'") + '"'  # untrusted text
     source = "says that it was made or composed by a program"
-    if not declares_synthetic(credentials):
+    if not declares_synthetic(credentials.source_types):
         source = "does not say that a program made it"
+        if declares_synthetic(credentials.parent_source_types):
+            source += ", but made it from a file whose credentials say so"
     signer = f"{issuer}, on the {credentials.named_list}"
     if not credentials.is_trusted:
         signer = f"someone who calls themselves {issuer}, vouched for by no list"

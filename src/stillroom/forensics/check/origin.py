@@ -2,9 +2,10 @@
 
 Images, videos, recordings and signed documents in a folder are checked before they are read:
 passages cut from them, and answers that cite those, carry the result. A file that declares itself
-as made by a program is synthetic, whatever the folder is declared to be. A file with a copied
-watermark of the lab may be a modified forgery: it no longer counts as human. The origin is kept for
-a file without evidence, and for a real twin that a lab kept beside a forgery.
+as made by a program, or as made from such a file, is synthetic, whatever the folder is declared to
+be. A file with a copied watermark of the lab may be a modified forgery: it no longer counts as
+human. The origin is kept for a file without evidence, and for a real twin that a lab kept beside a
+forgery.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def _classify_verdict(result: FileCheckResult) -> str:
         return "elsewhere" if marked else "unknown"
     if credentials.integrity == "broken":
         return "refused" if credentials.note else "changed"
-    return "generated" if claims_synthesis or declares_synthetic(credentials) else "signed"
+    source_types = (*credentials.source_types, *credentials.parent_source_types)
+    return "generated" if claims_synthesis or declares_synthetic(source_types) else "signed"
 
 
 def _needs_check(path: Path) -> bool:

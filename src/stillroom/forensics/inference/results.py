@@ -154,12 +154,15 @@ def _fit_isotonic(scores: Floats, truth: Floats) -> tuple[tuple[float, float], .
             blocks[-1][1] = last[1]
             blocks[-1][2] += last[2]
             blocks[-1][3] += last[3]
+    values = [total / count for _, _, total, count in blocks]
+    low, high = (0.5 / (blocks[end][3] + 1) for end in (0, -1))
+    # No further than the next block: a small block at an end says nothing about the others.
+    values[0] = max(values[0], min(low, values[1] if len(blocks) > 1 else 1.0))
+    values[-1] = min(values[-1], max(1 - high, values[-2] if len(blocks) > 1 else 0.0))
     points: list[tuple[float, float]] = []
-    for first, final, total, count in blocks:
-        value = float(min(max(total / count, 0.5 / (count + 1)), 1 - 0.5 / (count + 1)))
+    for (first, final, _, _), value in zip(blocks, values, strict=True):
         points += [(first, value)] + ([(final, value)] if final > first else [])
-    rising = np.maximum.accumulate([value for _, value in points]).tolist()
-    return tuple((index, float(value)) for (index, _), value in zip(points, rising, strict=True))
+    return tuple(points)
 
 
 UNCERTAIN_RANGE = (1 / 3, 2 / 3)

@@ -22,6 +22,7 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,23 @@ class _End(NamedTuple):
     digest: str
     size: int
     is_confirmed: bool
+
+
+class _Index(NamedTuple):
+    """Lines of a ledger: the first of each watermark, and all of each run and file name."""
+
+    by_mark: dict[str, bytes]
+    by_origin: dict[tuple[Any, Any], list[bytes]]
+
+
+@lru_cache(maxsize=1)  # to check each of many files would otherwise verify the whole ledger
+def _index_rows(folder: Path, key: bytes, head: bytes | None, state: object) -> _Index:
+    index = _Index({}, {})
+    for row in Ledger(folder, key).rows():
+        line = _line(row)
+        index.by_mark.setdefault(str(row.get("watermark")), line)
+        index.by_origin.setdefault((row.get("run"), row.get("file")), []).append(line)
+    return index
 
 
 class Ledger:
@@ -129,26 +147,33 @@ class Ledger:
 
     def find_all(self, marks: Collection[str]) -> dict[str, dict[str, Any]]:
         """Return the first row of each watermark, given as rows store them."""
-        rows: dict[str, dict[str, Any]] = {}
-        for row in self.rows() if marks else ():
-            mark = str(row.get("watermark"))
-            if mark in marks:
-                rows.setdefault(mark, row)
-        return rows
+        lines = self._index().by_mark if marks else {}
+        return {mark: load_json(lines[mark]) for mark in marks if mark in lines}
 
     def find_related(self, rows: Collection[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
         """Return, by row number, the other rows with the same run and file name.
 
         A forgery and its real twin are such rows.
         """
-        origins = {row["number"]: (row.get("run"), row.get("file")) for row in rows}
-        related: dict[int, list[dict[str, Any]]] = {number: [] for number in origins}
-        for candidate in self.rows() if origins else ():
-            for number, origin in origins.items():
-                is_other = candidate["number"] != number
-                if is_other and (candidate.get("run"), candidate.get("file")) == origin:
-                    related[number].append(candidate)
+        related = {}
+        for row in rows:
+            same = self._index().by_origin.get((row.get("run"), row.get("file")), [])
+            others = map(load_json, same)
+            related[row["number"]] = [one for one in others if one["number"] != row["number"]]
         return related
+
+    def _index(self) -> _Index:
+        """Return the verified rows by watermark and origin; read again after any change."""
+        stat = self.path.stat() if self.path.is_file() else None
+        # The time of a change cannot be set back, unlike that of a modification.
+        state = stat and (
+            stat.st_dev,
+            stat.st_ino,
+            stat.st_size,
+            stat.st_mtime_ns,
+            stat.st_ctime_ns,
+        )
+        return _index_rows(self.path.parent, self._key, self._read_head(), state)
 
     def _read(self) -> tuple[bytes, bytes | None]:
         """Return rows and head of one moment, at which no writer may take its row back."""

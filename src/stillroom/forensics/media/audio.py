@@ -11,6 +11,7 @@ from studio bandwidth.
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import subprocess
 import wave
@@ -50,6 +51,7 @@ __all__ = [
 
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 600.0
+_MAX_GAP = 0.1  # seconds
 _MIN_RATE = 1_000  # one sample a second would become SAMPLE_RATE of them
 _LOSSLESS = frozenset({"flac", "alac", "ape", "tta", "tak", "wavpack", "wmalossless"})
 
@@ -169,11 +171,12 @@ def load_waveform(path: Path) -> AudioSamples:
     """Decode the first audio track of a file to mono at ``SAMPLE_RATE``.
 
     Raises:
-        DataError: If there is none, it is longer than ``MAX_SECONDS``, or it cannot be decoded.
+        DataError: If there is none, it is longer than ``MAX_SECONDS``, or a part of it cannot be
+            decoded.
     """
     parts: list[AudioSamples] = []
     count = 0
-    for part in read_blocks(path):
+    for part in read_blocks(path, whole=True):
         parts.append(part)
         count += len(part)
         if count > MAX_SECONDS * SAMPLE_RATE:
@@ -183,26 +186,37 @@ def load_waveform(path: Path) -> AudioSamples:
     return np.concatenate(parts)
 
 
-def read_blocks(path: Path) -> Iterator[AudioSamples]:
+def read_blocks(path: Path, *, whole: bool = False) -> Iterator[AudioSamples]:
     """Yield the first audio track of a file in blocks of some hundredths of a second.
+
+    Args:
+        path: The file.
+        whole: Refuse a file that is damaged at some place, instead of yielding the rest of it.
 
     Raises:
         DataError: If there is none, or nothing can be decoded.
     """
-    num_samples = 0
+    num_samples, end = 0, math.inf
     with _open_track(path) as (container, stream):
         import av
 
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
         try:
             for frame in container.decode(stream):
+                if whole and frame.pts is not None:
+                    start = float(frame.pts * frame.time_base)
+                    if start > end + _MAX_GAP:  # decoders pass over what they cannot read
+                        raise make_clip_error(
+                            path, f"is damaged after {end:.1f} s", "a complete file"
+                        )
+                    end = start + frame.samples / frame.sample_rate
                 for part in resampler.resample(frame):
                     num_samples += part.samples
                     yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
             for part in resampler.resample(None):
                 yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
         except av.FFmpegError:
-            if not num_samples:
+            if whole or not num_samples:
                 raise
     if not num_samples:
         raise make_clip_error(path, "has no audio that can be decoded", "a complete file")

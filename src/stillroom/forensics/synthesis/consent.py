@@ -301,12 +301,12 @@ def _iter_camera_tags(exif: Exif) -> Iterator[str]:
 
 
 def _is_signed_as_captured(path: Path, data: bytes) -> bool:
-    """Return whether a file's credentials state that its content was captured."""
+    """Return whether credentials state that a file, or one it was made from, was captured."""
     kind = detect_file_type(path)
     if kind is None or not kind.mime or b"jumb" not in data:
         return False
-    source_types = read_credentials(data, kind.mime).source_types
-    kinds = {name.rsplit("/", 1)[-1] for name in source_types}
+    read = read_credentials(data, kind.mime)
+    kinds = {name.rsplit("/", 1)[-1] for name in (*read.source_types, *read.parent_source_types)}
     return bool(kinds & set(_CAPTURED))
 
 

@@ -9,7 +9,8 @@ after Peterson and Barney 1952.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,15 +77,26 @@ def open_voices(
     origin, consent = require_consent(
         settings, paths, uses, refuse=require_synthetic_audio, warn=warn
     )
-    speakers = _group_by_speaker(paths, folder, warn)
     codings = tuple(sorted({name_codec(codec) for path in paths if (codec := read_codec(path))}))
-    num_skipped = len(paths) - sum(len(parts) for parts in speakers.values())
-    waves = _cut(speakers, round(seconds * SAMPLE_RATE), codings)[:count]
+    speakers: dict[str, list[Path]] = {}
+    for path in paths:
+        speakers.setdefault(derive_person_id(path, folder), []).append(path)
+    skipped: list[str] = []
+    length = round(seconds * SAMPLE_RATE)
+    waiting = deque(_cut(*speaker, length, codings, skipped) for speaker in speakers.items())
+    waves: list[Waveform] = []
+    while waiting and len(waves) < count:  # speakers in turn, so that a count includes each of them
+        pieces = waiting.popleft()
+        if (wave := next(pieces, None)) is not None:
+            waves.append(wave)
+            waiting.append(pieces)
+    for problem in skipped:
+        warn(f"skipped: {problem}")
     if not waves:
         raise _missing_voices(folder, "has no recording that can be decoded")
-    if num_skipped:
-        warn(f"{num_skipped} of {len(paths)} recordings were skipped")
-    return VoiceSource(tuple(waves), origin, consent, num_skipped)
+    if skipped:
+        warn(f"{len(skipped)} of {len(paths)} recordings were skipped")
+    return VoiceSource(tuple(waves), origin, consent, len(skipped))
 
 
 def list_recordings(path: Path) -> list[Path]:
@@ -99,35 +111,30 @@ def list_recordings(path: Path) -> list[Path]:
     return files
 
 
-def _group_by_speaker(
-    paths: Sequence[Path], folder: Path, warn: Callable[[str], None]
-) -> dict[str, list[AudioSamples]]:
-    speakers: dict[str, list[AudioSamples]] = {}
+def _cut(
+    speaker: str, paths: Sequence[Path], length: int, codings: tuple[str, ...], skipped: list[str]
+) -> Iterator[Waveform]:
+    """Yield segments of one length of a speaker's recordings, each decoded when it is needed.
+
+    What is shorter in all is repeated. Why a recording was skipped is added to ``skipped``.
+    """
+    rest, number = np.zeros(0, np.float32), 0
     for path in paths:
         try:
-            speakers.setdefault(derive_person_id(path, folder), []).append(load_waveform(path))
+            rest = np.concatenate([rest, load_waveform(path)])
         except DataError as error:
-            warn(f"skipped: {error.problems[0].what}")
-    return speakers
+            skipped.append(error.problems[0].what)
+        while len(rest) >= length:
+            yield _name_segment(rest[:length].copy(), speaker, number, codings)
+            rest, number = rest[length:], number + 1
+    if len(rest) and not number:
+        yield _name_segment(fit_length(rest, length), speaker, number, codings)
 
 
-def _cut(
-    speakers: dict[str, list[AudioSamples]], length: int, codings: tuple[str, ...]
-) -> list[Waveform]:
-    """Cut segments of one length, speakers in turn, so that a count includes each of them."""
-    pieces: list[list[Waveform]] = []
-    for speaker, parts in speakers.items():
-        recording = np.concatenate(parts)
-        many = max(len(recording) // length, 1)
-        rows = [fit_length(recording, length, index * length) for index in range(many)]
-        pieces.append(
-            [
-                Waveform(row, f"{speaker}-{index}", speaker, digest_bytes(row.tobytes()), codings)
-                for index, row in enumerate(rows)
-            ]
-        )
-    longest = max((len(rows) for rows in pieces), default=0)
-    return [rows[index] for index in range(longest) for rows in pieces if index < len(rows)]
+def _name_segment(
+    samples: AudioSamples, speaker: str, number: int, codings: tuple[str, ...]
+) -> Waveform:
+    return Waveform(samples, f"{speaker}-{number}", speaker, _digest(samples), codings)
 
 
 def _missing_voices(path: Path, problem: str) -> DataError:

@@ -125,6 +125,18 @@ def test_interval_over_clips_is_wider_than_over_their_frames():
     assert by_clip == bootstrap_auc(labels, scores, clips.tolist())
 
 
+@pytest.mark.parametrize("single", [0, 1])
+def test_draws_without_a_class_are_no_perfect_ones(single):
+    rng = np.random.default_rng(0)
+    labels = [single] * 50 + [1 - single] * 50
+    groups = ["collection"] * 50 + list(range(50))  # a third of the draws have none
+    figures = measure_scores(labels, rng.normal(0, 1, 100), groups)
+    assert figures["eer"].low > 0.2
+    assert figures["ap"].high < 0.9
+    high = {name: figures[name].high for name in FALSE_POSITIVE_RATES}
+    assert max(high.values()) < 0.4
+
+
 def test_delong_agrees_with_resampling():
     rng = np.random.default_rng(2)
     labels = np.repeat([0, 1], 150)

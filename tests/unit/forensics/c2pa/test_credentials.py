@@ -358,3 +358,22 @@ def test_a_folder_is_called_one(tmp_path):
         verify_file(tmp_path)
     assert "is a folder" in str(caught.value)
     assert "name the files" in str(caught.value)
+
+
+def test_what_a_parent_says_of_its_source_is_kept_apart_from_the_editors_own_word(ca, trust):
+    signer = Signer.open(ca)
+    made = sign_bytes(
+        picture("JPEG"), "image/jpeg", {"title": "t"}, signer, source_type="algorithmicMedia"
+    )
+    saved = sign_bytes(made, "image/jpeg", {"title": "t"}, signer)
+    again = sign_bytes(saved, "image/jpeg", {"title": "t"}, signer)
+    for data in (saved, again):
+        read = read_credentials(data, "image/jpeg", trust)
+        assert (read.source_types, read.parent_source_types) == ((), (IPTC + "algorithmicMedia",))
+        assert "source of what it was made from: algorithmicMedia" in read.lines()
+    assert read_credentials(made, "image/jpeg", trust).parent_source_types == ()
+    changed = bytearray(made)
+    changed[-30] ^= 1
+    saved = sign_bytes(bytes(changed), "image/jpeg", {"title": "t"}, signer)
+    read = read_credentials(saved, "image/jpeg", trust)
+    assert (read.integrity, read.parent_source_types) == ("intact", ())

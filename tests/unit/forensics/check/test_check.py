@@ -12,11 +12,13 @@ from PIL import Image
 from stillroom.cli.app import stillroom
 from stillroom.forensics.c2pa.signature import init_ca, open_trust_lists, sign_file
 from stillroom.forensics.check.check import FileCheckResult, check_file, list_media
+from stillroom.forensics.check.origin import examine_origin
 from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.inference.results import DetectorFinding
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, decode_image
 from stillroom.forensics.labeling.lookup import refuse_lab_file
 from stillroom.forensics.media.audio import DecodedAudio
+from stillroom.records import Origin
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,20 @@ def test_a_signers_word_is_reported_as_theirs(media, found):
     said = check_file(media / "signed.png", lists(media)).verdict
     assert "on the user list" in said
     assert "says that it was made or composed by a program" in said
+
+
+def test_a_generated_picture_that_an_editor_signed_again_stays_generated(media, tmp_path):
+    resaved = tmp_path / "resaved.png"
+    sign_file(media / "signed.png", resaved, media / "ca", refuse=refuse_lab_file)
+    said = check_file(resaved, lists(media)).verdict
+    assert "does not say that a program made it, but made it from a file whose credentials" in said
+    origin, _ = examine_origin(resaved, Origin("human"))
+    assert (origin.kind, origin.chain[-1].method) == ("synthetic", "forensics.check.generated")
+    plain = tmp_path / "plain.png"
+    sign_file(media / "plain.png", plain, media / "ca", refuse=refuse_lab_file)
+    origin, told = examine_origin(plain, Origin("human"))
+    assert (origin.kind, origin.chain[-1].method) == ("human", "forensics.check.signed")
+    assert told[0].endswith("does not say that a program made it")
 
 
 def test_a_changed_file_is_said_to_be_changed(found):

@@ -52,6 +52,14 @@ def test_isotonic_is_the_nearest_rising_fit():
     assert said.max() < 1
 
 
+def test_a_small_block_at_an_end_moves_no_other():
+    labels = np.array([0, 1] + [0] * 9 + [1] * 10)
+    found = fit_calibrator("isotonic", labels, np.arange(21.0)).chances(np.arange(21.0))
+    np.testing.assert_allclose(found[1:11], 0.1)
+    turned = fit_calibrator("isotonic", 1 - labels, -np.arange(21.0)).chances(-np.arange(21.0))
+    np.testing.assert_allclose(turned, 1 - found)
+
+
 def test_a_detector_that_is_turned_round_is_not_turned_back():
     labels, logits = draw()
     found = fit_calibrator("platt", labels, -logits)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 from datetime import date
 from functools import partial
@@ -414,6 +415,33 @@ class TestConsent:
 
     def test_faces_are_drawn_by_default(self):
         assert ImageSetRecipe().faces.type == "drawn"
+
+
+def test_many_lookups_read_the_ledger_once_and_see_every_change(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path, b"k" * 32)
+    for number in range(6):
+        mark = f"{number // 2}"
+        ledger.append({"watermark": mark, "run": "r", "file": mark, "side": number % 2})
+    passes = []
+    rows = Ledger.rows
+    monkeypatch.setattr(Ledger, "rows", lambda ledger: passes.append(1) or rows(ledger))
+    for mark in ("0", "1", "2", "3"):
+        opened = Ledger(tmp_path, b"k" * 32)  # every document that is parsed opens the lab
+        found = opened.find_all([mark])
+        related = opened.find_related(found.values())
+        if mark == "3":
+            assert (found, related) == ({}, {})
+            continue
+        assert (found[mark]["number"], found[mark]["side"]) == (2 * int(mark), 0)
+        assert [row["number"] for row in related[2 * int(mark)]] == [2 * int(mark) + 1]
+    assert len(passes) == 1
+    ledger.append({"watermark": "3"})
+    assert ledger.find_all(["3"])["3"]["number"] == 6
+    stat = ledger.path.stat()
+    ledger.path.write_bytes(ledger.path.read_bytes().replace(b'"side": 1', b'"side": 2'))
+    os.utime(ledger.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(IntegrityError):
+        ledger.find_all(["0"])
 
 
 def test_a_lab_without_its_key_makes_nothing(tmp_path):

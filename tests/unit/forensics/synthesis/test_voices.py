@@ -4,6 +4,7 @@ import json
 import struct
 from datetime import date
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.unit.forensics.sounds import write_sound
@@ -13,7 +14,7 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.flow import run_recipe
 from stillroom.forensics.c2pa.signer import sign_bytes
 from stillroom.forensics.labeling.audio import AUDIO_LABELS
-from stillroom.forensics.media.audio import SAMPLE_RATE
+from stillroom.forensics.media.audio import SAMPLE_RATE, load_waveform
 from stillroom.forensics.settings import LicensedSource
 from stillroom.forensics.synthesis.consent import find_recorder_evidence, write_consent
 from stillroom.forensics.synthesis.voices import draw_voice, open_voices
@@ -26,6 +27,20 @@ pytest.importorskip("av")
 @pytest.fixture(scope="module")
 def voices():
     return [draw_voice(4, number, 4.0) for number in range(4)]
+
+
+def write_flac(path, values):
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("flac", rate=SAMPLE_RATE)
+        stream.layout = "mono"
+        pcm = (values * 32767).astype(np.int16)
+        for start in range(0, len(pcm), 4096):
+            frame = av.AudioFrame.from_ndarray(pcm[None, start : start + 4096], "s16", "mono")
+            frame.sample_rate, frame.pts = SAMPLE_RATE, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def rows_of(run):
@@ -175,6 +190,47 @@ def test_recordings_of_a_speaker_are_of_one_whatever_folders_lie_below(tmp_path,
     assert sorted({wave_.identity for wave_ in found.waves}) == ["anna", "bob", "clara"]
     assert found.num_skipped == 1
     assert "1 of 5 recordings were skipped" in said
+
+
+def test_recordings_are_decoded_when_they_are_needed(tmp_path, voices, monkeypatch):
+    for name in ("anna/a", "anna/b", "anna/c", "bob/a", "bob/b"):
+        write_sound(tmp_path / f"people/{name}.wav", voices[0].samples[:48_000])
+    source = LicensedSource(type="licensed", folder=str(tmp_path / "people"), basis="a license")
+    read = []
+    monkeypatch.setattr(
+        "stillroom.forensics.synthesis.voices.load_waveform",
+        lambda path: read.append(path.parent.name + path.stem) or load_waveform(path),
+    )
+    found = open_voices(source, [], seconds=2.0, seed=0, count=3, warn=print)
+    assert [one.name for one in found.waves] == ["anna-0", "bob-0", "anna-1"]
+    assert read == ["annaa", "boba", "annab"]
+    assert all(one.samples.base is None for one in found.waves)  # no recording stays in memory
+    whole = open_voices(source, [], seconds=2.0, seed=0, count=99, warn=print).waves
+    assert [one.name for one in whole[3:]] == ["bob-1", "anna-2", "bob-2", "anna-3"]
+    joined = np.concatenate([one.samples for one in whole if one.identity == "bob"])
+    recording = load_waveform(tmp_path / "people/bob/a.wav")
+    np.testing.assert_array_equal(joined, np.tile(recording, 2))
+    (short,) = open_voices(source, [], seconds=10.0, seed=0, count=1, warn=print).waves
+    np.testing.assert_array_equal(short.samples, np.tile(recording, 4)[: 10 * SAMPLE_RATE])
+
+
+@pytest.mark.parametrize("what", ["cut", "hole"])
+def test_a_damaged_recording_is_no_shorter_one(what, tmp_path, voices):
+    (tmp_path / "people").mkdir()
+    write_sound(tmp_path / "people/bob/a.wav", voices[0].samples)
+    path = tmp_path / "people/anna.flac"
+    write_flac(path, voices[0].samples)
+    source = LicensedSource(type="licensed", folder=str(tmp_path / "people"), basis="a license")
+    assert len(open_voices(source, [], seconds=1.0, seed=0, count=99, warn=print).waves) == 8
+    data, said = path.read_bytes(), []
+    third = len(data) // 3
+    tail = b"" if what == "cut" else b"\xff" * third + data[2 * third :]
+    path.write_bytes(data[:third] + tail)
+    found = open_voices(source, [], seconds=1.0, seed=0, count=99, warn=said.append)
+    assert {one.identity for one in found.waves} == {"bob"}
+    assert found.num_skipped == 1
+    assert said[0].startswith("skipped: ")
+    assert "damaged" in said[0]
 
 
 @pytest.mark.parametrize("name", ["fake", "1_fake", "FAKE"])
