@@ -3,6 +3,9 @@
 Parsing with a schema takes any text and does not raise. A backend with grammar support returns
 valid text; for the others ``json_repair`` fixes commas, quotes and fences, and ``jsonschema``
 decides. References to other documents are not followed.
+
+Both are imported here, not within functions: threads that import jsonschema for the first time
+together meet its modules half initialized.
 """
 
 from __future__ import annotations
@@ -15,6 +18,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+import json_repair
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema.validators import extend, validator_for
 
 from stillroom.errors import DataError
 from stillroom.evaluate.regex_search import time_search
@@ -70,8 +78,6 @@ def parse_json_with_schema(text: str, schema: Mapping[str, Any]) -> ParsedJson:
 
 def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | None:
     """Return the most relevant violation; None if the value fits."""
-    from jsonschema.exceptions import best_match
-
     _BUDGET.steps, _BUDGET.seconds = _MAX_STEPS, _MAX_PATTERN_S
     try:
         worst = best_match(_open_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
@@ -95,8 +101,6 @@ def describe_violation(value: Any, schema: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=256)
 def _open_validator(schema: str) -> Any:
-    from jsonschema.validators import extend
-
     parsed = json.loads(schema)
     kind = _validator_class(parsed)
     keywords = {**kind.VALIDATORS, "pattern": _check_pattern}
@@ -151,8 +155,6 @@ def _search(pattern: str, text: str) -> bool:
 
 
 def _check_pattern(validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[Any]:
-    from jsonschema.exceptions import ValidationError
-
     if validator.is_type(instance, "string") and not _search(pattern, instance):
         yield ValidationError(f"{instance!r} does not match {pattern!r}")
 
@@ -188,8 +190,6 @@ _BUDGET = _Budget()
 
 
 def _repair_json(text: str) -> Any:
-    import json_repair
-
     starts = [start for start in (text.find("{"), text.find("[")) if start >= 0]
     if not starts:
         return None
@@ -220,8 +220,6 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         DataError: If a keyword has an invalid value.
     """
     kind = _validator_class(schema)
-    from jsonschema.exceptions import SchemaError
-
     try:
         kind.check_schema(dict(schema))
     except SchemaError as error:
@@ -250,7 +248,5 @@ def parse_json(text: str) -> Any:
 
 
 def _validator_class(schema: Mapping[str, Any]) -> Any:
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import validator_for
 
     return validator_for(dict(schema), default=Draft202012Validator)

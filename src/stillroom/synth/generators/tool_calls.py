@@ -21,6 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
 from pydantic import Field
 from typing_extensions import override
 
@@ -418,9 +420,6 @@ def read_tools(tools: str, results: str, source: str) -> Toolbox:
 
 
 def _parse_tool(row: Any, where: str, number: int) -> ToolDefinition:
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
     if isinstance(row, Mapping) and isinstance(row.get("function"), Mapping):
         row = row["function"]
     name = row.get("name") if isinstance(row, Mapping) else None
