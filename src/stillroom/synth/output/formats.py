@@ -5,7 +5,7 @@ or is null in them, must not decide the type of the column.
 
 distilabel's FormatTextGenerationSFT and FormatTextGenerationDPO write ``messages`` and preferences.
 
-A record stores a call as text, ``<tool_call>`` around JSON, and its tools in the field ``tools``.
+A record stores a call as text, ``<tool_call>`` around JSON, and its tools, if known, in ``tools``.
 OpenAI's format has the call next to the content and references it in the result; ShareGPT's, as
 trainers read it, has separate turns for both.
 """
@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,9 +63,8 @@ def make_row(
 ) -> dict[str, Any]:
     """Convert a record to a row of a format.
 
-    A record with tools has them in ``tools`` and its calls in the format's representation. In
-    Parquet, columns whose type differs from row to row (tools, fields, a whole origin) are JSON
-    text.
+    Calls are in the format's representation, and the tools of a record in ``tools``. In Parquet,
+    columns whose type differs from row to row (tools, fields, a whole origin) are JSON text.
 
     Raises:
         DataError: If the format cannot represent the record.
@@ -114,20 +113,26 @@ def write_parquet(lines: Path, target: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    names = _list_columns(lines)
-    schema = pa.schema([(name, _get_arrow_type(name, "tools" in names)) for name in names])
+    names, has_calls = _list_columns(lines)
+    schema = pa.schema([(name, _get_arrow_type(name, has_calls)) for name in names])
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         for rows in _batches(lines):
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
 
 
-def _list_columns(lines: Path) -> list[str]:
-    """Return the names of all columns, in order of first occurrence."""
+def _list_columns(lines: Path) -> tuple[list[str], bool]:
+    """Return the names of all columns, in order of first occurrence, and whether turns have calls.
+
+    In rows for Parquet, lists are those of turns.
+    """
     names: dict[str, None] = {}
+    has_calls = False
     for rows in _batches(lines):
         for row in rows:
             names |= dict.fromkeys(row)
-    return list(names)
+            turns = chain.from_iterable(part for part in row.values() if isinstance(part, list))
+            has_calls = has_calls or "tools" in row or any("tool_calls" in turn for turn in turns)
+    return list(names), has_calls
 
 
 def _batches(lines: Path) -> Iterator[list[dict[str, Any]]]:
@@ -156,19 +161,21 @@ def _get_arrow_type(name: str, has_calls: bool) -> Any:
 def _make_tool_columns(record: Record, format: ExportFormat) -> dict[str, Any]:
     """Return the tools of a record, and its turns with calls in the format's representation."""
     tools = record.tools
-    if not tools:
-        return {}
     if format == "sharegpt":
-        return {"conversations": to_sharegpt_turns(record.messages), "tools": _to_json(tools)}
-    turns = to_openai_messages(record.messages)
+        turns = to_sharegpt_turns(record.messages, has_tools=bool(tools))
+        return {"conversations": turns} | ({"tools": _to_json(tools)} if tools else {})
+    turns = to_openai_messages(record.messages, has_tools=bool(tools))
+    columns: dict[str, Any] = {}
     match format:
         case "messages":
-            return {"messages": turns, "tools": tools}
+            columns = {"messages": turns}
         case "prompt_completion":
-            return {"prompt": turns[:-1], "completion": turns[-1:], "tools": tools}
+            columns = {"prompt": turns[:-1], "completion": turns[-1:]}
         case "preference":
-            return {"prompt": turns[:-1], "chosen": turns[-1:], "tools": tools}
-    return {}
+            other = (*record.messages[:-1], Message("assistant", record.fields["rejected"]))
+            rejected = to_openai_messages(other, has_tools=bool(tools))[-1:]
+            columns = {"prompt": turns[:-1], "chosen": turns[-1:], "rejected": rejected}
+    return columns | ({"tools": tools} if columns and tools else {})
 
 
 def _make_preference_row(record: Record) -> dict[str, Any]:
@@ -197,13 +204,18 @@ _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 _SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 
-def to_openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages in OpenAI's format: calls are ``tool_calls``, results have the call's id."""
+def to_openai_messages(
+    messages: Sequence[Message], *, has_tools: bool = True
+) -> list[dict[str, Any]]:
+    """Return messages in OpenAI's format: calls are ``tool_calls``, results have the call's id.
+
+    Where the tools are unknown, only calls that end a message are calls: a text may be about them.
+    """
     turns: list[dict[str, Any]] = []
     pending_ids: list[str] = []
     count = 0
     for message in messages:
-        text, calls = _split_tool_calls(message)
+        text, calls = _split_tool_calls(message, has_tools)
         if message.role == "tool" and pending_ids:
             turns.append({"role": "tool", "tool_call_id": pending_ids.pop(0), "content": text})
             continue
@@ -220,11 +232,16 @@ def to_openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return turns
 
 
-def to_sharegpt_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Return turns of ``from`` and ``value``; calls and results are separate turns."""
+def to_sharegpt_turns(
+    messages: Sequence[Message], *, has_tools: bool = True
+) -> list[dict[str, str]]:
+    """Return turns of ``from`` and ``value``; calls and results are separate turns.
+
+    ``has_tools`` as for ``to_openai_messages``.
+    """
     turns: list[dict[str, str]] = []
     for message in messages:
-        text, calls = _split_tool_calls(message)
+        text, calls = _split_tool_calls(message, has_tools)
         if text or not calls:
             turns.append({"from": _SHAREGPT_ROLES[message.role], "value": text})
         for call in calls:
@@ -233,9 +250,10 @@ def to_sharegpt_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
     return turns
 
 
-def _split_tool_calls(message: Message) -> tuple[str, list[dict[str, Any]]]:
+def _split_tool_calls(message: Message, has_tools: bool) -> tuple[str, list[dict[str, Any]]]:
     """Parse the tool calls (``tool_calls``) out of a message; invalid ones remain text."""
-    if message.role != "assistant":
+    is_call = has_tools or message.content.rstrip().endswith("</tool_call>")
+    if message.role != "assistant" or not is_call:
         return message.content, []
     calls = []
     for payload in _TOOL_CALL.findall(message.content):

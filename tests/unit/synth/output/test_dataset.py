@@ -209,6 +209,57 @@ def test_calls_of_tools_are_as_the_shape_has_them(tmp_path):
     assert json.loads(found[0]["tools"]) == [TOOL]
 
 
+def without_tools(tmp_path, **fields):
+    """Return a file with a record of two calls at once and their results, and a pair of calls."""
+    calls = CALL + "\n" + CALL.replace("2", "3")
+    turns = (("user", "Add."), ("assistant", f"I look.\n{calls}"), ("tool", "4"), ("tool", "5"))
+    said = Record(tuple(Message(*turn) for turn in (*turns, ("assistant", "Nine."))), fields)
+    rejected = pair("Add 2.", CALL, rejected=CALL.replace("add", "sub"), **fields)
+    write_records(tmp_path / "calls.jsonl", [said, rejected])
+    return tmp_path / "calls.jsonl"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_calls_are_written_as_calls_without_definitions_of_tools(tmp_path, kind):
+    path = without_tools(tmp_path)
+    export_records([path], tmp_path / "out", kind=kind)
+    if kind == "jsonl":
+        row = rows_of(tmp_path / "out/train.jsonl")[0]
+    else:
+        row = parquet.read_table(tmp_path / "out/train.parquet").to_pylist()[0]
+    _, called, *results, _ = row["messages"]
+    assert called["content"] == "I look."
+    names = [call["id"] for call in called["tool_calls"]]
+    assert [one["tool_call_id"] for one in results] == names
+    assert "tools" not in row
+    again = read_records(tmp_path / f"out/train.{kind}")
+    assert [one.messages for one in again] == [one.messages for one in read_records(path)]
+
+
+@pytest.mark.parametrize("tools", [[], [TOOL]])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_rejected_call_is_a_call(tmp_path, tools, kind):
+    path = without_tools(tmp_path, tools=tools)
+    export_records([path], tmp_path / "out", format="preference", kind=kind)
+    if kind == "jsonl":
+        (row,) = rows_of(tmp_path / "out/train.jsonl")
+    else:
+        (row,) = parquet.read_table(tmp_path / "out/train.parquet").to_pylist()
+    for key, name in (("chosen", "add"), ("rejected", "sub")):
+        (turn,) = row[key]
+        assert (turn["content"], turn["tool_calls"][0]["function"]["name"]) == ("", name)
+    (again,) = read_records(tmp_path / f"out/train.{kind}")
+    assert again.fields["rejected"] == CALL.replace("add", "sub")
+
+
+def test_a_text_about_calls_without_definitions_of_tools_stays(tmp_path):
+    told = f"Write it so:\n{CALL}\nThen wait for the result."
+    write_records(tmp_path / "r.jsonl", [pair("How do I call a tool?", told)])
+    export_records([tmp_path / "r.jsonl"], tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out/train.jsonl")
+    assert row["messages"][1] == {"role": "assistant", "content": told}
+
+
 @pytest.mark.parametrize(
     ("format", "kind"),
     [
