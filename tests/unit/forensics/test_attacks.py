@@ -256,6 +256,31 @@ def test_the_threshold_of_an_attack_never_comes_from_what_is_attacked(benchmark,
     assert "no forgery was detected before" in found.lines()[-1]
 
 
+def test_pictures_are_attacked_batch_by_batch(benchmark, trained, monkeypatch):
+    from stillroom.forensics.benchmark import adversarial
+
+    detector, small = TrainedDetector.open(trained), {"attacks": [FgsmAttack()], "split": ""}
+    at_once = attack_manifest(benchmark, detector, **small)
+    sizes, attack = [], adversarial.attack_planes
+    monkeypatch.setattr(adversarial, "_BATCH_SIZE", 4)
+    monkeypatch.setattr(
+        adversarial,
+        "attack_planes",
+        lambda detector, planes, *given, **more: (
+            sizes.append(len(planes)) or attack(detector, planes, *given, **more)
+        ),
+    )
+    found = attack_manifest(benchmark, detector, **small)
+    assert sizes == [size for size in (4, 4, 4, 3) for _ in (1, 2, 4)]  # 15 fakes, three strengths
+    for row, wanted in zip(found.rows, at_once.rows, strict=True):
+        assert row.area.value == pytest.approx(wanted.area.value)
+        assert (row.strength, row.known, row.turned) == (
+            wanted.strength,
+            wanted.known,
+            wanted.turned,
+        )
+
+
 def test_strengths_are_whole_steps_of_8_bits(benchmark, trained):
     detector = TrainedDetector.open(trained)
     with pytest.raises(DataError, match=r"strength of 1\.5 cannot be stored in 8-bit images"):

@@ -2,7 +2,7 @@
 
 Attacks change forgeries until they pass as real; real images stay unchanged. White-box attacks use
 the network's gradient; ``square`` uses scores only; ``eot_jpeg`` is optimized to survive
-compression. Attacked images stay in memory and are not written.
+compression. Attacked images are not written.
 
 Source: Goodfellow et al. 2015, arXiv:1412.6572 (FGSM); Madry et al. 2018, arXiv:1706.06083 (PGD);
 Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 and 2 (square attack, L-infinity);
@@ -12,7 +12,7 @@ straight-through gradients where there are none).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,24 +139,23 @@ def attack_manifest(
     is_apart = split not in {"", _VALIDATION}
     validation = [item for item in all_items if is_apart and item.split == _VALIDATION]
     finds, threshold_from = _choose_threshold(file, detector, validation)
-    planes = _load(file, detector, items)
     labels = [item.label for item in items]
     groups = [f"{item.dataset}/{item.source or item.clip or item.id}" for item in items]
-    plain, fakes = _scores(detector, planes), torch.tensor(labels) == 1
-    known = finds(plain[fakes.numpy()])
+    fakes = np.array(labels) == 1
+    plain = _score_items(file, detector, items)
+    known = finds(plain[fakes])
     share, count = float(known.mean()), len(items)
     rows = [AttackResult("none", 0, bootstrap_auc(labels, plain, groups), share, None, count)]
-    for attack in attacks:
-        for strength in strengths:
-            changed = planes.clone()
-            changed[fakes] = attack_planes(
-                detector, planes[fakes], attack, strength / 255, seed=seed
-            )
-            scores = _scores(detector, changed)
-            passed = known & ~finds(scores[fakes.numpy()])
-            turned = float(passed.sum() / known.sum()) if known.any() else None
-            area = bootstrap_auc(labels, scores, groups)
-            rows.append(AttackResult(attack.name, int(strength), area, share, turned, count))
+    plan = [(attack, strength) for attack in attacks for strength in strengths]
+    fake_items = [item for item in items if item.label]
+    attacked_scores = _attack_items(file, detector, fake_items, plan, seed)
+    for (attack, strength), attacked in zip(plan, attacked_scores, strict=True):
+        scores = plain.copy()
+        scores[fakes] = attacked
+        passed = known & ~finds(attacked)
+        turned = float(passed.sum() / known.sum()) if known.any() else None
+        area = bootstrap_auc(labels, scores, groups)
+        rows.append(AttackResult(attack.name, int(strength), area, share, turned, count))
     return AttackReport(threshold_from, tuple(rows))
 
 
@@ -165,7 +164,7 @@ def _choose_threshold(
 ) -> tuple[Callable[[Floats], npt.NDArray[np.bool_]], str]:
     """Return a predicate on scores for detected forgeries, and the data it was chosen on."""
     if len({item.label for item in validation}) == 2:
-        scores = _scores(detector, _load(file, detector, validation))
+        scores = _score_items(file, detector, validation)
         least = select_threshold([item.label for item in validation], scores.tolist())
         if least is not None:
             source = f"best balanced accuracy on the {len(validation)} validation rows"
@@ -184,10 +183,45 @@ def _choose_threshold(
     )
 
 
-def _load(file: Path, detector: TrainedDetector, items: Sequence[ManifestItem]) -> Tensor:
-    """Return the network's inputs for some rows, (N, 3, P, P)."""
-    images = [load_image(file.parent / item.path).image for item in items]
-    return torch.from_numpy(detector.image_input.prepare(images))
+def _score_items(file: Path, detector: TrainedDetector, items: Sequence[ManifestItem]) -> Floats:
+    parts = _load(file, detector, items)
+    return np.concatenate([_scores(detector, planes) for _, planes in parts])
+
+
+def _attack_items(
+    file: Path,
+    detector: TrainedDetector,
+    items: Sequence[ManifestItem],
+    plan: Sequence[tuple[AttackSettings, int]],
+    seed: int,
+) -> Floats:
+    """Return the scores after each attack at a strength, (attacks, N)."""
+    parts = [
+        [
+            _scores(
+                detector,
+                attack_planes(detector, planes, attack, strength / 255, seed=seed + start),
+            )
+            for attack, strength in plan
+        ]
+        for start, planes in _load(file, detector, items)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _load(
+    file: Path, detector: TrainedDetector, items: Sequence[ManifestItem]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the network's inputs for some rows in batches, (n, 3, P, P), and the first row's index.
+
+    A whole split at once is some 20 GB.
+    """
+    for start in range(0, len(items), _BATCH_SIZE):
+        planes = [
+            detector.image_input.prepare([load_image(file.parent / item.path).image])
+            for item in items[start : start + _BATCH_SIZE]
+        ]
+        yield start, torch.from_numpy(np.concatenate(planes))
 
 
 def attack_planes(
