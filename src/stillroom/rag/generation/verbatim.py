@@ -25,6 +25,7 @@ _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
 _FENCED = re.compile(r"^[ \t]*(`{3,})$.*?^[ \t]*\1$", re.DOTALL | re.MULTILINE)
 _CELL_BORDER = re.compile(r"(?<!\\)\||\\(?=\|)")
+_BAR = re.compile(r"(?<!\\)\|")
 _COLONS = (":", "：")
 _GAP = "[…]"
 _MARKUP_TYPES = frozenset({"text/html", "application/docbook+xml"})
@@ -215,7 +216,10 @@ def _find_separators(texts: Sequence[str], quotes: Sequence[Mapping[str, Any]]) 
         apart = " " if quote["text"].endswith(_COLONS) else "; "
         # The backslash before a bar within a cell is the parser's.
         inner = text[:-1] if text.strip(" \t") == "\\" else apart
-        separators.append(f"\n{mark}" if is_below else inner)
+        # An empty cell keeps its place, so that values stay under their headers.
+        row = text.rpartition("\n")[2] if is_below else text
+        empty = "; " * (len(_BAR.findall(row)) - 1) if set(row) <= set("| \t") else ""
+        separators.append((f"\n{mark}" if is_below else inner) + empty)
     return [*separators, ""]
 
 
