@@ -302,7 +302,9 @@ def fit_file_trait_baseline(
         if (area := roc_auc(labels, values)) is not None
     }
     best = sorted(single_areas.items(), key=lambda pair: -pair[1])[:3]
-    best_traits = {name[:_MAX_NAME]: area for name, area in best}
+    best_traits = dict[str, float]()
+    for name, area in best:  # of names cut to the same text the greater area stays
+        best_traits.setdefault(name[:_MAX_NAME], area)
     return bootstrap_auc(labels, scores, groups, name="tell_by_file", seed=seed), best_traits
 
 

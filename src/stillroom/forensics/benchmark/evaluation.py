@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -344,7 +345,7 @@ def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
     try:
         text = require_file(path).read_text(encoding="utf-8-sig")
         rows = (
-            list(csv.DictReader(text.split("\n")))
+            list(csv.DictReader(io.StringIO(text)))
             if path.suffix == ".csv"
             else [load_json(line) for line in text.split("\n") if line.strip()]
         )

@@ -148,7 +148,7 @@ class Ledger:
     def find_all(self, marks: Collection[str]) -> dict[str, dict[str, Any]]:
         """Return the first row of each watermark, given as rows store them."""
         lines = self._index().by_mark if marks else {}
-        return {mark: load_json(lines[mark]) for mark in marks if mark in lines}
+        return {mark: load_json(lines[mark]) for mark in sorted(marks) if mark in lines}
 
     def find_related(self, rows: Collection[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
         """Return, by row number, the other rows with the same run and file name.

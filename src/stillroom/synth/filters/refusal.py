@@ -20,13 +20,15 @@ __all__ = ["Refusal"]
 _TEXT = r"(?:text|passage|statement|document|context|article|excerpt|source)"
 _SELF = (
     r"(?:(?:ai|artificial intelligence)(?: (?:language )?(?:model|assistant|system|chatbot))?|"
-    r"(?:large )?language model|chatbot|virtual assistant)(?=\s*[^\w\s-]|\s+-|\s*$|\s+(?:i|my|it|"
-    r"and|but|so|that|who|which|with|without|trained|developed|created|designed|made|built|based|"
-    r"programmed)\b)"
+    r"(?:large )?language model|chatbot|virtual assistant)"
+    r"(?=-(?:powered|based|driven) (?:assistant|chatbot|system|model)\b|"
+    r"\s*[^\w\s-]|\s+-|\s*$|\s+(?:i|my|it|and|but|so|that|who|which|with|without|trained|developed|created|designed|made|built|based|"
+    r"programmed|here|from)\b)"
 )
 """A model's names for itself, before what ends the phrase: an AI engineer is a person."""
 _SELF_TALK = (
     rf"(?:(?:^|[^\w\s])[ \t]*|\b(?:i|but|and|because|since|that|speaking|my \w+) )as an? {_SELF}|"
+    rf"\b(?:i|my)\b[^.!?\n]{{0,80}} as an? {_SELF}|"
     rf"\bi(?:(?:'|’)m| am) (?:just |only )?an? {_SELF}"
 )
 _MODEL = re.compile(
@@ -34,7 +36,8 @@ _MODEL = re.compile(
 )
 _REFUSAL = re.compile(
     r"\A\W*(?:i(?:'|’)?m (?:very |so )?sorry|i am (?:very |so )?sorry|my apologies|"
-    r"sorry\b(?=\W*\Z|\W+(?:but|i|we|for|about|that|this|there|no|the)\b)|"
+    r"sorry\b(?=\W*\Z|\W+(?:but|i|we|for|about|that|this|there|no|the|it|my|"
+    r"you|not|unable|cannot|can(?:'|’)?t)\b)|"
     r"i (?:must |have to )?apologi[sz]e|(?:unfortunately|regrettably),? (?:i\b|this|that|it)|"
     r"i (?:can(?:'|’)?t|cannot|can not|could(?: not|n(?:'|’)?t)|won(?:'|’)?t|will not|"
     r"must decline|decline|have to decline|refuse)\b|"
@@ -50,11 +53,11 @@ _REFUSAL = re.compile(
     r"\bthere is no (?:information|mention|answer|indication)\b[^.!?]{0,40}\b(?:in|from) the\b|"
     r"\b(?:not (?:mentioned|specified|stated|provided|given)|unclear) (?:in|from|by) the "
     rf"(?:given )?{_TEXT}\b|\bno answer can be (?:given|found)\b|"
-    r"\bcannot be (?:determined|answered|inferred|fulfilled)(?=\s*[.!?]|\s*\Z|"
-    r"\s+(?:from|based|by|with|without|using|given)\b)|"
+    r"\bcannot be (?:determined|answered|inferred|fulfilled)(?=\s*[.!?,;]|\s*\Z|"
+    r"\s+(?:from|based|by|with|without|using|given|because|since|as|here)\b)|"
     rf"\bnothing in the {_TEXT}\b|\b(?:against|violates?) my (?:guidelines|policy|principles)\b|"
     r"\b(?:please|could you) provide (?:more|the|a)\b[^.!?\n]*[.!?]*\s*"
-    r"(?:\b(?:once|so|then|with|if|this|i)\b[^\n]*)?\Z|"
+    r"(?:\b(?:once|so|then|with|if|this|i|thanks?|you)\b[^\n]*)?\Z|"
     r"\bhow (?:can|may) i (?:help|assist)\b|\b(?:my|your) (?:training data|knowledge cutoff)\b",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -24,7 +24,7 @@ _CONTROL = re.compile(
 )
 """Tokens that a tokenizer may take for its own, in code too."""
 _LEAK = re.compile(
-    r"</?text>|<think>|^ ?(?:system|user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE
+    r"</?text>|<think>|^[ \t]{0,3}(?:system|user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE
 )
 _NO_LEAK = re.compile(
     r"^[ \t]*(```+|~~~+)[^\n]*\n.*?^[ \t]*\1|`[^`\n]+`|<text\s[^<>]*>[^<>]*</text>|"

@@ -204,6 +204,12 @@ DROPPED = [
         ("refusal", make_record(answer=said), "refusal or talk of itself")
         for said in (
             "However, as an AI, I have no taste.",
+            "I don't have personal opinions as an AI language model.",
+            "As an AI-powered assistant, I have no feelings.",
+            "I am an AI language model from Graz.",
+            "Sorry, unable to do so.",
+            "It cannot be determined, as no year is given.",
+            "Please provide the text you mean. Thank you!",
             "I as a language model trained by people have no taste.",
             "Wax is soft.\nAs a large language model I cannot touch it.",
             "I'm just an AI assistant.",
