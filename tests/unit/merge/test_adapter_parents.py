@@ -142,3 +142,18 @@ def test_adapters_that_peft_wrote_are_merged_from_the_command_line(kind, tmp_pat
         torch.testing.assert_close(tensor, wanted, rtol=2e-6, atol=2e-6)
         changed += not torch.equal(tensor, start[name])
     assert changed
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("saved", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_one_of_two_tied_tensors_is_named(saved, tmp_path):
+    base = tiny_checkpoint(tmp_path / "base")
+    make_adapter(base, tmp_path / "one", 1, modules_to_save=[saved])
+    models = [{"model": str(base), "adapter": str(tmp_path / "one")}]
+    recipe = tmp_path / "merge.yaml"
+    recipe.write_text(f"kind: merge.weights\nmethod: passthrough\nmodels: {models}\n", "utf-8")
+    shown = CliRunner().invoke(stillroom, ["merge", "plan", str(recipe)])
+    if saved == "embed_tokens":
+        assert "the head changes with it" in " ".join(shown.output.split())
+    else:
+        assert "untie" in shown.exception.problems[0].next

@@ -314,13 +314,17 @@ class AdaptedCheckpoint:
             shape = base.shape(name) if name in base else None
             if shape is None or not adapter.fits(name, shape):
                 problem = "the base has none" if shape is None else f"the base's is {shape}"
+                mend = "give that base"
+                if shape is None and name == HEAD and base.is_tied:
+                    problem = "the base ties its output head to the input embedding and stores none"
+                    mend = "untie and save the base first, or train the adapter without its head"
                 problems.append(
                     Problem(
                         f"the adapter changes tensor '{name:.120}', but {problem}",
                         "merge.adapter-fit",
                         str(adapter.folder),
                         f"the base that it was trained on: {adapter.base_name or 'not named'}",
-                        "give that base",
+                        mend,
                     )
                 )
         if problems:

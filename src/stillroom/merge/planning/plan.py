@@ -21,7 +21,7 @@ from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import METHODS, Array
 from stillroom.merge.planning.inputs import GatePrompts, MergeSource, ResolvedSettings
 from stillroom.merge.settings import GateMode
-from stillroom.merge.tensors.structure import EMBEDDING
+from stillroom.merge.tensors.structure import EMBEDDING, HEAD
 from stillroom.provenance import digest_bytes
 from stillroom.records import find_license_warnings
 from stillroom.registry import suggest
@@ -347,6 +347,13 @@ def list_warnings(plan: MergePlan, sources: Sequence[MergeSource]) -> list[str]:
             more = f" and {len(lacking) - 4} more" if lacking[4:] else ""
             shown = ", ".join(lacking[:4]) + more
             warnings.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
+        adapter = source.adapted.adapter if source.adapted else ()
+        if source.checkpoint.is_tied and EMBEDDING in adapter and HEAD not in adapter:
+            warnings.append(
+                f"{source.name}: the adapter changes the input embedding, to which the model ties"
+                " its output head: merged, the head changes with it, unlike where peft applies the"
+                " adapter"
+            )
     if len(sources) == 1 and sources[0].adapted is None and plan.count(merged=True):
         warnings.append(f"{sources[0].name} is merged with no other model: its weights stay")
     if plan.tokens and (dropped := plan.tokens.dropped):
