@@ -239,7 +239,7 @@ def _resolve_hub(reference: str, say: Callable[[str], None]) -> Path:
         ("the hub", _look_on_hub),
     ]
     if packaged is not None:  # its own weights, checked, are not downloaded a second time
-        place = -1 if packaged.is_checked else len(looks)
+        place = -1 if packaged.is_checked and "@" not in reference else len(looks)
         looks.insert(place, (f"the package {packages}, {packaged.note}", _look_in_packages))
     tried = []
     for source, look in looks:
