@@ -248,5 +248,4 @@ def parse_json(text: str) -> Any:
 
 
 def _validator_class(schema: Mapping[str, Any]) -> Any:
-
     return validator_for(dict(schema), default=Draft202012Validator)

@@ -125,13 +125,7 @@ def train_from_caches(
             )
             for number, one in enumerate(weighted)
         ]
-        for one in records if held_out else ():
-            if not one.held_out:
-                job.warn(
-                    f"{one.weighted.teacher.name} is not measured: no held-out record of the "
-                    f"{count_noun(len(held_out), 'record')} measured is of its source "
-                    f"{one.weighted.source!r}; fidelity.records measures more"
-                )
+        _warn_about_unmeasured(records, len(held_out), job)
         temperature = recipe.method.temperature
         with store_targets(records, context, recipe.targets, temperature=temperature) as stored:
             evaluator = FidelityEvaluator(
@@ -163,6 +157,17 @@ def train_from_caches(
 def _combines_teachers(teachers: Sequence[WeightedTeacher]) -> bool:
     """Return whether every record has several teachers."""
     return len(teachers) > 1 and teachers[0].source is None
+
+
+def _warn_about_unmeasured(records: Sequence[TeacherRecords], measured: int, job: Job) -> None:
+    """Warn about each teacher none of whose source's records is among those ``measured``."""
+    for one in records if measured else ():
+        if not one.held_out:
+            job.warn(
+                f"{one.weighted.teacher.name} is not measured: no held-out record of the "
+                f"{count_noun(measured, 'record')} measured is of its source "
+                f"{one.weighted.source!r}; fidelity.records measures more"
+            )
 
 
 def _weight_records(

@@ -25,7 +25,7 @@ _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
 _FENCED = re.compile(r"^[ \t]*(`{3,})$.*?^[ \t]*\1$", re.DOTALL | re.MULTILINE)
 _CELL_BORDER = re.compile(r"(?<!\\)\||\\(?=\|)")
-_BAR = re.compile(r"(?<!\\)\|")
+_CELL_STARTS = re.compile(r"(?:(?<!\\)\|[ \t]*)+\Z")
 _COLONS = (":", "：")
 _GAP = "[…]"
 _MARKUP_TYPES = frozenset({"text/html", "application/docbook+xml"})
@@ -153,11 +153,12 @@ def lay_out_quotes(
 ) -> Iterator[tuple[dict[str, Any], str, bool]]:
     """Yield each quote, what stands before it, and whether its citation stands after it.
 
-    Cells of a row are parted by semicolons, or by a blank after a colon, and not at a bar within;
-    the items of a list are parted by the line and mark of the document. Others stand on lines of
-    their own, but for the parts of a line. Those that follow each other in a passage have one
-    citation, after the last: the others ``continues``. Before one that ``is_apart`` text of the
-    passage is left out, which a mark says. The ``number`` of a quote is that of its text, from 1.
+    Cells of a row, empty ones too, are parted by semicolons, or by a blank after a colon, and not
+    at a bar within; the items of a list are parted by the line and mark of the document. Others
+    stand on lines of their own, but for the parts of a line. Those that follow each other in a
+    passage have one citation, after the last: the others ``continues``. Before one that
+    ``is_apart`` text of the passage is left out, which a mark says. The ``number`` of a quote is
+    that of its text, from 1.
     """
     quotes = [quote for parts in found for quote in parts]
     cited = [is_cited for parts in found for is_cited in _find_citations(parts)]
@@ -185,7 +186,15 @@ def lay_out_quotes(
         for one, mark in zip((place - 1, place), items, strict=True):
             if all(items) and not opened[one].endswith(mark):
                 opened[one] += mark
-    yield from zip(quotes, opened, cited, strict=True)
+    for quote, mark, is_cited in zip(quotes, opened, cited, strict=True):
+        yield quote, mark + "; " * _count_empty_cells(texts[quote["number"] - 1], quote), is_cited
+
+
+def _count_empty_cells(text: str, quote: Mapping[str, Any]) -> int:
+    """Return the number of empty cells before a cell: they keep its value below its header."""
+    line = text.rfind("\n", 0, quote["start"]) + 1
+    starts = _CELL_STARTS.search(text, line, quote["start"])
+    return starts[0].count("|") - 1 if starts else 0
 
 
 def _is_row(text: str, start: int) -> bool:
@@ -216,10 +225,7 @@ def _find_separators(texts: Sequence[str], quotes: Sequence[Mapping[str, Any]]) 
         apart = " " if quote["text"].endswith(_COLONS) else "; "
         # The backslash before a bar within a cell is the parser's.
         inner = text[:-1] if text.strip(" \t") == "\\" else apart
-        # An empty cell keeps its place, so that values stay under their headers.
-        row = text.rpartition("\n")[2] if is_below else text
-        empty = "; " * (len(_BAR.findall(row)) - 1) if set(row) <= set("| \t") else ""
-        separators.append((f"\n{mark}" if is_below else inner) + empty)
+        separators.append(f"\n{mark}" if is_below else inner)
     return [*separators, ""]
 
 

@@ -22,8 +22,8 @@ _SELF = (
     r"(?:(?:ai|artificial intelligence)(?: (?:language )?(?:model|assistant|system|chatbot))?|"
     r"(?:large )?language model|chatbot|virtual assistant)"
     r"(?=-(?:powered|based|driven) (?:assistant|chatbot|system|model)\b|"
-    r"\s*[^\w\s-]|\s+-|\s*$|\s+(?:i|my|it|and|but|so|that|who|which|with|without|trained|developed|created|designed|made|built|based|"
-    r"programmed|here|from)\b)"
+    r"\s*[^\w\s-]|\s+-|\s*$|\s+(?:i|my|it|and|but|so|that|who|which|with|without|trained|"
+    r"developed|created|designed|made|built|based|programmed|here|from)\b)"
 )
 """A model's names for itself, before what ends the phrase: an AI engineer is a person."""
 _SELF_TALK = (

@@ -1482,12 +1482,12 @@ def test_a_caption_is_quoted_where_the_question_speaks_of_it(tmp_path):
             "<tr><td>Green</td><td>7</td></tr></table>",
             "Shop; Cut\nGreen; 7",
         ),
-        (  # an empty cell keeps its place
+        (  # empty cells keep their places
             "terms.html",
-            "<table><tr><th>Shop</th><th>Cut</th><th>Days</th><th>Fee</th></tr><tr><td>Harbour</td>"
+            "<table><tr><th></th><th>Cut</th><th>Days</th><th>Fee</th></tr><tr><td>Harbour</td>"
             "<td>5</td><td>14</td><td>1</td></tr><tr><td>Green</td><td></td><td></td><td>2</td>"
             "</tr></table>",
-            "Shop; Cut; Days; Fee\nGreen; ; ; 2",
+            "; Cut; Days; Fee\nGreen; ; ; 2",
         ),
         ("terms.csv", "Shop;Cut\nHarbour;5\nGreen;7\n", "Shop;Cut\nGreen;7"),
     ],
