@@ -14,11 +14,12 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any, Self
 
-from stillroom.jobs.job import Job
+from stillroom.jobs.job import Job, read_first_day
 from stillroom.jobs.journal import Journal, find_break, index_journal, parse_line, read_journal
 from stillroom.jobs.segments import (
     COMMITTED_FOLDER,
@@ -183,6 +184,11 @@ class ReplayJob(Job):
         job.session = _ReplaySession(request.folder, committed, names, frozenset(journals), timed)
         job.previous = request.folder if reuses_output else None
         return job
+
+    @property
+    def first_day(self) -> date:
+        """Day in UTC on which the finished job was first started."""
+        return read_first_day(self.session.folder)
 
     def journal(self, name: str) -> Journal:
         """Return a journal; one that was kept serves its lines."""

@@ -1,19 +1,27 @@
 """Time decay: what is old counts less, by the documents' own dates."""
 
 import datetime
+import json
 from functools import partial
 
 import pytest
 
 from stillroom.errors import DataError
+from stillroom.flow import run_recipe
+from stillroom.flow.replay import ReplayAmount, plan_replay
+from stillroom.provenance import read_artifact
+from stillroom.rag.evaluation import answer_job, retrieval_job
 from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import RERANKERS, Query
+from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
+from stillroom.rag.jobs.retrieval_evaluation import RetrievalEvaluationRecipe
 from stillroom.rag.rerankers.recency import Recency
-from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.rag.retrieval.pipeline import parse_rag_pipeline, retrieve
 from stillroom.records import Hit
 from stillroom.testing import scripted_model
+from stillroom.testing.checkpoint import tiny_checkpoint
 
 # These tests script what the model writes.
 ask = partial(answers.ask, answering="generate")
@@ -123,3 +131,69 @@ def test_a_kept_answer_is_given_again_on_the_same_day_only(dated, monkeypatch):
             assert len(model.asked) == asked
     finally:
         cache.close()
+
+
+def pass_years(monkeypatch):
+    """Let a year pass with every look at the clock."""
+    years = iter(range(1, 10_000))
+
+    def look(self):
+        return self.today or TODAY + datetime.timedelta(days=365 * next(years))
+
+    monkeypatch.setattr(Recency, "_day", property(look))
+
+
+def stop(*settings, **named):
+    raise KeyboardInterrupt
+
+
+def test_a_pipeline_counts_ages_from_the_day_that_it_is_given():
+    day = datetime.date(2030, 1, 1)
+    undated, dated = "keyword+recency=>corrective", "keyword+recency:today=2026-01-01"
+    assert parse_rag_pipeline(undated).on_day(day).moment == "2030-01-01"
+    assert parse_rag_pipeline(undated).on_day(day).name == undated
+    assert parse_rag_pipeline(dated).on_day(day).moment == "2026-01-01"
+    assert parse_rag_pipeline("keyword+mmr").on_day(day) == parse_rag_pipeline("keyword+mmr")
+
+
+def test_an_evaluation_resumed_on_another_day_searches_nothing_again(dated, tmp_path, monkeypatch):
+    queries, qrels = tmp_path / "queries.jsonl", tmp_path / "qrels.txt"
+    queries.write_text('{"_id": "1", "text": "harbour pump"}\n{"_id": "2", "text": "the crew"}\n')
+    qrels.write_text("1 0 new.md 1\n2 0 year.md 1\n")
+    recipe = RetrievalEvaluationRecipe(
+        index=str(tmp_path / "index"),
+        queries=str(queries),
+        qrels=str(qrels),
+        pipelines=["keyword+recency"],
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(retrieval_job, "write_run", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "out")
+    pass_years(monkeypatch)
+    monkeypatch.setattr(retrieval_job, "search_query", stop)
+    run_recipe(recipe, tmp_path / "out", resume=True)
+
+
+def test_answers_are_resumed_and_replayed_on_another_day(dated, tmp_path, monkeypatch):
+    asked = [{"id": f"{n}", "question": f"who services the pump {n}?", "answers": ["harbour crew"]}
+             for n in range(3)]  # fmt: skip
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    recipe = AnswerEvaluationRecipe(
+        index=str(tmp_path / "index"),
+        questions=str(tmp_path / "asked.jsonl"),
+        model=str(tiny_checkpoint(tmp_path / "model")),
+        pipelines=["keyword+recency=>quote:reader=builtin:overlap"],
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(answer_job, "report_answers", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "out")
+    pass_years(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(answer_job, "run_question", stop)
+        run_recipe(recipe, tmp_path / "out", resume=True)
+    result = plan_replay(tmp_path / "out", ReplayAmount.parse("all")).run()
+    assert [str(one) for _, one in result.differences] == []
+    assert result.drawn >= len(asked)
+    assert read_artifact(tmp_path / "out").details["questions"] == len(asked)

@@ -83,7 +83,7 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         RecipeError: If a pipeline names an unknown method.
         Cancelled: If the user stopped it; resuming continues.
     """
-    pipelines = parse_pipelines(recipe.pipelines)
+    pipelines = [one.on_day(job.first_day) for one in parse_pipelines(recipe.pipelines)]
     deeper = [name for name in recipe.measures if parse_measure(name)[1] > recipe.depth]
     if deeper:
         job.warn(f"{', '.join(deeper)} see no further than depth, {recipe.depth} ranks")

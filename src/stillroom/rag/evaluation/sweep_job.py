@@ -239,7 +239,7 @@ def _measure(
 
     The index is opened anew, so that every pipeline includes the time of embedding the questions.
     """
-    pipeline = parse_pipeline(configuration.pipeline)
+    pipeline = parse_pipeline(configuration.pipeline).on_day(job.first_day)
     journal = job.journal("searches")
     run: dict[str, list[tuple[str, float]]] = {}
     rows: list[list[Any]] = []
