@@ -7,6 +7,7 @@ import pytest
 
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
+from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs.job import write_manifest
 from stillroom.provenance import digest_file, read_artifact, read_ledger
 from stillroom.rag.index.searcher import Index
@@ -221,6 +222,25 @@ def test_the_lineage_has_the_file_that_grants_access(place, tmp_path):
     write_manifest(place, replace(stated, parents=others))  # as earlier versions did
     update_index(place)
     assert told() == [updated]
+
+
+def test_an_index_is_replayed_that_an_earlier_version_built_with_metadata(folder, tmp_path):
+    told, place = write_metadata(tmp_path / "told.jsonl", METADATA), tmp_path / "index"
+    run_recipe(IndexRecipe(documents=str(folder), embedder="builtin:static", metadata=told), place)
+
+    def find_differences():
+        result = plan_replay(place, ReplayAmount.parse("all")).run()
+        return [f"{one.name} {one}" for _, one in result.differences]
+
+    stated = read_artifact(place)
+    others = tuple(parent for parent in stated.parents if parent.role != "metadata")
+    write_manifest(place, replace(stated, parents=others))  # as earlier versions did
+    assert find_differences() == []
+    write_manifest(place, replace(stated, parents=others[1:]))
+    assert any("artifact.json parents" in line for line in find_differences())
+    write_metadata(tmp_path / "told.jsonl", METADATA[1:])
+    write_manifest(place, replace(stated, parents=others))
+    assert any("places/paris.txt" in line for line in find_differences())
 
 
 def test_a_line_of_metadata_ends_where_json_lines_do(tmp_path):
