@@ -213,6 +213,11 @@ class Index:
         return bool(self._state.filters)
 
     @property
+    def mixed_comparisons(self) -> tuple[str, ...]:
+        """Warnings of comparisons in the filters that leave out values by their type."""
+        return self._state.mixed_comparisons
+
+    @property
     def fields(self) -> dict[str, list[str]]:
         """Fields of the documents, with the types of their values."""
         return {name: sorted(kinds) for name, kinds in sorted(self._state.fields.items())}

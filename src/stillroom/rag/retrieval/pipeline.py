@@ -289,6 +289,8 @@ def retrieve(
         )
     original = make_query(query)
     hits: list[Hit] = []
+    for warning in index.mixed_comparisons:
+        add_warning(warning)
     if index.is_filtered and not len(index):
         add_warning("no passage passes the filter of documents, so none was searched")
     if original.text.strip() and len(index):

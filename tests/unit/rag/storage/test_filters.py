@@ -1,6 +1,8 @@
 """Filters: what is read from text, what is refused, and that no text becomes a statement."""
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -12,8 +14,10 @@ from stillroom.jobs.job import write_manifest
 from stillroom.provenance import digest_file, read_artifact, read_ledger
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe
-from stillroom.rag.maintenance.update import delete_documents, update_index
+from stillroom.rag.maintenance.update import check_index, delete_documents, update_index
+from stillroom.rag.observability import collect_warnings
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.rag.storage import filters
 from stillroom.rag.storage.filters import (
     FilterExpression,
     compile_filter,
@@ -294,3 +298,68 @@ def test_front_matter_never_says_who_may_read(folder, tmp_path):
     with pytest.raises(DataError) as caught:
         next(read_ledger(tmp_path / "index/output", "passages"))
     assert caught.value.problems[0].code == "data.restricted"
+
+
+LARGE = ("cats", 9007199254740993), ("dogs", 9007199254740992), ("wolves", 7)
+
+
+def index_large_numbers(folder, place):
+    for name, number in LARGE:
+        text = f"---\nid: {number}\nids: [{number}, 5]\n---\n# A {name}\n\nIt sleeps.\n"
+        (folder / f"animals/{name}.md").write_text(text)
+    run_recipe(IndexRecipe(documents=str(folder), embedder="builtin:static"), place)
+
+
+def test_large_numbers_of_front_matter_are_texts(folder, tmp_path):
+    index_large_numbers(folder, tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        assert paths(index, 'id = "9007199254740993"') == {"cats.md"}
+        assert paths(index, 'ids in ("9007199254740992", 5) and not id = 7') == {
+            "cats.md",
+            "dogs.md",
+        }
+        assert index.fields["id"] == ["number", "text"]
+
+
+def test_an_index_of_an_earlier_version_that_rounded_large_numbers_still_holds(
+    folder, tmp_path, monkeypatch
+):
+    place = tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr(filters, "_is_inexact", lambda value: False)
+        index_large_numbers(folder, place)
+    with Index.open(place) as index:
+        assert index.fields["id"] == ["number"]
+    assert check_index(place) == []
+    result = plan_replay(place, ReplayAmount.parse("all")).run()
+    assert [f"{one.name} {one}" for _, one in result.differences] == []
+    with closing(sqlite3.connect(place / "output/ledger.sqlite")) as catalog, catalog:
+        catalog.execute("UPDATE fields SET value = 8 WHERE name = 'id' AND value = 7")
+    assert any("fields" in str(issue) for issue in check_index(place))
+    result = plan_replay(place, ReplayAmount.parse("all")).run()
+    assert any("fields was changed" in str(one) for _, one in result.differences)
+
+
+def test_a_search_warns_of_values_that_a_filter_leaves_out_by_their_type(folder, tmp_path):
+    index_large_numbers(folder, tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        for text, other, compared in (
+            ("id < 10", "text", "number"),
+            ('not (title = x or id != "7")', "number", "text"),
+        ):
+            with collect_warnings() as warnings:
+                retrieve(index.restrict(text), "sleeps", 3, retriever="keyword")
+            assert warnings[0] == (
+                f"id is {other} in some documents: the filter compares it where it is {compared}"
+            )
+        with collect_warnings() as warnings:
+            retrieve(index.restrict("exists(id)"), "sleeps", 3, retriever="keyword")
+        assert warnings == []
+
+
+@pytest.mark.parametrize("text", ["date >= 2026-02-30", "date in (2024-02-29, 2023-02-29)"])
+def test_days_that_no_calendar_has_are_refused(text):
+    with pytest.raises(DataError, match="there is no such day") as caught:
+        parse_filter(text)
+    assert caught.value.code == "rag.bad-filter"
+    assert parse_filter('name = "2026-02-30"').values == ("2026-02-30",)
