@@ -53,6 +53,7 @@ from stillroom.rag.ingestion.discovery import digest_files, discover_documents
 from stillroom.rag.ingestion.embedder_choice import choose_embedder
 from stillroom.rag.model_calls import CallCounter, open_optional_model
 from stillroom.rag.retrieval.pipeline import parse_pipeline
+from stillroom.rag.storage.filters import read_metadata
 from stillroom.rag.stores.folder import Folder
 from stillroom.recipes import dump_recipe
 from stillroom.text.reader import scan_folder
@@ -173,7 +174,7 @@ def _build_all(
     try:
         for number, (text, variant) in enumerate(distinct.items(), 1):
             job.check_cancelled()
-            given = [digest_file(Path(path)) for path in [variant.metadata] if path]
+            given = [_digest_metadata(Path(path)) for path in [variant.metadata] if path]
             key = digest_json([text, _digest_documents(variant), *given])[:16]
             folder = cache_folder / "indexes" / key
             if not Job.recover(folder):
@@ -218,6 +219,16 @@ def _describe(folder: Path) -> _BuiltIndex:
     embedded = json.loads(note.read_text())["embedded"] if note.is_file() else details["embedded"]
     size = sum(file.stat().st_size for file in (folder / "output").rglob("*") if file.is_file())
     return _BuiltIndex(folder, details["passages"], embedded, sum_work_seconds(folder), size)
+
+
+def _digest_metadata(path: Path) -> str:
+    """Return the digest of a metadata file.
+
+    Raises:
+        DataError: If it cannot be used.
+    """
+    read_metadata(path)
+    return digest_file(path)
 
 
 def _digest_documents(variant: IndexSettings) -> str:

@@ -217,6 +217,7 @@ def test_another_embedder_is_refused_naming_both(build, tmp_path):
     with pytest.raises(IntegrityError) as caught:
         Index.open(tmp_path / "index", embedder=other)
     assert caught.value.code == "rag.embedder-mismatch"
+    assert "the same prompts for queries and passages" in str(caught.value)
     assert other.fingerprint in str(caught.value)
     assert open_embedder("static").fingerprint in str(caught.value)
 
