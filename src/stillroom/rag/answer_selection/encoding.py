@@ -45,6 +45,7 @@ _PAGE_NUMBER = re.compile(r"[\s.…·]+\d{1,4}\s*$")
 _MAX_QUESTION_TOKENS = 96
 _MAX_TITLE_TOKENS = 32
 _MARKED_HEADING = re.compile(r"#{1,6} ")
+_RULE = re.compile(r"([!-/:-@\[-_{-~])\1{2,}\s*")  # that underlines a heading
 # The rule below a table's head, or two rows: a long table continues in passages without its head.
 _TABLE = re.compile(
     r"^[ \t]*\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t\r]*$"
@@ -326,7 +327,7 @@ def _find_headings(text: str, known: set[str], starts: Collection[int]) -> list[
     """Return the spans of lines at ``starts``, that Markdown marks as headings, or of known ones.
 
     A marked line is a heading if an empty line or the end follows: in settings and scripts "#"
-    begins a comment.
+    begins a comment. Lines of signs above and below a heading belong to it.
     """
     fences = _find_fences(text)
     rows, lines, start = text.split("\n"), [], 0
@@ -337,9 +338,21 @@ def _find_headings(text: str, known: set[str], starts: Collection[int]) -> list[
             and not _is_fenced(fences, start)
         )
         if is_marked or start in starts or _letters(line) in known:
-            lines.append((start, start + len(line)))
+            above, below = ("", *rows, "")[number : number + 3 : 2]
+            first = start - len(above) - 1 if _is_rule(above, line) else start
+            end = start + len(line)
+            lines.append((first, end + 1 + len(below) if _is_rule(below, line) else end))
         start += len(line) + 1
     return lines
+
+
+def _is_rule(row: str, title: str) -> bool:
+    """Return whether a row of signs underlines a title; of signs other than "=" and "-" it is long.
+
+    A shorter one may be the fence of code.
+    """
+    is_long = row[:1] in {"=", "-"} or len(row.rstrip()) >= len(title.strip())
+    return is_long and not title.startswith("#") and _RULE.fullmatch(row) is not None
 
 
 def _letters(text: str) -> str:
