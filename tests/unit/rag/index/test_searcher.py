@@ -10,6 +10,7 @@ from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import Query
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.records import Document
 
 RETRIEVERS = ("keyword", "dense", "hybrid")
 
@@ -246,3 +247,17 @@ def test_the_newest_passages_can_be_read_with_sqlite_alone(index):
     assert [row[0] for row in rows] == [index.passage_at(row).id for row in range(len(index))]
     assert [row[1] for row in rows] == sorted(row[1] for row in rows)
     assert [json.loads(row[2])["id"] for row in rows] == [row[0] for row in rows]
+
+
+def test_an_answer_decodes_each_document_once(index, monkeypatch):
+    ids = [index.passage_at(row).document_id for row in range(len(index))]
+    read = []
+    from_json = Document.from_json
+    monkeypatch.setattr(Document, "from_json", lambda data: read.append(0) or from_json(data))
+    kept = index.keep_documents()
+    assert kept.document(ids[0]) is kept.document(ids[0])
+    assert [kept.document(name).id for name in ids * 2] == ids * 2
+    assert len(read) == len(set(ids))
+    assert index.document(ids[0]) is not kept.document(ids[0])
+    with pytest.raises(DataError, match="no document"):
+        kept.restrict("path = nothing").document(ids[0])
