@@ -162,8 +162,6 @@ _SENTENCE_END = re.compile(
 )
 
 _LAST_WORD = re.compile(r"\n?([^\s(\[\"'“‘«]{1,40})")  # before a stop, read backwards
-_MAX_NAME = 40
-_EXCLAIMED_NAME = re.compile(rf"(?<=[a-z] )[A-Z]\w{{2,{_MAX_NAME - 3}}}!(?= [a-z])")
 _NEXT_CHARACTER = re.compile(r"\s*([\"'“‘«(\[]*)(\S?)")
 _MAX_NUMBER_LENGTH = 5  # of a list item: xviii
 _ENUMERATION = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})\.$")
@@ -173,28 +171,17 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     """Return the spans of the sentences of a text, in order.
 
     Spans have no white space at their ends; only white space lies between them. An empty line
-    always ends a sentence; a single line break never does. Nor does a name that ends with "!", and
-    after which one of the text's sentences goes on with a small letter.
+    always ends a sentence; a single line break never does.
     """
     spans: list[tuple[int, int]] = []
     start = 0
-    names = frozenset(_EXCLAIMED_NAME.findall(text)) if "! " in text else frozenset()
     for match in _SENTENCE_END.finditer(text):
         if match.group()[0] in ".!?…" and not _is_sentence_end(text, match.start(), match.end()):
-            continue
-        if names and _ends_name(text, match.end(), names):
             continue
         _append_span(text, start, match.end(), spans)
         start = match.end()
     _append_span(text, start, len(text), spans)
     return spans
-
-
-def _ends_name(text: str, end: int, names: frozenset[str]) -> bool:
-    """Return whether a name with "!" ends here, and no typical start of a sentence follows."""
-    word = text[max(end - _MAX_NAME, 0) : end].rpartition(" ")[2]
-    is_followed = text[end : end + 1] == " "
-    return word in names and is_followed and not _starts_sentence(text, end)
 
 
 def split_windows(text: str, size: int) -> list[str]:

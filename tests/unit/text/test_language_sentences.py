@@ -50,24 +50,3 @@ def test_a_long_run_of_stops_is_read_once():
     for run in ("." * 200_000, '."' * 100_000):  # by the square of its length it takes an hour
         assert split_sentences(run + "x") == [(0, 200_001)]
         assert split_sentences(run + " X.") == [(0, 200_000), (200_001, 200_003)]
-
-
-def test_a_name_that_ends_with_an_exclamation_mark_ends_no_sentence():
-    def read(text):
-        return [text[start:end] for start, end in split_sentences(text)]
-
-    known = "You open the Eqonomize! window first."
-    for text in ("Click Eqonomize! File Menu.", "Eqonomize! Help shows it."):
-        assert read(f"{known} {text}") == [known, text]
-    assert read(f"{known} I use Eqonomize! The rest I do by hand.") == [
-        known,
-        "I use Eqonomize!",
-        "The rest I do by hand.",
-    ]
-    assert read(f"{known} Stop! Click Eqonomize!\n\nFile") == [
-        known,
-        "Stop!",
-        "Click Eqonomize!",
-        "File",
-    ]
-    assert read("Oh! what a day. Oh! Peter came.") == ["Oh! what a day.", "Oh!", "Peter came."]
