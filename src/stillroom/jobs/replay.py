@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any, Self
 
-from stillroom.jobs.job import Job, read_first_day
+from stillroom.jobs.job import Job, iter_events, read_first_day
 from stillroom.jobs.journal import Journal, find_break, index_journal, parse_line, read_journal
 from stillroom.jobs.segments import (
     COMMITTED_FOLDER,
@@ -229,7 +229,8 @@ class JournalReplayer:
         phases: Phases of the job in which segments are computed; all of them if none is named.
         compared: Patterns of ``timed_files`` that do not depend on the clock where nothing was
             interrupted or reused, as a new index's.
-        later_roles: Roles of inputs that earlier versions did not record as parents.
+        later_roles: Roles of inputs that earlier versions did not record as parents; today a job
+            with such an input writes an event of that name.
         without: Settings of the recipe that only save work, as a cache, with the values to use.
     """
 
@@ -308,8 +309,10 @@ class JournalReplayer:
         artifact = request.run(request.recipe, job)
         yield from job.session.list_outcomes()
         folder = request.scratch / request.folder.name
-        missing = self.later_roles - {parent.role for parent in request.artifact.parents}
-        parents = tuple(one for one in artifact.parents if one.role not in missing)
+        recorded = [parent.role for parent in request.artifact.parents]
+        recorded += [event["event"] for event in iter_events(request.folder)]
+        later = self.later_roles.difference(map(str, recorded))
+        parents = tuple(one for one in artifact.parents if one.role not in later)
         artifact = replace(artifact, parents=parents)
         yield from compare_output(request, artifact, folder, self.course, self.compared)
 
@@ -464,8 +467,10 @@ def compare_output(
         ("details", *(_leave_out(one.details, course) for one in (request.artifact, artifact))),
     ):
         old = _to_json(old)
-        new = json.loads(request.restore_places(json.dumps(new, ensure_ascii=False, default=str)))
-        differing = list(list_differences(old, new, ""))
+        new = _to_json(new)
+        if differing := list(list_differences(old, new, "")):
+            new = json.loads(request.restore_places(json.dumps(new, ensure_ascii=False)))
+            differing = list(list_differences(old, new, ""))
         what = f"differs: {join_differences(differing)}" if differing else ""
         yield SegmentOutcome(f"artifact.json {name}", digest_value(old), digest_value(new), what)
 

@@ -170,15 +170,31 @@ def _compare_table(
     query = f'SELECT {compared} FROM "{table}" ORDER BY {order}'  # noqa: S608  # as above
     key_column = next((name for name in _KEYED_COLUMNS if name in columns), columns[0])
     key_index = columns.index(key_column)
-    new_rows: Iterator[tuple[Any, ...]] = new.execute(query)
+
+    def compare(new_rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
+        for old_row, new_row in itertools.zip_longest(old.execute(query), new_rows):
+            if not _is_same(old_row, new_row, restore):
+                change = "is added" if new_row is None else "is missing" if old_row is None else ""
+                key = str((old_row or new_row)[key_index])
+                yield f"the row {key_column} {key!r:.80} of {table} {change or 'was changed'}"
+
+    found = compare(new.execute(query))
     if table == "fields" and old.execute(_ROUNDED, (FIRST_INEXACT,)).fetchone():
-        new_rows = _list_rounded_fields(new)
-    for old_row, new_row in itertools.zip_longest(old.execute(query), new_rows):
-        restored = new_row and tuple(restore(v) if isinstance(v, str) else v for v in new_row)
-        if old_row != restored:
-            change = "is added" if new_row is None else "is missing" if old_row is None else ""
-            key = str((old_row or new_row)[key_index])
-            yield f"the row {key_column} {key!r:.80} of {table} {change or 'was changed'}"
+        plain = list(itertools.islice(found, _SHOWN_ROWS + 1))
+        found = compare(_list_rounded_fields(new)) if plain else iter(())
+    yield from found
+
+
+def _is_same(
+    old_row: tuple[Any, ...] | None, new_row: tuple[Any, ...] | None, restore: Callable[[str], str]
+) -> bool:
+    """Return whether two rows are equal, with the former places where the present ones differ."""
+    if old_row is None or new_row is None:
+        return False
+    return all(
+        old == new or (isinstance(new, str) and old == restore(new))
+        for old, new in zip(old_row, new_row, strict=True)
+    )
 
 
 def _list_rounded_fields(catalog: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
