@@ -100,6 +100,10 @@ def _infer_kind(value: Any) -> FieldKind:
     return "date" if _DATE.fullmatch(str(value)) else "text"
 
 
+class _NoDay(str):
+    """An unquoted value that looks like a date that no calendar has."""
+
+
 def _is_day(value: str) -> bool:
     with suppress(ValueError):
         return bool(date.fromisoformat(value))
@@ -332,22 +336,22 @@ def _compile_comparison(node: FilterExpression, bind: Any, dialect: SqlDialect) 
 def list_mixed_comparisons(
     expression: FilterExpression, known: Mapping[str, frozenset[FieldKind]]
 ) -> list[str]:
-    """Return a warning for each comparison that leaves out values of a field by their type.
+    """Return a warning for each field with values of a type that no comparison is of.
 
     ``known`` has the fields of the index with the types of their values.
     """
-    found = []
-    for part in expression.parts:
-        found += list_mixed_comparisons(part, known)
-    for value in expression.values:
-        compared = set(_list_comparable(expression.operator, value))
-        if others := known.get(expression.field, frozenset()) - compared:
-            kinds = " or ".join(sorted(known[expression.field] & compared))
-            found.append(
-                f"{expression.field} is {' or '.join(sorted(others))} in some documents: the "
-                f"filter compares it where it is {kinds}"
-            )
-    return found
+    compared: dict[str, set[FieldKind]] = {}
+    parts = [expression]
+    for node in parts:
+        parts += node.parts
+        for value in node.values:
+            compared.setdefault(node.field, set()).update(_list_comparable(node.operator, value))
+    return [
+        f"{name} is {' or '.join(sorted(others))} in some documents: the filter compares it where "
+        f"it is {' or '.join(sorted(known[name] & kinds))}"
+        for name, kinds in compared.items()
+        if (others := known.get(name, frozenset()) - kinds)
+    ]
 
 
 def _list_comparable(operator: Operator, value: Any) -> tuple[FieldKind, ...]:
@@ -370,6 +374,13 @@ def _check_field(node: FilterExpression, known: Mapping[str, frozenset[FieldKind
         raise make_unknown_field_error(node.field, known)
     kinds = known[node.field]
     for value in node.values:
+        if isinstance(value, _NoDay) and node.operator != "~" and "date" in kinds:
+            raise DataError(
+                f"{node.field} is compared with {value}, and there is no such day",
+                code="rag.bad-filter",
+                expected="a day that the calendar has",
+                next="correct the date, or quote what is no date",
+            )
         if not kinds & set(_list_comparable(node.operator, value)):
             raise DataError(
                 f"{node.field} holds {' or '.join(sorted(kinds))}, and is compared with "
@@ -464,11 +475,11 @@ class _FilterParser:
             raise self.refuse(
                 "this number is not exact: quote it, and write it as text in metadata"
             )
-        if kind == "word" and _DATE.fullmatch(value) and not _is_day(value):
-            raise self.refuse("there is no such day: quote what is no date")
         self.at += 1
         if kind == "text":
             return value
+        if _DATE.fullmatch(value) and not _is_day(value):
+            return _NoDay(value)
         if value.lower() in {"true", "false"}:
             return value.lower() == "true"
         return float(value) if is_number else value
