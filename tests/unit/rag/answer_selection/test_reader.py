@@ -1245,3 +1245,13 @@ def test_the_line_of_signs_below_a_heading_is_no_part_of_a_sentence(end):
     assert read("The mill", "~~~", "It = 1", "~~~") == [end.join(["~~~", "It = 1", "~~~"])]
     assert read("A dash", "-----", "It runs.") == [end.join(["A dash", "-----", "It runs."])]
     assert read("It runs.", "", "The mill", "---") == ["It runs."]
+    code = ["~~~", "It = 1", "~~~"]
+    assert read("Oil", *code) == [end.join(code)]
+    assert read("Oil", "~~~", "It runs.", "", "The mill", "~~~~~~~~", "It rests.") == [
+        "It runs.",
+        "It rests.",
+    ]
+    assert read("~~~", "Oil", "~~~", "It runs.") == ["It runs."]
+    for signs in ("=", "==", "--", "   ---"):
+        assert read("The mill", signs, "It runs.") == ["It runs."]
+    assert read("## The mill", "--", "It runs.") == [end.join(["--", "It runs."])]
