@@ -208,7 +208,7 @@ class Index:
         return [(row, score) for row, score in ranking if self._state.is_match(row)]
 
     def keep_documents(self) -> Index:
-        """Return this index for one question, whose documents are decoded once.
+        """Return this index for one question: the last 8 documents that it returned stay decoded.
 
         Not for several threads at once. It is closed with this one.
         """

@@ -7,10 +7,12 @@ import pytest
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.models import open_embedder
+from stillroom.rag.generation.answer import ask
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import Query
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.records import Document
+from stillroom.testing import scripted_model
 
 RETRIEVERS = ("keyword", "dense", "hybrid")
 
@@ -261,3 +263,15 @@ def test_an_answer_decodes_each_document_once(index, monkeypatch):
     assert index.document(ids[0]) is not kept.document(ids[0])
     with pytest.raises(DataError, match="no document"):
         kept.restrict("path = nothing").document(ids[0])
+
+
+def test_a_question_decodes_each_document_once(index, monkeypatch):
+    read = []
+    from_json = Document.from_json
+    monkeypatch.setattr(
+        Document, "from_json", lambda data: read.append(data["id"]) or from_json(data)
+    )
+    reader = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
+    assert ask(index, scripted_model({}), "what do cats hunt?", answering=reader).details["quotes"]
+    assert read
+    assert len(read) == len(set(read))
