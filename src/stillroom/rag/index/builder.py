@@ -80,8 +80,6 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
     files, unread = digest_files(root, scan, job)
     metadata = read_document_metadata(recipe, [file.path for file in files], job)
     given = build_metadata_parents(recipe, job.out)  # before the file may change
-    if given:
-        job.event("metadata", documents=len(metadata))  # see JournalReplayer.later_roles
     if embedder is None:
         from stillroom.models import open_embedder
 
