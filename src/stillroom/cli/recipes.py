@@ -213,8 +213,10 @@ def new_command(what: str | None, schema: bool) -> None:
     """Print a commented recipe."""
     from stillroom.recipes import recipe_schema, render_template
 
-    kind, _, method = (what or "").partition("/")
+    kind, slash, method = (what or "").partition("/")
     if schema:
+        if slash:
+            raise click.UsageError(f"--schema prints the schema of a KIND: leave out '/{method}'")
         schemas = recipe_schema([kind] if kind else [])
         print_json_text(json.dumps(schemas, indent=1, ensure_ascii=False, sort_keys=True))
         return

@@ -54,7 +54,7 @@ from stillroom.provenance.digests import load_json
 from stillroom.provenance.signing import make_statement
 from stillroom.provenance.sources import is_reference, list_ancestors
 from stillroom.provenance.summaries import SUMMARY_TYPE
-from stillroom.recipes import Recipe, list_references, load_recipe
+from stillroom.recipes import Recipe, list_references, load_recipe, parse_recipe
 
 __all__ = [
     "JobReplay",
@@ -392,9 +392,7 @@ def _examine_job(
             return job
         job.is_measured = has_processor_seconds(folder)
         job.recipe = move_inputs(recipe, artifact, folder, moved)
-        places = zip(list_references(job.recipe), list_references(recipe), strict=True)
-        pairs = {(_get_path(now), _get_path(before)) for (_, now), (_, before) in places}
-        job.moved = tuple(sorted((pair for pair in pairs if pair[0] != pair[1]), reverse=True))
+        job.moved = _list_moved(job.recipe, recipe, _read_as_written(folder))
         job.replayer = find_job_kind(recipe.kind).replayer
     except (StillroomError, OSError) as error:
         first = error.problems[0].what if isinstance(error, StillroomError) else str(error)
@@ -413,6 +411,31 @@ def _examine_job(
         job.outcomes += compare_commitment(folder, artifact)
     job.machine = describe_machine_differences(artifact)
     return job
+
+
+def _read_as_written(folder: Path) -> Recipe:
+    """Return the recipe of a job with the paths that it was started with, perhaps relative ones."""
+    path = folder / "recipe.yaml"
+    return parse_recipe(path.read_text(encoding="utf-8"), str(path))
+
+
+def _list_moved(recipe: Recipe, *before: Recipe) -> tuple[tuple[str, str], ...]:
+    """Return present and former places of a recipe's inputs, a relative former one first.
+
+    Outputs name a place as it was written in the recipe.
+    """
+    pairs = {
+        (_get_path(now), _get_path(then))
+        for one in before
+        for (_, now), (_, then) in zip(list_references(recipe), list_references(one), strict=True)
+    }
+    return tuple(
+        sorted(
+            (pair for pair in pairs if pair[0] != pair[1]),
+            key=lambda pair: (pair[0], not Path(pair[1]).is_absolute(), pair[1]),
+            reverse=True,
+        )
+    )
 
 
 def _describes_run(details: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,6 +55,7 @@ from stillroom.records import Origin
 __all__ = [
     "Job",
     "iter_events",
+    "read_first_day",
     "sign_if_configured",
     "sum_work_seconds",
     "write_artifact",
@@ -182,6 +183,11 @@ class Job:
     def output(self) -> Path:
         """The folder of the artifact's own files."""
         return self.work / "output"
+
+    @property
+    def first_day(self) -> date:
+        """Day in UTC on which the job was first started, also of a resumed or repeated one."""
+        return read_first_day(self.work)
 
     @property
     def scratch(self) -> Path:
@@ -422,6 +428,12 @@ def _list_warnings(folder: Path) -> dict[str, list[str]]:
         more = f"{len(texts) - _MAX_WARNINGS} more, in events.jsonl"
         texts = [*texts[:_MAX_WARNINGS], more]
     return {"warnings": texts} if texts else {}
+
+
+def read_first_day(folder: Path) -> date:
+    """Return the day in UTC of a job's first event."""
+    times = (datetime.fromisoformat(event["time"]) for event in iter_events(folder))
+    return next(times, datetime.now(UTC)).astimezone(UTC).date()
 
 
 def iter_events(folder: Path) -> Iterator[dict[str, Any]]:

@@ -11,11 +11,12 @@ can be cached and reused for equal texts. Offsets are offsets into that text.
 
 from __future__ import annotations
 
+import datetime
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 from typing_extensions import override
@@ -99,6 +100,20 @@ class TimeDependent(Method):
         parts = (getattr(self, name) for name in type(self).model_fields)
         moments = (part.moment for part in parts if isinstance(part, TimeDependent))
         return " ".join(filter(None, moments))
+
+    def on_day(self, day: datetime.date) -> Self:
+        """Return the method as it is on a day, if its result depends on that.
+
+        By default with the methods among its settings as they are then.
+        """
+        parts = {name: getattr(self, name) for name in type(self).model_fields}
+        dated = {
+            name: part.on_day(day)
+            for name, part in parts.items()
+            if isinstance(part, TimeDependent)
+        }
+        changed = {name: part for name, part in dated.items() if part is not parts[name]}
+        return self.model_copy(update=changed) if changed else self
 
 
 class Retriever(TimeDependent, ABC):

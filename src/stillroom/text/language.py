@@ -8,10 +8,13 @@ Sentence rules use abbreviations of several languages and no grammar. Linear tim
 
 from __future__ import annotations
 
+import io
 import re
+from array import array
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Protocol, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 __all__ = [
     "detect_language",
@@ -110,12 +113,28 @@ def _sample(text: str) -> tuple[str, int]:
 
 @lru_cache(maxsize=1)
 def _load_identifier() -> _LanguageIdentifier:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    from py3langid.langid import MODEL_DIR, MODEL_FILE, LanguageIdentifier
 
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    try:
+        identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    except OSError:  # it unpacks into a temporary file, and no folder takes one
+        identifier = _unpack_identifier(LanguageIdentifier, MODEL_DIR / MODEL_FILE)
     codes = [code for code in identifier.labels if len(code) == 2 or code == _NO_LANGUAGE]
     identifier.set_languages(codes)
     return cast("_LanguageIdentifier", identifier)
+
+
+def _unpack_identifier(make: Any, path: Path) -> Any:
+    """Return py3langid's identifier of a model that is unpacked in memory."""
+    import lzma
+
+    import numpy as np
+
+    with lzma.open(path) as packed, np.load(io.BytesIO(packed.read())) as model:
+        moves, rows = (array(model[key].dtype.char, model[key].tobytes())
+                       for key in ("nextmove", "nextmove_row"))  # fmt: skip
+        classes, output = (model[key].tolist() for key in ("classes", "out_feat"))
+        return make(model["ptc"], model["pc"], classes, moves, output, True, tk_row=rows)
 
 
 _ABBREVIATIONS = frozenset(

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError, create_model
 
-from stillroom.cli import app, output
+from stillroom.cli import app, output, stillroom
 from stillroom.cli.output import print_json
 from stillroom.errors import Cancelled, Problem, RecipeError, ResourceError
 from stillroom.rag.interfaces import STORES
@@ -171,6 +171,14 @@ def test_unknown_commands_are_answered_with_the_nearest():
     assert told.exit_code == 2
     assert "No such command 'mkae'; did you mean 'stillroom make'?" in told.stderr
     assert "did you mean" not in CliRunner().invoke(app.stillroom, ["qqqqqq"]).stderr
+
+
+@pytest.mark.parametrize("what", ["flow/make", "merge.weights/ties", "flow/", "/ties"])
+def test_the_schema_of_a_method_is_refused(what):
+    refused = CliRunner().invoke(stillroom, ["new", what, "--schema"])
+    assert refused.exit_code == 2
+    assert "--schema prints the schema of a KIND" in refused.output
+    assert CliRunner().invoke(stillroom, ["new", "flow", "--schema"]).exit_code == 0
 
 
 def test_a_reader_that_goes_ends_a_command_quietly(tmp_path):

@@ -10,6 +10,7 @@ from tests.processes import run_process
 from stillroom.errors import Cancelled, DataError, ResourceError
 from stillroom.jobs import Job, choose_reporter, sum_work_seconds
 from stillroom.jobs import job as job_module
+from stillroom.jobs.replay import describe_difference
 from stillroom.provenance import Parent, read_artifact
 
 RECIPE = "version: 1\nkind: test\n"
@@ -232,3 +233,12 @@ def test_warnings_of_all_sessions_are_in_the_artifact_once(tmp_path, capsys):
             job.close()
     assert capsys.readouterr().err == "warning: one file was left out\n" * 2
     assert job.finish("records").details["warnings"] == ["one file was left out"]
+
+
+def test_lines_that_differ_are_named_where_a_text_holds_other_ends_of_lines(tmp_path):
+    stored, repeated = tmp_path / "stored.jsonl", tmp_path / "repeated.jsonl"
+    for path, last in ((stored, "b"), (repeated, "c")):
+        rows = [{"id": "a", "text": "one\u2028two\x85"}, {"id": "b", "text": last}]
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    found = describe_difference(stored, repeated)
+    assert found.startswith("differs: line 2 (id 'b') is not what the job writes; ")

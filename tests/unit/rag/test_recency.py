@@ -1,19 +1,29 @@
 """Time decay: what is old counts less, by the documents' own dates."""
 
 import datetime
+import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from stillroom.errors import DataError
+from stillroom.flow import run_recipe
+from stillroom.flow.replay import ReplayAmount, plan_replay
+from stillroom.rag.evaluation import answer_job, retrieval_job, sweep_job
 from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import RERANKERS, Query
+from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
+from stillroom.rag.jobs.index import IndexRecipe
+from stillroom.rag.jobs.retrieval_evaluation import RetrievalEvaluationRecipe
+from stillroom.rag.jobs.sweep import SweepRecipe
 from stillroom.rag.rerankers.recency import Recency
-from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.rag.retrieval.pipeline import RetrievalPipeline, parse_rag_pipeline, retrieve
 from stillroom.records import Hit
 from stillroom.testing import scripted_model
+from stillroom.testing.checkpoint import tiny_checkpoint
 
 # These tests script what the model writes.
 ask = partial(answers.ask, answering="generate")
@@ -123,3 +133,126 @@ def test_a_kept_answer_is_given_again_on_the_same_day_only(dated, monkeypatch):
             assert len(model.asked) == asked
     finally:
         cache.close()
+
+
+def stop(*settings, **named):
+    raise KeyboardInterrupt
+
+
+def test_a_pipeline_counts_ages_from_the_day_that_it_is_given():
+    day = datetime.date(2030, 1, 1)
+    undated, dated = "keyword+recency=>corrective", "keyword+recency:today=2026-01-01"
+    assert parse_rag_pipeline(undated).on_day(day).moment == "2030-01-01"
+    assert parse_rag_pipeline(undated).on_day(day).name == undated
+    assert parse_rag_pipeline(dated).on_day(day).moment == "2026-01-01"
+    assert parse_rag_pipeline("keyword+mmr").on_day(day) == parse_rag_pipeline("keyword+mmr")
+
+
+def run_backdated(recipe, folder, monkeypatch, module, name):
+    """Stop a job where it begins to search, date its start back, resume it, and return its days."""
+    searched = []
+    work = getattr(module, name)
+
+    def note(*settings, **named):
+        found = [one for one in (*settings, *named.values()) if isinstance(one, RetrievalPipeline)]
+        searched.extend(pipeline.moment for pipeline in found)
+        return work(*settings, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, folder)
+    events = folder.parent / f".{folder.name}.partial/events.jsonl"
+    first, *others = events.read_text().splitlines(keepends=True)
+    event = {**json.loads(first), "time": "2016-01-02T03:00:00.000+00:00"}
+    events.write_text("".join([json.dumps(event) + "\n", *others]))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, note)
+        run_recipe(recipe, folder, resume=True)
+    return set(searched)
+
+
+def find_differences(folder):
+    result = plan_replay(folder, ReplayAmount.parse("all")).run()
+    assert result.drawn
+    return [f"{one.name} {one}" for _, one in result.differences]
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Return the queries and the relevant documents of an evaluation of retrieval."""
+    queries, qrels = tmp_path / "queries.jsonl", tmp_path / "qrels.txt"
+    rows = [{"_id": f"{n}", "text": f"harbour pump {n}"} for n in range(20)]
+    queries.write_text("\n".join(map(json.dumps, rows)))
+    qrels.write_text("".join(f"{n} 0 new.md 1\n" for n in range(20)))
+    return {"queries": str(queries), "qrels": str(qrels)}
+
+
+def test_an_evaluation_counts_from_the_day_it_was_started(dated, asked, tmp_path, monkeypatch):
+    def rank(name, pipeline, is_stopped):
+        recipe = RetrievalEvaluationRecipe(
+            index=str(tmp_path / "index"), pipelines=[pipeline], **asked
+        )
+        out = tmp_path / name
+        if is_stopped:
+            days = run_backdated(recipe, out, monkeypatch, retrieval_job, "search_query")
+            assert days == {"2016-01-02"}
+        else:
+            run_recipe(recipe, out)
+        (run,) = out.glob("output/**/*.trec")
+        return [line.split()[2:5:2] for line in run.read_text().splitlines()]
+
+    found = rank("out", "keyword+recency", is_stopped=True)
+    assert found == rank("same", "keyword+recency:today=2016-01-02", is_stopped=False)
+    assert found != rank("now", "keyword+recency", is_stopped=False)
+
+
+def test_a_sweep_counts_from_the_day_it_was_started(dated, folder, asked, tmp_path, monkeypatch):
+    recipe = SweepRecipe(
+        index={"documents": str(folder), "embedder": "builtin:static"},
+        pipelines=["keyword+recency"],
+        questions=asked,
+    )
+    days = run_backdated(recipe, tmp_path / "out", monkeypatch, sweep_job, "search_query")
+    assert days == {"2016-01-02"}
+
+
+def make_evaluation(folder):
+    """Return the recipe of an evaluation of answers whose inputs are in a folder, to be given."""
+    asked = [{"id": f"{n}", "question": f"who services the pump {n}?", "answers": ["harbour crew"]}
+             for n in range(3)]  # fmt: skip
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    tiny_checkpoint(Path("model"))
+    return AnswerEvaluationRecipe(
+        index=str(folder / "index"),
+        questions=str(folder / "asked.jsonl"),
+        model=str(folder / "model"),
+        pipelines=["keyword+recency=>quote:reader=builtin:overlap"],
+    )
+
+
+def test_answers_from_relative_places_are_replayed_in_another_folder(dated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_recipe(make_evaluation(Path()), tmp_path / "out")
+    monkeypatch.chdir("/")
+    names = ("index", "asked.jsonl", "model")
+    moved = {str(tmp_path / "out" / name): str(tmp_path / name) for name in names}
+    result = plan_replay(tmp_path / "out", ReplayAmount.parse("all"), moved=moved).run()
+    assert [f"{one.name} {one}" for _, one in result.differences] == []
+    assert result.drawn >= 3
+
+
+def test_a_text_that_names_a_relative_input_in_full_is_replayed(folder, tmp_path, monkeypatch):
+    (folder / "own.md").write_text(f"---\nsource: {folder}/own.md\n---\nIt sleeps.\n")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run_recipe(IndexRecipe(documents="../documents", embedder="builtin:static"), tmp_path / "out")
+    assert find_differences(tmp_path / "out") == []
+
+
+def test_answers_are_resumed_and_replayed_on_another_day(dated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe, out = make_evaluation(tmp_path), tmp_path / "out"
+    days = run_backdated(recipe, out, monkeypatch, answer_job, "run_question")
+    assert days == {"2016-01-02"}
+    assert find_differences(out) == []

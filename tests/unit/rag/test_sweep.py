@@ -365,3 +365,16 @@ def test_a_killed_sweep_goes_on_to_the_same_leaderboard(recipe, tmp_path):
 
     assert values("out") == values("whole")
     assert json.loads(done.stdout)["kind"] == json.loads(whole.stdout)["kind"] == "report"
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing", "binary"])
+def test_metadata_that_cannot_be_read_is_refused_by_its_own_error(recipe, tmp_path, kind):
+    sweep, told = recipe(pipelines=["keyword"], grid={}), tmp_path / "told.jsonl"
+    if kind == "folder":
+        told.mkdir()
+    elif kind == "binary":
+        told.write_bytes(b"\xff{")
+    index = sweep.index.model_copy(update={"metadata": str(told)})
+    with pytest.raises(DataError) as caught:
+        run_report(sweep.model_copy(update={"index": index}), tmp_path / "out")
+    assert caught.value.code == "rag.metadata"

@@ -1,6 +1,9 @@
+import tempfile
+
 import pytest
 
 from stillroom.text import detect_language
+from stillroom.text import language as languages
 from stillroom.text.language import select_language
 
 
@@ -38,3 +41,16 @@ def test_too_little_text_has_no_language(text):
 )
 def test_the_language_of_a_short_question_is_selected_among_some(language, question):
     assert select_language(question, {"de", "fr", "es", "en"}) == language
+
+
+def test_the_identifier_needs_no_temporary_file(monkeypatch):
+    def refuse(*settings, **named):
+        raise FileNotFoundError("No usable temporary directory found")
+
+    usual = languages._load_identifier()
+    languages._load_identifier.cache_clear()
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    unpacked = languages._load_identifier()
+    assert unpacked is not usual
+    for text in ("Wo liegt die Datei?", "Le comité publiera son rapport.", "东京是首都。"):
+        assert unpacked.rank(text) == usual.rank(text)

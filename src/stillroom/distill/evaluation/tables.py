@@ -348,7 +348,7 @@ def read_loss_curves(file: Path, names: Sequence[str]) -> dict[str, list[tuple[i
     """
     values: dict[str, dict[int, float]] = {name: {} for name in names}
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_bytes().splitlines():
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):

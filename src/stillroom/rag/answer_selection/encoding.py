@@ -11,7 +11,7 @@ import csv
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -45,6 +45,8 @@ _PAGE_NUMBER = re.compile(r"[\s.…·]+\d{1,4}\s*$")
 _MAX_QUESTION_TOKENS = 96
 _MAX_TITLE_TOKENS = 32
 _MARKED_HEADING = re.compile(r"#{1,6} ")
+_RULE = re.compile(r"([!-/:-@\[-_{-~])\1{2,}\s*")  # that underlines a heading
+_SETEXT = re.compile(r" {0,3}(?:=+|--+)\s*")  # as Markdown does
 # The rule below a table's head, or two rows: a long table continues in passages without its head.
 _TABLE = re.compile(
     r"^[ \t]*\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t\r]*$"
@@ -326,10 +328,11 @@ def _find_headings(text: str, known: set[str], starts: Collection[int]) -> list[
     """Return the spans of lines at ``starts``, that Markdown marks as headings, or of known ones.
 
     A marked line is a heading if an empty line or the end follows: in settings and scripts "#"
-    begins a comment.
+    begins a comment. Lines of signs above and below a heading belong to it.
     """
     fences = _find_fences(text)
-    rows, lines, start = text.split("\n"), [], 0
+    rows, start = text.split("\n"), 0
+    titles: dict[int, int] = {}
     for number, line in enumerate(rows):
         is_marked = (
             bool(_MARKED_HEADING.match(line))
@@ -337,9 +340,37 @@ def _find_headings(text: str, known: set[str], starts: Collection[int]) -> list[
             and not _is_fenced(fences, start)
         )
         if is_marked or start in starts or _letters(line) in known:
-            lines.append((start, start + len(line)))
+            titles[number] = start
         start += len(line) + 1
-    return lines
+    return [_add_rules(rows, titles, number) for number in titles]
+
+
+def _add_rules(rows: Sequence[str], titles: Mapping[int, int], number: int) -> Span:
+    """Return the span of a title, of which the start is given, with the signs above and below."""
+    start, title = titles[number], rows[number]
+    above, below = ("", *rows, "")[number : number + 3 : 2]
+    end = start + len(title)
+    if title.startswith("#"):
+        return start, end
+    is_over = _is_rule(above, title) and not _is_fence(rows, titles, number - 1)
+    is_under = _SETEXT.fullmatch(below) or _is_rule(below, title)
+    if is_under and not _is_fence(rows, titles, number + 1):
+        end += 1 + len(below)
+    return (start - len(above) - 1 if is_over else start), end
+
+
+def _is_rule(row: str, title: str) -> bool:
+    """Return whether a row of signs is a title's; of signs other than "=" and "-" it is long."""
+    is_long = row[:1] in {"=", "-"} or len(row.rstrip()) >= len(title.strip())
+    return is_long and _RULE.fullmatch(row) is not None
+
+
+def _is_fence(rows: Sequence[str], titles: Collection[int], number: int) -> bool:
+    """Return whether a row is of fenced code: it or a later fence is no underline of a title."""
+    return bool(_FENCE.match(rows[number])) and any(
+        _FENCE.match(row) and at - 1 not in titles and rows[at + 2 : at + 3] != [row]
+        for at, row in enumerate(rows[number:], number)
+    )
 
 
 def _letters(text: str) -> str:

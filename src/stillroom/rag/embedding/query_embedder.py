@@ -57,7 +57,8 @@ def open_index_embedder(
             f"({recorded['reference']}), but {embedder.fingerprint} is given",
             code="rag.embedder-mismatch",
             where=str(where),
-            expected="the embedder that made the vectors: those of others are not comparable",
+            expected="the embedder that made the vectors, with the same prompts for queries and "
+            "passages (of an E5 model in its README.md): vectors of others are not comparable",
             next="restore that embedder, or build the index again with the new one",
         )
     return embedder

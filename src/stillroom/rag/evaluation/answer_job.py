@@ -134,7 +134,7 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         RecipeError: If a pipeline names an unknown method.
         Cancelled: If the user stopped it; resuming continues.
     """
-    pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
+    pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline, day=job.first_day)
     questions, labels = _read_questions(recipe, job.warn), _read_labels(recipe)
     named = [] if recipe.compare is None else list(recipe.compare.readers.values())
     decision: dict[str, Any] = {}

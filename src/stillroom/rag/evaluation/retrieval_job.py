@@ -12,6 +12,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         RecipeError: If a pipeline names an unknown method.
         Cancelled: If the user stopped it; resuming continues.
     """
-    pipelines = parse_pipelines(recipe.pipelines)
+    pipelines = parse_pipelines(recipe.pipelines, day=job.first_day)
     deeper = [name for name in recipe.measures if parse_measure(name)[1] > recipe.depth]
     if deeper:
         job.warn(f"{', '.join(deeper)} see no further than depth, {recipe.depth} ranks")
@@ -116,17 +117,20 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
 
 
 def parse_pipelines(
-    texts: Sequence[str], parse: Callable[[str], RetrievalPipeline] = parse_pipeline
+    texts: Sequence[str],
+    parse: Callable[[str], RetrievalPipeline] = parse_pipeline,
+    *,
+    day: date | None = None,
 ) -> list[RetrievalPipeline]:
     """Parse pipelines from lines.
 
-    ``parse`` defaults to pipelines of retrieval only.
+    ``parse`` defaults to pipelines of retrieval only; from ``day`` the ages of documents count.
 
     Raises:
         DataError: If one is given twice.
         RecipeError: If one names an unknown method.
     """
-    pipelines = [parse(text) for text in texts]
+    pipelines = [parse(text) if day is None else parse(text).on_day(day) for text in texts]
     if len({pipeline.name for pipeline in pipelines}) < len(pipelines):
         raise DataError(
             "a pipeline is given twice",

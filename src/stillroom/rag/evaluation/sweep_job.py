@@ -53,6 +53,7 @@ from stillroom.rag.ingestion.discovery import digest_files, discover_documents
 from stillroom.rag.ingestion.embedder_choice import choose_embedder
 from stillroom.rag.model_calls import CallCounter, open_optional_model
 from stillroom.rag.retrieval.pipeline import parse_pipeline
+from stillroom.rag.storage.filters import read_metadata
 from stillroom.rag.stores.folder import Folder
 from stillroom.recipes import dump_recipe
 from stillroom.text.reader import scan_folder
@@ -173,7 +174,7 @@ def _build_all(
     try:
         for number, (text, variant) in enumerate(distinct.items(), 1):
             job.check_cancelled()
-            given = [digest_file(Path(path)) for path in [variant.metadata] if path]
+            given = [_digest_metadata(Path(path)) for path in [variant.metadata] if path]
             key = digest_json([text, _digest_documents(variant), *given])[:16]
             folder = cache_folder / "indexes" / key
             if not Job.recover(folder):
@@ -220,6 +221,16 @@ def _describe(folder: Path) -> _BuiltIndex:
     return _BuiltIndex(folder, details["passages"], embedded, sum_work_seconds(folder), size)
 
 
+def _digest_metadata(path: Path) -> str:
+    """Return the digest of a metadata file.
+
+    Raises:
+        DataError: If it cannot be used.
+    """
+    read_metadata(path)
+    return digest_file(path)
+
+
 def _digest_documents(variant: IndexSettings) -> str:
     path = find_output(Path(variant.documents))
     root = path if path.is_dir() else path.parent
@@ -239,7 +250,7 @@ def _measure(
 
     The index is opened anew, so that every pipeline includes the time of embedding the questions.
     """
-    pipeline = parse_pipeline(configuration.pipeline)
+    pipeline = parse_pipeline(configuration.pipeline).on_day(job.first_day)
     journal = job.journal("searches")
     run: dict[str, list[tuple[str, float]]] = {}
     rows: list[list[Any]] = []

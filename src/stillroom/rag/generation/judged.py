@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["find_judged", "is_borne_out"]
 
 _MARK = re.compile(r"\s*\[\d{1,3}\]")
+_FIRST_SIGNS = re.compile(r"\A[\W_]*\n")  # earlier versions quoted the line below a heading
 _DATE_CHARS = 10
 _PLACED = {"document_id", "passage", "start", "file"}  # fields of evidence that names its place
 
@@ -152,7 +153,8 @@ def _digest_shown(asked: AskedAnswer) -> set[str]:
 
 def _digest_text(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        yield from map(digest_sentence, [text, *(text[a:b] for a, b in find_sentences(text))])
+        parts = [text, *(text[a:b] for a, b in find_sentences(text))]
+        yield from map(digest_sentence, [*parts, *(_FIRST_SIGNS.sub("", part) for part in parts)])
 
 
 def _explain(chosen: Judgment) -> str:

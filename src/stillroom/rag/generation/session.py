@@ -147,7 +147,8 @@ class AnswerSession:
         judged: JudgedAnswer | None = None,
     ) -> None:
         """Start the session; ``max_seconds`` counts from here."""
-        self.index, self.query, self.asking, self.sampling = index, query, asking, sampling
+        self.index = index.keep_documents()
+        self.query, self.asking, self.sampling = query, asking, sampling
         self._asked = query.text
         self.model = CallCounter(model)
         self.trace: list[dict[str, Any]] = []

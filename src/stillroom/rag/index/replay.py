@@ -7,6 +7,7 @@ others are taken from the finished index, and all files are written from both.
 from __future__ import annotations
 
 import itertools
+import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,6 +18,7 @@ from stillroom.jobs.segments import SegmentOutcome
 from stillroom.provenance import digest_bytes, digest_json
 from stillroom.provenance.sources import LEDGER
 from stillroom.rag.ingestion.preparation import FailedDocument
+from stillroom.rag.storage.filters import FIRST_INEXACT, list_values
 from stillroom.rag.storage.protocol import ReusableContent
 from stillroom.rag.types import AuxiliaryVectors, DocumentMetadata, StagedDocument
 
@@ -117,6 +119,7 @@ _TIMED_COLUMNS = {"snapshots": "made"}
 _KEYED_COLUMNS = ("path", "id", "name", "number")
 """Columns that name a row, the best name first."""
 _SHOWN_ROWS = 3
+_ROUNDED = "SELECT 1 FROM fields WHERE kind = 'number' AND abs(value) >= ? LIMIT 1"
 
 
 def compare_catalogs(
@@ -167,9 +170,39 @@ def _compare_table(
     query = f'SELECT {compared} FROM "{table}" ORDER BY {order}'  # noqa: S608  # as above
     key_column = next((name for name in _KEYED_COLUMNS if name in columns), columns[0])
     key_index = columns.index(key_column)
-    for old_row, new_row in itertools.zip_longest(old.execute(query), new.execute(query)):
-        restored = new_row and tuple(restore(v) if isinstance(v, str) else v for v in new_row)
-        if old_row != restored:
-            change = "is added" if new_row is None else "is missing" if old_row is None else ""
-            key = str((old_row or new_row)[key_index])
-            yield f"the row {key_column} {key!r:.80} of {table} {change or 'was changed'}"
+
+    def compare(new_rows: Iterator[tuple[Any, ...]]) -> Iterator[str]:
+        for old_row, new_row in itertools.zip_longest(old.execute(query), new_rows):
+            if not _is_same(old_row, new_row, restore):
+                change = "is added" if new_row is None else "is missing" if old_row is None else ""
+                key = str((old_row or new_row)[key_index])
+                yield f"the row {key_column} {key!r:.80} of {table} {change or 'was changed'}"
+
+    found = compare(new.execute(query))
+    if table == "fields" and old.execute(_ROUNDED, (FIRST_INEXACT,)).fetchone():
+        plain = list(itertools.islice(found, _SHOWN_ROWS + 1))
+        found = compare(_list_rounded_fields(new)) if plain else iter(())
+    yield from found
+
+
+def _is_same(
+    old_row: tuple[Any, ...] | None, new_row: tuple[Any, ...] | None, restore: Callable[[str], str]
+) -> bool:
+    """Return whether two rows are equal, with the former places where the present ones differ."""
+    if old_row is None or new_row is None:
+        return False
+    return all(
+        old == new or (isinstance(new, str) and old == restore(new))
+        for old, new in zip(old_row, new_row, strict=True)
+    )
+
+
+def _list_rounded_fields(catalog: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    """Yield a catalog's rows of fields as an earlier version wrote them: large numbers rounded."""
+    query = (
+        "SELECT d.key, c.fields, d.fields FROM documents d JOIN contents c ON c.key = d.content "
+        "ORDER BY d.key"
+    )
+    for key, derived, given in catalog.execute(query):
+        values = list_values({**json.loads(derived), **json.loads(given)}, rounded=True)
+        yield from sorted((key, *value) for value in values)

@@ -16,6 +16,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["Index"]
 
 _LANGUAGE_SAMPLE = 1_000
+_KEPT_DOCUMENTS = 8  # of a question
 
 
 class Index:
@@ -70,6 +72,7 @@ class Index:
         self._audit = audit
         self._lock = threading.Lock()
         self._thread_state = threading.local()
+        self._documents: dict[int, Document] | None = None
 
     @classmethod
     def open(
@@ -204,6 +207,15 @@ class Index:
             return ranking
         return [(row, score) for row, score in ranking if self._state.is_match(row)]
 
+    def keep_documents(self) -> Index:
+        """Return this index for one question: the last 8 documents that it returned stay decoded.
+
+        Not for several threads at once. It is closed with this one.
+        """
+        kept = copy(self)
+        kept._documents = {}
+        return kept
+
     def _show(self, view: SearchView) -> Index:
         return Index(self.folder, self.description, view, self._query_vectors, self._audit)
 
@@ -211,6 +223,11 @@ class Index:
     def is_filtered(self) -> bool:
         """Whether this is an index that ``restrict`` returned."""
         return bool(self._state.filters)
+
+    @property
+    def mixed_comparisons(self) -> tuple[str, ...]:
+        """Warnings of comparisons in the filters that leave out values by their type."""
+        return self._state.mixed_comparisons
 
     @property
     def fields(self) -> dict[str, list[str]]:
@@ -273,7 +290,15 @@ class Index:
                 next="ids change when a document changes: retrieve again",
             )
         self._log("read", document_id, [document_id])
-        return Document.from_json(json.loads(state.opened.document(content)))
+        if self._documents is None:
+            return Document.from_json(json.loads(state.opened.document(content)))
+        document = self._documents.pop(content, None)
+        if document is None:
+            document = Document.from_json(json.loads(state.opened.document(content)))
+        self._documents[content] = document  # the last one used
+        if len(self._documents) > _KEPT_DOCUMENTS:
+            del self._documents[next(iter(self._documents))]
+        return document
 
     def passage_at(self, row: int) -> Passage:
         """Return the passage of a row, from 0.

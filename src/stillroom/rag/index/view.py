@@ -36,6 +36,7 @@ from stillroom.rag.storage.filters import (
     FilterExpression,
     SqlCondition,
     compile_filter,
+    list_mixed_comparisons,
     parse_filter,
 )
 from stillroom.rag.storage.protocol import DenseSearch, SnapshotReader
@@ -121,6 +122,12 @@ class SearchView:
             compiled = compile_filter(expression, self.fields, f"f{number}_", self.opened.dialect)
             condition = condition.join(compiled)
         return condition
+
+    @cached_property
+    def mixed_comparisons(self) -> tuple[str, ...]:
+        """Warnings of comparisons in the filters that leave out values by their type."""
+        found = (list_mixed_comparisons(one, self.fields) for one in self.filters)
+        return tuple(dict.fromkeys(line for lines in found for line in lines))
 
     @property
     def fields(self) -> Mapping[str, frozenset[FieldKind]]:

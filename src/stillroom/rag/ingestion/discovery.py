@@ -134,6 +134,7 @@ def read_document_metadata(
     if recipe.metadata is None:
         return {}
     facts = read_metadata(Path(recipe.metadata))
+    job.event("metadata", documents=len(facts))  # see JournalReplayer.later_roles
     unknown = len(facts.keys() - set(paths))
     if unknown:
         job.warn(f"{unknown} of {len(facts)} paths in {recipe.metadata} match no document")

@@ -98,5 +98,6 @@ JOB_KIND = JobKind(
         reuses_output=True,
         compared=("output/segments/*", "output/snapshots/*"),
         phases=("index",),
+        later_roles=frozenset({"metadata"}),
     ),
 )

@@ -18,7 +18,7 @@ import datetime
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field
 from typing_extensions import override
@@ -54,7 +54,9 @@ class Recency(PassageReranker):
         None, ge=0, description="age of documents without a date; by default half_life_days"
     )
     today: datetime.date | None = Field(
-        None, description="reference day of ages; by default the current day in UTC"
+        None,
+        description="reference day of ages; by default the current day in UTC; in an "
+        "evaluation the day that it was started on",
     )
 
     @override
@@ -83,6 +85,10 @@ class Recency(PassageReranker):
     @override
     def moment(self) -> str:
         return self._day.isoformat()
+
+    @override
+    def on_day(self, day: datetime.date) -> Self:
+        return self if self.today else self.model_copy(update={"today": day})
 
     @property
     def _day(self) -> datetime.date:

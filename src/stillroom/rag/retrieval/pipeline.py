@@ -13,6 +13,7 @@ optional settings after a colon, as ``convex:alpha=0.3+mmr``. For answers,
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -288,6 +289,8 @@ def retrieve(
         )
     original = make_query(query)
     hits: list[Hit] = []
+    for warning in index.mixed_comparisons:
+        add_warning(warning)
     if index.is_filtered and not len(index):
         add_warning("no passage passes the filter of documents, so none was searched")
     if original.text.strip() and len(index):
@@ -335,6 +338,15 @@ class RetrievalPipeline:
         """Further state that the hits depend on (``TimeDependent``)."""
         moments = (part.moment for part in (self.retriever, self.reranker) if part is not None)
         return " ".join(filter(None, moments))
+
+    def on_day(self, day: datetime.date) -> RetrievalPipeline:
+        """Return the pipeline, of the same name, as its methods are on a day."""
+        return replace(
+            self,
+            retriever=self.retriever.on_day(day),
+            reranker=self.reranker and self.reranker.on_day(day),
+            answering=self.answering and self.answering.on_day(day),
+        )
 
     def to_answer_settings(self) -> dict[str, Any]:
         """Return the fields of ``AnswerSettings`` that the pipeline decides."""

@@ -11,7 +11,8 @@ missing); ``<``, ``<=``, ``>``, ``>=`` compare numbers, dates or texts; ``~`` ma
 Built-in fields are ``path``, ``title``, ``format`` (the media type), ``language`` and ``origin``.
 Others come from a Markdown file's front matter, from a mail (``date``), and from the recipe's
 ``metadata`` file. A value is text, a number, true or false, a date (text such as ``2024-05-31``),
-or a list of these, which counts as each of its items.
+or a list of these, which counts as each of its items. Whole numbers of front matter from 2^53 on
+are texts.
 
 Front matter is written by the author of a document, so it never grants access to the document.
 """
@@ -21,7 +22,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +34,7 @@ from stillroom.provenance.digests import build_unique_object, load_json
 from stillroom.rag.types import DocumentMetadata
 
 __all__ = [
+    "FIRST_INEXACT",
     "SQLITE_DIALECT",
     "FieldKind",
     "FilterExpression",
@@ -38,6 +42,7 @@ __all__ = [
     "SqlDialect",
     "compile_filter",
     "derive_fields",
+    "list_mixed_comparisons",
     "list_values",
     "make_unknown_field_error",
     "parse_filter",
@@ -50,7 +55,8 @@ _BUILT_IN_FIELDS = ("path", "title", "format", "language", "origin")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MAX_TEXT = 1_000
-_INEXACT = 2**sys.float_info.mant_dig
+FIRST_INEXACT = 2**sys.float_info.mant_dig
+"""First whole number whose float is also that of another."""
 _ROW_KEYS = {"path", "fields", "tenant", "labels"}
 
 
@@ -71,11 +77,17 @@ def derive_fields(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def list_values(fields: Mapping[str, Any]) -> Iterator[tuple[str, FieldKind, str | float]]:
-    """Yield name, type and value of every value; a list yields several."""
+def list_values(
+    fields: Mapping[str, Any], *, rounded: bool = False
+) -> Iterator[tuple[str, FieldKind, str | float]]:
+    """Yield name, type and value of every value; a list yields several.
+
+    A whole number that is not exact as a float is a text, by which it can be found; with
+    ``rounded`` it is that float, as in indexes of earlier versions.
+    """
     for name, value in sorted(fields.items()):
         for item in value if isinstance(value, list) else [value]:
-            kind = _infer_kind(item)
+            kind = "text" if _is_inexact(item) and not rounded else _infer_kind(item)
             yield name, kind, float(item) if kind in {"number", "bool"} else str(item)
 
 
@@ -86,6 +98,16 @@ def _infer_kind(value: Any) -> FieldKind:
     if isinstance(value, int | float):
         return "number"
     return "date" if _DATE.fullmatch(str(value)) else "text"
+
+
+class _NoDay(str):
+    """An unquoted value that looks like a date that no calendar has."""
+
+
+def _is_day(value: str) -> bool:
+    with suppress(ValueError):
+        return bool(date.fromisoformat(value))
+    return False
 
 
 def read_metadata(path: Path) -> dict[str, DocumentMetadata]:
@@ -152,7 +174,7 @@ def _is_value(value: Any) -> bool:
 
 def _is_inexact(value: Any) -> bool:
     """Return whether the float that a column holds may be that of another whole number, too."""
-    return isinstance(value, int) and abs(value) >= _INEXACT
+    return isinstance(value, int) and abs(value) >= FIRST_INEXACT
 
 
 def _is_field(name: str, value: Any) -> bool:
@@ -311,6 +333,32 @@ def _compile_comparison(node: FilterExpression, bind: Any, dialect: SqlDialect) 
     return f" AND ({' OR '.join(tests) or '1 = 0'})"
 
 
+def list_mixed_comparisons(
+    expression: FilterExpression, known: Mapping[str, frozenset[FieldKind]]
+) -> list[str]:
+    """Return a warning for each field with values of a type that no comparison is of.
+
+    ``known`` has the fields of the index with the types of their values.
+    """
+    compared: dict[str, set[FieldKind]] = {}
+    parts = [expression]
+    for node in parts:
+        parts += node.parts
+        for value in node.values:
+            compared.setdefault(node.field, set()).update(_list_comparable(node.operator, value))
+    return [
+        f"{name} is {' or '.join(sorted(others))} in some documents: the filter compares it where "
+        f"it is {' or '.join(sorted(known[name] & kinds))}"
+        for name, kinds in compared.items()
+        if (others := known.get(name, frozenset()) - kinds)
+    ]
+
+
+def _list_comparable(operator: Operator, value: Any) -> tuple[FieldKind, ...]:
+    """Return the types of values that a comparison can match."""
+    return ("text", "date") if operator == "~" else _COMPARABLE_KINDS[_infer_kind(value)]
+
+
 def make_unknown_field_error(name: str, known: Iterable[str]) -> DataError:
     """Return an error for a field that no document has."""
     return DataError(
@@ -326,10 +374,14 @@ def _check_field(node: FilterExpression, known: Mapping[str, frozenset[FieldKind
         raise make_unknown_field_error(node.field, known)
     kinds = known[node.field]
     for value in node.values:
-        comparable = (
-            ("text", "date") if node.operator == "~" else _COMPARABLE_KINDS[_infer_kind(value)]
-        )
-        if not kinds & set(comparable):
+        if isinstance(value, _NoDay) and node.operator != "~" and "date" in kinds:
+            raise DataError(
+                f"{node.field} is compared with {value}, and there is no such day",
+                code="rag.bad-filter",
+                expected="a day that the calendar has",
+                next="correct the date, or quote what is no date",
+            )
+        if not kinds & set(_list_comparable(node.operator, value)):
             raise DataError(
                 f"{node.field} holds {' or '.join(sorted(kinds))}, and is compared with "
                 f"{value!r:.80}, which is {_infer_kind(value)}",
@@ -419,13 +471,15 @@ class _FilterParser:
             raise self.refuse("a value is missing")
         kind, value, _ = self.tokens[self.at]
         is_number = kind == "word" and _NUMBER.fullmatch(value) is not None
-        if is_number and value.lstrip("+-").isdigit() and abs(float(value)) >= _INEXACT:
+        if is_number and value.lstrip("+-").isdigit() and abs(float(value)) >= FIRST_INEXACT:
             raise self.refuse(
                 "this number is not exact: quote it, and write it as text in metadata"
             )
         self.at += 1
         if kind == "text":
             return value
+        if _DATE.fullmatch(value) and not _is_day(value):
+            return _NoDay(value)
         if value.lower() in {"true", "false"}:
             return value.lower() == "true"
         return float(value) if is_number else value

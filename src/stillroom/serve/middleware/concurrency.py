@@ -157,15 +157,17 @@ class FairQueue:
         """
         if time.monotonic() > self.closes_at:
             raise server_stopping()
+        clock: RequestTiming = request.scope.get(TIMING_KEY) or RequestTiming()
         if self._free:
             self._free -= 1
+            clock.add_wait(0.0)
             return
         if self._waiting >= self.most_waiting:
             raise self._make_full_error(self._waiting)
         client = request.scope.get(CLIENT_KEY, 0)
         turn = self._enqueue(client)
-        end = time.monotonic() + self.limits.wait_s
-        has_turn = False
+        begun, has_turn = time.monotonic(), False
+        end = begun + self.limits.wait_s
         try:
             while True:
                 await asyncio.wait({turn}, timeout=_QUEUE_POLL_S)
@@ -179,6 +181,7 @@ class FairQueue:
                 if time.monotonic() > end:
                     raise self._make_full_error(self._waiting)
         finally:
+            clock.add_wait(time.monotonic() - begun)
             if not has_turn:
                 self._abandon(client, turn)
 
@@ -278,9 +281,7 @@ class WorkerSlots:
             ApiError: If the queue is full, the time is over, or the work fails.
         """
         clock: RequestTiming = request.scope.get(TIMING_KEY) or RequestTiming()
-        begun = time.perf_counter()
         await self._queue.enter(request)
-        clock.queue_s += time.perf_counter() - begun
         run = _WorkerRun[ItemT](asyncio.get_running_loop(), self._queue.leave, clock)
         try:
             run.start(work)

@@ -35,11 +35,16 @@ _METHODS = frozenset({"GET", "POST", "DELETE"})
 class RequestTiming:
     """Seconds of one request: in the queue, in the engine, and until its first token."""
 
-    queue_s: float = 0.0
+    queue_s: float | None = None
+    """None if it did not wait for a turn: its route needs none, or the queue was full."""
     engine_s: float = 0.0
     first_token_s: float | None = None
     """Time to first token (TTFT) from the request's arrival, its wait in the queue included."""
     begun: float = field(default_factory=time.perf_counter)
+
+    def add_wait(self, seconds: float) -> None:
+        """Add a wait in the queue, which may have ended without a turn."""
+        self.queue_s = (self.queue_s or 0.0) + seconds
 
     def mark_token(self) -> None:
         """Note that a token is there; only the first counts."""
@@ -81,7 +86,7 @@ class ServerMetrics:
         )
         self._queue_s = Histogram(
             "stillroom_queue_seconds",
-            "wait for a slot of the requests that generated, by route",
+            "wait for a turn, also of requests that gave it up, by route",
             ("route",),
             registry=registry,
             buckets=_LATENCY_BUCKETS,
@@ -122,6 +127,7 @@ class ServerMetrics:
             self._own_s.labels(route).observe(own_s)
         if timing is not None and timing.first_token_s is not None:
             self._first_token_s.labels(route).observe(timing.first_token_s)
+        if timing is not None and timing.queue_s is not None:
             self._queue_s.labels(route).observe(timing.queue_s)
 
     def count_reply(self, usage: Mapping[str, int], *answers: Mapping[str, Any]) -> None:
@@ -180,7 +186,8 @@ class MetricsMiddleware:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             spent = time.perf_counter() - clock.begun
-            own_s = max(spent - clock.queue_s - clock.engine_s, 0.0) if clock.engine_s else None
+            waited = clock.queue_s or 0.0
+            own_s = max(spent - waited - clock.engine_s, 0.0) if clock.engine_s else None
             self.counters.count_request(route, method, status, spent, own_s=own_s, timing=clock)
             if self._log is not None:
                 self._log(_format_log_line(scope, route, method, status, spent, own_s))
@@ -200,6 +207,7 @@ def _format_log_line(
         "route": route,
         "status": status,
         "ms": round(spent * 1000, 1),
+        "queue_ms": to_ms(scope[TIMING_KEY].queue_s),
         "first_token_ms": to_ms(scope[TIMING_KEY].first_token_s),
         "own_ms": to_ms(own_s),
         "key": scope.get("stillroom.asker"),

@@ -21,6 +21,7 @@ from stillroom.text.interfaces import Parser, SourceFile
 __all__ = ["Json"]
 
 _ESCAPES = re.compile(r"\\\\|((?:\\u[0-9a-fA-F]{4})+)")
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _CHECKED_CHARACTERS = 5_000_000
 
 
@@ -80,7 +81,8 @@ def _unescape(run: str) -> str:
 def _find_problem(text: str, *, is_lines: bool) -> str:
     if len(text) > _CHECKED_CHARACTERS:
         return ""
-    for number, part in enumerate(text.splitlines() if is_lines else [text], 1):
+    # Not splitlines: JSON may hold the other line ends of Unicode within its strings.
+    for number, part in enumerate(_LINE_END.split(text) if is_lines else [text], 1):
         if not part.strip():
             continue
         try:

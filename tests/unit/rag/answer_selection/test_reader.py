@@ -1230,3 +1230,28 @@ def test_a_base_that_was_relative_to_the_training_is_found_elsewhere(trained, tm
     config = json.loads((moved / "output/reader.json").read_text())
     (moved / "output/reader.json").write_text(json.dumps({**config, "base": "encoder-of-then"}))
     assert SentenceReader(moved / "output").config["base"] == "encoder-of-then"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_the_line_of_signs_below_a_heading_is_no_part_of_a_sentence(end):
+    def read(*lines):
+        text = end.join(lines)
+        return [text[a:b] for a, b in find_sentences(text, ["The mill", "Oil"])]
+
+    assert read("The mill", "========", "It runs.", "It rests.") == ["It runs.", "It rests."]
+    assert read("========", "The mill", "========", "It runs.") == ["It runs."]
+    assert read("It runs.", "", "Oil", "~~~", "It takes oil.") == ["It runs.", "It takes oil."]
+    assert read("## The mill", "~~~~", "It = 1", "~~~~") == [end.join(["~~~~", "It = 1", "~~~~"])]
+    assert read("The mill", "~~~", "It = 1", "~~~") == [end.join(["~~~", "It = 1", "~~~"])]
+    assert read("A dash", "-----", "It runs.") == [end.join(["A dash", "-----", "It runs."])]
+    assert read("It runs.", "", "The mill", "---") == ["It runs."]
+    code = ["~~~", "It = 1", "~~~"]
+    assert read("Oil", *code) == [end.join(code)]
+    assert read("Oil", "~~~", "It runs.", "", "The mill", "~~~~~~~~", "It rests.") == [
+        "It runs.",
+        "It rests.",
+    ]
+    assert read("~~~", "Oil", "~~~", "It runs.") == ["It runs."]
+    for signs in ("=", "==", "--", "   ---"):
+        assert read("The mill", signs, "It runs.") == ["It runs."]
+    assert read("## The mill", "--", "It runs.") == [end.join(["--", "It runs."])]

@@ -126,6 +126,18 @@ def test_an_answer_called_wrong_is_not_shown_first_again(index, store):
     assert FIRST not in str(answer.details["judged"])  # nor told to whom may not see it any more
 
 
+def test_a_sentence_called_wrong_with_the_line_below_its_heading_is_wrong_without(tmp_path, store):
+    with build(tmp_path, mill="The mill\n========\n" + FIRST + "\n") as index:
+        answer = put(index, store)
+        assert first(answer) == FIRST
+        asked = describe_asked(QUESTION, answer, None)
+        lined = f"========\n{FIRST}"  # as earlier versions quoted it
+        quotes = ({**asked.quotes[0], "text": lined},)
+        earlier = replace(asked, text=asked.text.replace(FIRST, lined), quotes=quotes)
+        record_judgment(store, index, earlier, "wrong")
+        assert first(put(index, store)) not in {"", FIRST}
+
+
 LIMITS = (
     "<h1>Limits</h1><ol><li><p>Tables in a join</p><p>A join contains 64 tables at most.</p></li>"
     "<li><p>Depth of a tree</p><p>A tree is 1000 deep at most.</p></li></ol><table>"

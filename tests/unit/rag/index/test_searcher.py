@@ -7,9 +7,12 @@ import pytest
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.models import open_embedder
+from stillroom.rag.generation.answer import ask
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import Query
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.records import Document
+from stillroom.testing import scripted_model
 
 RETRIEVERS = ("keyword", "dense", "hybrid")
 
@@ -217,6 +220,7 @@ def test_another_embedder_is_refused_naming_both(build, tmp_path):
     with pytest.raises(IntegrityError) as caught:
         Index.open(tmp_path / "index", embedder=other)
     assert caught.value.code == "rag.embedder-mismatch"
+    assert "the same prompts for queries and passages" in str(caught.value)
     assert other.fingerprint in str(caught.value)
     assert open_embedder("static").fingerprint in str(caught.value)
 
@@ -245,3 +249,29 @@ def test_the_newest_passages_can_be_read_with_sqlite_alone(index):
     assert [row[0] for row in rows] == [index.passage_at(row).id for row in range(len(index))]
     assert [row[1] for row in rows] == sorted(row[1] for row in rows)
     assert [json.loads(row[2])["id"] for row in rows] == [row[0] for row in rows]
+
+
+def test_an_answer_decodes_each_document_once(index, monkeypatch):
+    ids = [index.passage_at(row).document_id for row in range(len(index))]
+    read = []
+    from_json = Document.from_json
+    monkeypatch.setattr(Document, "from_json", lambda data: read.append(0) or from_json(data))
+    kept = index.keep_documents()
+    assert kept.document(ids[0]) is kept.document(ids[0])
+    assert [kept.document(name).id for name in ids * 2] == ids * 2
+    assert len(read) == len(set(ids))
+    assert index.document(ids[0]) is not kept.document(ids[0])
+    with pytest.raises(DataError, match="no document"):
+        kept.restrict("path = nothing").document(ids[0])
+
+
+def test_a_question_decodes_each_document_once(index, monkeypatch):
+    read = []
+    from_json = Document.from_json
+    monkeypatch.setattr(
+        Document, "from_json", lambda data: read.append(data["id"]) or from_json(data)
+    )
+    reader = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
+    assert ask(index, scripted_model({}), "what do cats hunt?", answering=reader).details["quotes"]
+    assert read
+    assert len(read) == len(set(read))

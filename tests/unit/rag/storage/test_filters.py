@@ -1,18 +1,23 @@
 """Filters: what is read from text, what is refused, and that no text becomes a statement."""
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
-from stillroom.jobs.job import write_manifest
+from stillroom.flow.replay import ReplayAmount, plan_replay
+from stillroom.jobs.job import Job, write_manifest
 from stillroom.provenance import digest_file, read_artifact, read_ledger
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe
-from stillroom.rag.maintenance.update import delete_documents, update_index
+from stillroom.rag.maintenance.update import check_index, delete_documents, update_index
+from stillroom.rag.observability import collect_warnings
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.rag.storage import filters
 from stillroom.rag.storage.filters import (
     FilterExpression,
     compile_filter,
@@ -223,6 +228,39 @@ def test_the_lineage_has_the_file_that_grants_access(place, tmp_path):
     assert told() == [updated]
 
 
+def test_an_index_is_replayed_that_an_earlier_version_built_with_metadata(
+    folder, tmp_path, monkeypatch
+):
+    told, place = write_metadata(tmp_path / "told.jsonl", METADATA), tmp_path / "index"
+    recipe = IndexRecipe(documents=str(folder), embedder="builtin:static", metadata=told)
+
+    def build():
+        run_recipe(recipe, place, overwrite=True)
+        stated = read_artifact(place)
+        others = tuple(parent for parent in stated.parents if parent.role != "metadata")
+        write_manifest(place, replace(stated, parents=others))
+        return stated, others
+
+    def find_differences():
+        result = plan_replay(place, ReplayAmount.parse("all")).run()
+        return [f"{one.name} {one}" for _, one in result.differences]
+
+    build()
+    assert any("artifact.json parents" in line for line in find_differences())
+    with monkeypatch.context() as patch:  # as earlier versions did
+        event = Job.event
+        patch.setattr(
+            Job, "event", lambda job, kind, **own: kind == "metadata" or event(job, kind, **own)
+        )
+        stated, others = build()
+    assert find_differences() == []
+    write_manifest(place, replace(stated, parents=others[1:]))
+    assert any("artifact.json parents" in line for line in find_differences())
+    write_metadata(tmp_path / "told.jsonl", METADATA[1:])
+    write_manifest(place, replace(stated, parents=others))
+    assert any("places/paris.txt" in line for line in find_differences())
+
+
 def test_a_line_of_metadata_ends_where_json_lines_do(tmp_path):
     told = tmp_path / "told.jsonl"
     titles = ["a\u2028b\u2029c\x85d", "e"]
@@ -274,3 +312,80 @@ def test_front_matter_never_says_who_may_read(folder, tmp_path):
     with pytest.raises(DataError) as caught:
         next(read_ledger(tmp_path / "index/output", "passages"))
     assert caught.value.problems[0].code == "data.restricted"
+
+
+LARGE = ("cats", 9007199254740993), ("dogs", 9007199254740992), ("wolves", 7)
+
+
+def index_large_numbers(folder, place):
+    for name, number in LARGE:
+        text = f"---\nid: {number}\nids: [{number}, 5]\n---\n# A {name}\n\nIt sleeps.\n"
+        (folder / f"animals/{name}.md").write_text(text)
+    run_recipe(IndexRecipe(documents=str(folder), embedder="builtin:static"), place)
+
+
+def test_large_numbers_of_front_matter_are_texts(folder, tmp_path):
+    index_large_numbers(folder, tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        assert paths(index, 'id = "9007199254740993"') == {"cats.md"}
+        assert paths(index, 'ids in ("9007199254740992", 5) and not id = 7') == {
+            "cats.md",
+            "dogs.md",
+        }
+        assert index.fields["id"] == ["number", "text"]
+
+
+def test_an_index_of_an_earlier_version_that_rounded_large_numbers_still_holds(
+    folder, tmp_path, monkeypatch
+):
+    place = tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr(filters, "_is_inexact", lambda value: False)
+        index_large_numbers(folder, place)
+    with Index.open(place) as index:
+        assert index.fields["id"] == ["number"]
+    assert check_index(place) == []
+    result = plan_replay(place, ReplayAmount.parse("all")).run()
+    assert [f"{one.name} {one}" for _, one in result.differences] == []
+    with closing(sqlite3.connect(place / "output/ledger.sqlite")) as catalog, catalog:
+        catalog.execute("UPDATE fields SET value = 8 WHERE name = 'id' AND value = 7")
+    assert any("fields" in str(issue) for issue in check_index(place))
+    result = plan_replay(place, ReplayAmount.parse("all")).run()
+    assert any("fields was changed" in str(one) for _, one in result.differences)
+
+
+def test_a_search_warns_of_values_that_a_filter_leaves_out_by_their_type(folder, tmp_path):
+    index_large_numbers(folder, tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        for text, other, compared in (
+            ("id < 10", "text", "number"),
+            ('not (title = x or id != "7")', "number", "text"),
+        ):
+            with collect_warnings() as warnings:
+                retrieve(index.restrict(text), "sleeps", 3, retriever="keyword")
+            assert warnings[0] == (
+                f"id is {other} in some documents: the filter compares it where it is {compared}"
+            )
+        for text in ("exists(id)", 'id in ("7", 5)', 'not (id = 7 or (path ~ a and id = "7"))'):
+            with collect_warnings() as warnings:
+                retrieve(index.restrict(text), "sleeps", 3, retriever="keyword")
+            assert warnings == [] or "no passage" in warnings[0]
+
+
+@pytest.mark.parametrize("text", ["date >= 2026-02-30", "date in (2024-02-29, 2023-02-29)"])
+def test_days_that_no_calendar_has_are_refused_where_a_field_has_dates(text):
+    with pytest.raises(DataError, match="there is no such day") as caught:
+        compile_filter(parse_filter(text), {"date": frozenset({"date", "text"})}, "")
+    assert caught.value.code == "rag.bad-filter"
+    compile_filter(parse_filter(text), {"date": frozenset({"text"})}, "")
+    for allowed in ('date = "2026-02-30"', "date ~ 2026-02-30"):
+        compile_filter(parse_filter(allowed), {"date": frozenset({"date"})}, "")
+
+
+def test_a_large_float_beside_a_large_whole_number_replays(folder, tmp_path):
+    place = tmp_path / "index"
+    index_large_numbers(folder, place)
+    (folder / "animals/cats.md").write_text("---\nid: 9007199254740993\nmass: 1.0e+20\n---\nA.\n")
+    run_recipe(IndexRecipe(documents=str(folder), embedder="builtin:static"), place, overwrite=True)
+    result = plan_replay(place, ReplayAmount.parse("all")).run()
+    assert [f"{one.name} {one}" for _, one in result.differences] == []

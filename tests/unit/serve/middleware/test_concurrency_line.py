@@ -18,6 +18,7 @@ from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.media_check import MediaCheckService
 from stillroom.serve.middleware.auth import CLIENT_KEY, RECEIVED_KEY
 from stillroom.serve.middleware.concurrency import FairQueue, run_while_connected
+from stillroom.serve.middleware.metrics import TIMING_KEY, RequestTiming
 from stillroom.serve.workspace import Workspace
 
 LIMITS = RequestLimits(checks=1)
@@ -312,5 +313,39 @@ def test_a_cancellation_that_the_look_at_the_client_swallows_ends_the_work(monke
             await asyncio.gather(task, return_exceptions=True)
         assert task.cancelled()
         assert ended
+
+    asyncio.run(go())
+
+
+def test_the_wait_of_who_gave_up_or_was_cancelled_counts_and_no_refusal_at_the_door():
+    queue = FairQueue(RequestLimits(wait_s=0.01), running=1, most_waiting=1)
+
+    def make_request(is_gone=False):
+        async def is_disconnected():
+            return is_gone
+
+        clock = RequestTiming()
+        return SimpleNamespace(scope={TIMING_KEY: clock}, is_disconnected=is_disconnected), clock
+
+    async def go():
+        first, clock = make_request()
+        await queue.enter(first)
+        assert clock.queue_s == 0
+        for is_gone, status in ((False, 429), (True, 499)):
+            request, clock = make_request(is_gone)
+            with pytest.raises(ApiError) as caught:
+                await queue.enter(request)
+            assert (caught.value.status, clock.queue_s >= 0.01) == (status, True)
+        waiting, clock = make_request()
+        task = asyncio.create_task(queue.enter(waiting))
+        await asyncio.sleep(0.05)
+        refused, refused_clock = make_request()
+        with pytest.raises(ApiError):
+            await queue.enter(refused)
+        assert refused_clock.queue_s is None
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert clock.queue_s >= 0.04
 
     asyncio.run(go())

@@ -9,7 +9,7 @@ from tests.unit.serve.test_app import KEY, chat, request, served
 
 from stillroom.records import Answer, Completion
 from stillroom.serve import create_app
-from stillroom.serve.middleware.metrics import ServerMetrics
+from stillroom.serve.middleware.metrics import RequestTiming, ServerMetrics
 
 CANARY = "zanzibarquux"
 _SAMPLE = re.compile(r'[a-z_]+\{([a-z]+="[^"\\\n]*",?)*\} [0-9.e+-]+|# (HELP|TYPE) [a-z_]+ .+')
@@ -64,8 +64,13 @@ def test_the_time_to_the_first_token_ends_where_the_first_text_does():
         chat(app, stream=is_stream)
         line = json.loads(lines[-1])
         assert 200 <= line["first_token_ms"] <= line["ms"] - 190
+        assert 0 <= line["queue_ms"] < 190
     route = '{route="/v1/chat/completions"}'
-    assert read(app)[f"stillroom_time_to_first_token_seconds_count{route}"] == "2.0"
+    counted = read(app)
+    assert counted[f"stillroom_time_to_first_token_seconds_count{route}"] == "2.0"
+    assert counted[f"stillroom_queue_seconds_count{route}"] == "2.0"
+    request(app, "GET", "/v1/models")
+    assert json.loads(lines[-1])["queue_ms"] is None
 
 
 def test_counters_need_a_key_where_keys_are_asked_for_and_refusals_count():
@@ -101,3 +106,13 @@ def test_two_servers_of_a_process_count_apart_and_tell_no_series_but_theirs():
     assert '"completion"' not in one.render()
     assert "/x" not in other.render()
     assert "_created" not in one.render() + other.render()
+
+
+def test_the_wait_of_a_request_without_an_answer_is_in_the_histogram():
+    counters, timing = ServerMetrics(), RequestTiming()
+    counters.count_request("/r", "POST", 404, 1.0, timing=RequestTiming())
+    timing.add_wait(2.0)
+    counters.count_request("/r", "POST", 429, 2.0, timing=timing)
+    lines = counters.render().splitlines()
+    assert 'stillroom_queue_seconds_count{route="/r"} 1.0' in lines
+    assert 'stillroom_queue_seconds_sum{route="/r"} 2.0' in lines

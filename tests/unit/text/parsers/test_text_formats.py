@@ -121,6 +121,10 @@ def test_json_that_is_not_valid_is_text_and_says_where(parse):
     assert "json_error" not in parse("json", '{"a": 1}\n').metadata
     assert "json_error" not in parse("json", '{"a": 1}\n{"a": 2}\n', "A.JSONL").metadata
     assert "json_error" not in parse("json", '{"a":\n1}\n', "model").metadata
+    ends = '{"a": "\u2028\u2029\x85\\u2028"}'
+    for lines in (f"{ends}\n{ends}\n", f"{ends}\r\n{ends}", f"{ends}\r{ends}\r"):
+        assert "json_error" not in parse("json", lines, "a.jsonl").metadata
+    assert "line 2" in parse("json", f"{ends}\r\n{{", "a.jsonl").metadata["json_error"]
 
 
 def test_a_notebooks_cells_have_the_bytes_of_the_cell(parse, bytes_of):
