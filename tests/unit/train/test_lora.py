@@ -6,7 +6,7 @@ import torch
 from stillroom.errors import MissingExtraError, RecipeError
 from stillroom.models import load_causal_lm
 from stillroom.testing import tiny_checkpoint
-from stillroom.train.lora import add_lora, export_tensors
+from stillroom.train.lora import add_lora, check_lora_config, export_tensors
 from stillroom.train.settings import LoraSettings
 
 
@@ -74,3 +74,26 @@ def test_refuses_an_update_of_one_of_two_tied_layers(tmp_path, layer):
     with pytest.raises(RecipeError, match=f"the weight of {layer} is another layer's") as caught:
         add_lora(model, LoraSettings(rank=2, targets=("q_proj", layer)), seed=0)
     assert caught.value.code == "train.lora-head"
+
+
+@pytest.mark.parametrize(
+    "targets", [("q_projj",), ("q_proj", "v_projj"), ("norm",), ("input_layernorm", "x"), ()]
+)
+def test_refuses_names_that_no_layer_has(model, targets):
+    with pytest.raises(RecipeError, match="no layer") as caught:
+        add_lora(model, LoraSettings(rank=2, targets=targets), seed=0)
+    (problem,) = caught.value.problems
+    assert problem.code == "train.lora-targets"
+    assert "k_proj" in problem.expected
+    assert "embed_tokens" not in problem.expected
+    assert all(name not in problem.what for name in ("q_proj,", " q_proj "))
+
+
+@pytest.mark.parametrize(
+    "target", ["q_proj", "self_attn.q_proj", "model.layers.0.self_attn.q_proj", "lm_head"]
+)
+def test_finds_layers_without_weights_as_peft_does(tmp_path, target):
+    config = tiny_checkpoint(tmp_path / "tied", tie=True) / "config.json"
+    check_lora_config(LoraSettings(targets=(target,)), config)
+    with pytest.raises(RecipeError, match="no layer x"):
+        check_lora_config(LoraSettings(targets=(target, "x")), config)
