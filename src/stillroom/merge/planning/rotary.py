@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 __all__ = ["read_rotary_settings"]
 
@@ -75,13 +75,14 @@ def _complete(rope: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]
         rope = {**defaults, **rope}
         rope.setdefault("attention_factor", _yarn_attention(rope))
     if kind == "longrope" and _are_numbers(longest, rope.get(name)) and rope[name]:
-        rope.setdefault("factor", longest / rope[name])
+        rope.setdefault("factor", cast("float", longest) / rope[name])
     return {"type": kind, **rope}
 
 
 def _yarn_attention(rope: Mapping[str, Any]) -> float | None:
     """Return the scale of attention that YaRN (Peng et al. 2023, arXiv:2309.00071) derives."""
-    factor, mscale, all_dims = (rope.get(key) for key in ("factor", "mscale", "mscale_all_dim"))
+    keys = ("factor", "mscale", "mscale_all_dim")
+    factor, mscale, all_dims = (cast("Any", rope.get(key)) for key in keys)
     if not _are_numbers(factor, mscale or 0, all_dims or 0):
         return None
 
