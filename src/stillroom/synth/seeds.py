@@ -24,6 +24,7 @@ from stillroom.provenance import LEDGER, find_output, read_ledger
 from stillroom.provenance.digests import load_json
 from stillroom.recipes.yaml_text import YamlTree, format_path, read_yaml
 from stillroom.records import Origin, Passage, Record, read_records
+from stillroom.records.encodings import find_encoding_error
 from stillroom.synth.types import SeedItem, SeedKind, Topic, get_seed_kind, to_passage
 
 __all__ = [
@@ -192,7 +193,7 @@ def _read_passages(path: Path) -> Iterator[Passage]:
                 if line.strip():
                     yield _parse_passage(line, path, number)
         except UnicodeDecodeError as error:
-            raise _broken_passage_error(path, 0, f"it is not UTF-8: {error}") from error
+            raise find_encoding_error(path) from error
 
 
 def _parse_passage(line: str, path: Path, number: int) -> Passage:
