@@ -31,7 +31,7 @@ from stillroom.objects import resolve_local
 from stillroom.recipes import DISTINCT, Reference, Settings
 from stillroom.records import Record, read_records
 from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection
-from stillroom.synth.types import derive_seed
+from stillroom.synth.types import derive_seed, read_split
 
 if TYPE_CHECKING:
     from stillroom.synth.types import RejectedRecord
@@ -163,7 +163,7 @@ def _judge_existing(
     """Yield existing records with verdicts; ``judge`` is asked about the training records."""
     training = []
     for record in records:
-        if (record.fields.get("split") or "train") == "train":
+        if not record.fields.get("split") or read_split(record) == "train":
             training.append(replace(record, fields={**record.fields, "split": "train"}))
         else:
             yield record, FilterResult(False, "not of the split 'train'", 0.0)

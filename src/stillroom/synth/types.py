@@ -6,6 +6,7 @@ Every item has an id, a document (the unit of the split), an origin and a text.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -29,6 +30,7 @@ __all__ = [
     "get_document_id",
     "get_item_text",
     "get_seed_kind",
+    "read_split",
     "to_passage",
 ]
 
@@ -135,6 +137,22 @@ def to_passage(record: Record) -> Passage:
 
 Split = Literal["train", "held_out"]
 _SEED_BITS = 31
+_SPLIT_NAMES: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(
+        ("test", "testing", "validation", "valid", "val", "eval", "evaluation", "dev"), "held_out"
+    ),
+    **dict.fromkeys(("held", "holdout", "heldout"), "held_out"),
+}
+
+
+def read_split(record: Record) -> Split | None:
+    """Return the side that a record's own field names, as ``train_sft`` or ``test``; else None.
+
+    Names that are no splits, such as those of sources, name no side.
+    """
+    first = re.match(r"[a-z]*", str(record.fields.get("split") or "").strip().lower())
+    return _SPLIT_NAMES.get(first[0] if first else "")
 
 
 def derive_seed(*parts: object) -> int:

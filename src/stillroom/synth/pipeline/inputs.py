@@ -1,5 +1,6 @@
 """Pipeline inputs: train/validation (held-out) split of documents by hash, order of work items.
 
+A file of records that marks test rows keeps its own split: these make no training records.
 Records without documents are split by ``train.data``. Both depend on hashes of ids and the seed,
 not on the order of files or the number of documents. Documents with the same text are on the same
 side, by the hash of the text.
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from stillroom.errors import DataError
 from stillroom.provenance import digest_json, digest_text
 from stillroom.records import Passage, Record
 from stillroom.synth.interfaces import FilterContext
@@ -208,20 +210,74 @@ def read_inputs(recipe: RecordsRecipe) -> PipelineInputs:
     """Read the inputs of a recipe; a document is on one side of the split in all of them.
 
     Raises:
-        DataError: If a file is missing or invalid, or has no items of an accepted kind.
+        DataError: If a file is missing or invalid, has no items of an accepted kind, or has test
+            rows alone (``synth.test-seeds``) where records are made of them.
     """
     sources: dict[str, SeedSet] = {}
     for name, reference in (("index", recipe.index), ("seeds", recipe.seeds)):
         if reference:
             sources[name] = read_seeds(reference, _find_accepted_kinds(recipe, name))
     all_items = [item for source in sources.values() for item in source.items]
-    sides = split_items(all_items, recipe.held_out, recipe.seed)
+    makes = any(isinstance(step, GenerateStep) for step in recipe.steps.values())
+    own = _find_own_sides(sources)
+    rest = [item for item in all_items if get_document_id(item) not in own]
+    if own and not rest and "train" not in own.values():
+        if makes:
+            raise _test_rows_error(next(iter(sources.values())))
+        own = {}  # what only filters may filter test rows
+    left_out: set[str] = set()
+    if makes and not recipe.held_out:
+        left_out = {document for document, side in own.items() if side == "held_out"}
+    if own and recipe.held_out:
+        sides = own | split_items(rest, recipe.held_out, recipe.seed)
+    else:
+        sides = split_items(all_items, recipe.held_out, recipe.seed)
     items: dict[tuple[str, Split], list[SeedItem]] = {}
     for name, source in sources.items():
+        used = [item for item in source.items if get_document_id(item) not in left_out]
+        if count := len(source.items) - len(used):
+            dropped = {**source.dropped, "test rows, as held_out is 0": count}
+            sources[name] = replace(source, dropped=dropped)
         for split in _SPLITS:
-            side_items = (item for item in source.items if sides[get_document_id(item)] == split)
+            side_items = (item for item in used if sides[get_document_id(item)] == split)
             items[name, split] = order_items(side_items, recipe.seed)
     return PipelineInputs(sources, sides, items, DocumentFrequency(all_items))
+
+
+def _find_own_sides(sources: Mapping[str, SeedSet]) -> dict[str, Split]:
+    """Return the sides of documents that the files themselves name.
+
+    A document with a test row, or with the text of one that has, is held out. Files without test
+    rows are split as others.
+    """
+    parts: dict[str, list[SeedItem]] = {}
+    named: dict[str, set[Split]] = {}
+    for source in sources.values():
+        for item in source.items:
+            document = get_document_id(item)
+            parts.setdefault(document, []).append(item)
+            if side := source.splits.get(item.id):
+                named.setdefault(document, set()).add(side)
+    if not any("held_out" in sides for sides in named.values()):
+        return {}
+    copies = find_duplicate_documents(parts)
+    tests = {copies.get(name, name) for name, sides in named.items() if "held_out" in sides}
+    own: dict[str, Split] = {
+        name: "held_out" if copies.get(name, name) in tests else "train"
+        for name in parts
+        if name in named or copies.get(name, name) in tests
+    }
+    return own
+
+
+def _test_rows_error(source: SeedSet) -> DataError:
+    return DataError(
+        f"all seeds of {source.path} are test rows: they make no training records",
+        code="synth.test-seeds",
+        where=str(source.path),
+        expected="rows whose field 'split' is train, or names no split",
+        next="name a file of training rows; or remove the field, if these are no test rows",
+    )
 
 
 def _find_accepted_kinds(recipe: RecordsRecipe, name: str) -> tuple[SeedKind, ...]:
