@@ -423,3 +423,62 @@ def test_a_request_that_is_refused_is_not_asked_again_as_json(serve, patient, tm
         model.generate(asked[1:], Sampling())
     model.close()
     assert sum(path.endswith("completions") for path, *_ in server.requests) == 2
+
+
+BAD_BODIES = {
+    "page": b"<html><body>Welcome to the  router</body></html>",
+    "cut": b'{"choices": [{"message": {"con',
+}
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("generator", ["rewrite", "self_instruct"])  # the latter in rounds
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_pages_in_the_place_of_answers_end_the_run(
+    serve, patient, tmp_path, name, generator, concurrency
+):
+    asked, is_well = [], []
+
+    def answer(path, body, headers):
+        if path == "/models":
+            return {"data": [{"id": "m"}]}
+        asked.append(json.dumps(body["messages"]))
+        return completion(GOOD.format(len(asked))) if is_well else (200, BAD_BODIES[name])
+
+    server, seeds = serve(answer), write_seeds(tmp_path / "seeds.jsonl", 60)
+    recipe = make(server, seeds, generator=generator)
+    recipe = recipe.model_copy(
+        update={"engine": recipe.engine.model_copy(update={"concurrency": concurrency})}
+    )
+    with pytest.raises(BackendError) as caught:
+        do(recipe, tmp_path / "out")
+    problem = caught.value.problems[0]
+    assert problem.code == "backend.malformed"
+    assert "10 consecutive units" in problem.what
+    assert " ".join(BAD_BODIES[name].decode().split())[:30] in problem.what
+    assert "--resume" in problem.next
+    assert len(asked) <= 2 * (14 if concurrency == 1 else 10 + 3 * concurrency)
+    if generator == "rewrite":  # what was not answered is asked again
+        is_well.append(True)
+        do(recipe, tmp_path / "out", resume=True)
+        assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == 60
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_pages_for_a_moment_cost_nothing(serve, patient, tmp_path, concurrency):
+    seen = set()
+
+    def answer(path, body, headers):
+        if path == "/models":
+            return {"data": [{"id": "m"}]}
+        number = number_of(body)
+        if number in seen:
+            return completion(GOOD.format(number))
+        seen.add(number)
+        return 200, BAD_BODIES["page"]
+
+    server, seeds = serve(answer), write_seeds(tmp_path / "seeds.jsonl", ROWS)
+    recipe = make(server, seeds)
+    engine = recipe.engine.model_copy(update={"concurrency": concurrency})
+    do(recipe.model_copy(update={"engine": engine}), tmp_path / "out")
+    assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == ROWS
