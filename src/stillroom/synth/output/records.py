@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,6 @@ from stillroom.synth.pipeline.executor import PipelineExecutor, RunCache, to_rec
 from stillroom.synth.pipeline.filter_chain import FilterChain
 from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, read_inputs
 from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
-from stillroom.synth.pipeline.scheduler import AnswerWatch
 from stillroom.synth.pipeline.statistics import RecordStats
 from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
 from stillroom.synth.selection import (
@@ -107,7 +106,6 @@ class _RecordsRun:
     caches: RunCache
     files: ExitStack
     costs: CostTracker
-    watch: AnswerWatch = field(default_factory=AnswerWatch)
 
     def run_split(self, split: Split, held_out: Sequence[Record]) -> SplitResult:
         """Generate the records of one side."""
@@ -126,7 +124,6 @@ class _RecordsRun:
             self.caches,
             job.scratch / split,
             job.check_cancelled,
-            self.watch,
         )
         if not target:
             return executor.run(target, self.files, self.costs, share, lambda _: None)

@@ -18,7 +18,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -98,13 +97,8 @@ class PipelineExecutor:
         caches: RunCache,
         scratch: Path,
         pause: Callable[[], None] = lambda: None,
-        watch: AnswerWatch | None = None,
     ) -> None:
-        """Build the streams of one side; no request is made before they are pulled.
-
-        ``watch`` counts missing answers over both sides; by default over this one.
-        """
-        self._watch = watch or AnswerWatch()
+        """Build the streams of one side; no request is made before they are pulled."""
         self._recipe, self._inputs, self._split = recipe, inputs, split
         self._context, self._caches, self._pause = context, caches, pause
         self._scratch = scratch
@@ -253,7 +247,7 @@ class PipelineExecutor:
             batch_size=self._recipe.batch_size,
             pause=self._pause,
             wanted=lambda: self._count_wanted(step, num_given),
-            watch=partial(self._watch.look, model=model.fingerprint),
+            watch=self._caches.watch,
         )
         method, step_name = generator.method_name(), name
         if self._is_single:
@@ -500,7 +494,7 @@ class UnitCache:
 
 
 class RunCache:
-    """The caches of one run, each opened once."""
+    """The caches of one run, each opened once, and the watch over its teachers' answers."""
 
     def __init__(
         self,
@@ -510,6 +504,7 @@ class RunCache:
         on_damage: Callable[[str], None] | None = None,
     ) -> None:
         """Open no cache yet; ``before`` is the cache folder of a previous run."""
+        self.watch = AnswerWatch()
         self._on_damage = on_damage
         self._folder, self._previous, self._open_journal = folder, before, open_journal
         self._open: dict[str, tuple[UnitCache, Journal]] = {}

@@ -75,7 +75,7 @@ def stream_units(
     workers: int,
     pause: Callable[[], None] = lambda: None,
     wanted: Callable[[], int] = lambda: UNLIMITED,
-    watch: Callable[[GenerationResult], None] | None = None,
+    watch: AnswerWatch | None = None,
 ) -> Iterator[GenerationResult]:
     """Yield the draft of every unit in order; finished ones come from the cache.
 
@@ -87,7 +87,7 @@ def stream_units(
         workers: Number of concurrent requests.
         pause: Callback on the caller's thread several times per second, where it is safe to stop.
         wanted: Number of records that the caller still takes, of the drafts after the last one.
-        watch: Counts each draft, as ``AnswerWatch.look`` of the run; by default of this stream.
+        watch: Watch of the run; by default one of this stream.
 
     Raises:
         BackendError: If the teacher fails, or refuses many units from the start.
@@ -114,7 +114,7 @@ def stream_units(
             result = _wait_for_unit(futures.popleft(), look)
             pause()
             if result is not None:
-                stream.watch(result)
+                stream.watch(result, model.fingerprint)
                 yield result
     finally:
         scheduler.close()
@@ -146,7 +146,7 @@ class AnswerWatch:
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
 
-    def look(self, draft: GenerationResult, model: str = "") -> None:
+    def look(self, draft: GenerationResult, model: str) -> None:
         """Count a draft of a model, given by its fingerprint; its requests have had all tries.
 
         Raises:
@@ -174,11 +174,9 @@ class AnswerWatch:
 class DraftCache:
     """Cache of finished drafts, with the count of refused units."""
 
-    def __init__(
-        self, cache: CacheProtocol, look: Callable[[GenerationResult], None] | None = None
-    ) -> None:
+    def __init__(self, cache: CacheProtocol, watch: AnswerWatch | None = None) -> None:
         self.cache = cache
-        self._look = look or AnswerWatch().look
+        self._watch = watch or AnswerWatch()
         self._lock = threading.Lock()
         self._refused = self._records = 0
 
@@ -197,14 +195,14 @@ class DraftCache:
             stored = self.cache.get(draft.key)
         return GenerationResult.from_json(stored)  # type: ignore[arg-type]  # put above
 
-    def watch(self, draft: GenerationResult) -> None:
-        """Count refusals and missing answers, to stop early.
+    def watch(self, draft: GenerationResult, model: str) -> None:
+        """Count refusals and missing answers of a model, given by its fingerprint, to stop early.
 
         Raises:
             BackendError: If the server refused many units from the start without a record, or has
                 answered none of the last ten.
         """
-        self._look(draft)
+        self._watch.look(draft, model)
         refusals = [failure.text for failure in draft.failures if failure.reason == REFUSED]
         self._records += len(draft.records)
         self._refused += bool(refusals)
@@ -424,7 +422,7 @@ def generate_units(
     batch_size: int,
     pause: Callable[[], None] = lambda: None,
     wanted: Callable[[], int] = lambda: UNLIMITED,
-    watch: Callable[[GenerationResult], None] | None = None,
+    watch: AnswerWatch | None = None,
 ) -> Iterator[GenerationResult]:
     """Yield the draft of every unit in order; finished ones come from the cache.
 
@@ -440,12 +438,12 @@ def generate_units(
         batch_size: Number of units per batch, for a teacher that works in batches.
         pause: Callback where it is safe to stop.
         wanted: Number of records that the caller still takes; batches are not cut for it.
-        watch: Counts each draft, as ``AnswerWatch.look`` of the run; by default of these units.
+        watch: Watch of the run, also over the rounds; by default one of these units.
 
     Raises:
         BackendError: If the teacher fails, or refuses many units from the start.
     """
-    shared = watch or AnswerWatch().look
+    shared = watch or AnswerWatch()
 
     def draft(units: Iterable[WorkItem]) -> Iterator[GenerationResult]:
         if isinstance(model, ConcurrentModel) and model.concurrency > 1:
@@ -489,5 +487,5 @@ def _generate_groups(
             new = map(store.keep, generator.generate(missing, model))
             drafts |= {draft.key: draft for draft in new}
         for seed in group:
-            store.watch(drafts[seed.key])
+            store.watch(drafts[seed.key], model.fingerprint)
             yield drafts[seed.key]
