@@ -51,7 +51,6 @@ _MAX_BACKOFF_S = 30.0
 _REFUSED_TRIES = 3
 _MAX_BODY_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 64 << 10
-_MAX_SHOWN_BYTES = 160
 
 
 @dataclass(frozen=True)
@@ -263,9 +262,7 @@ class Endpoint:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
-            start = " ".join(data[:_MAX_SHOWN_BYTES].decode("utf-8", "replace").split())
-            what = f"the response is not JSON: {start!r}" if start else "the response is empty"
-            raise _TransientError(what, code="backend.malformed") from error
+            raise _TransientError("the response is not JSON", code="backend.malformed") from error
         if not isinstance(value, dict):
             raise _TransientError("the response is not a JSON object", code="backend.malformed")
         if value.get("error") and "choices" not in value:  # relays send errors with HTTP 200

@@ -42,7 +42,7 @@ from stillroom.synth.pipeline.results import (
     reject_record,
     tee,
 )
-from stillroom.synth.pipeline.scheduler import AnswerWatch, generate_units, is_unanswered
+from stillroom.synth.pipeline.scheduler import generate_units, is_unanswered
 from stillroom.synth.pipeline.steps import (
     STEP_SOURCES,
     UNLIMITED,
@@ -247,7 +247,6 @@ class PipelineExecutor:
             batch_size=self._recipe.batch_size,
             pause=self._pause,
             wanted=lambda: self._count_wanted(step, num_given),
-            watch=self._caches.watch,
         )
         method, step_name = generator.method_name(), name
         if self._is_single:
@@ -494,7 +493,7 @@ class UnitCache:
 
 
 class RunCache:
-    """The caches of one run, each opened once, and the watch over its teachers' answers."""
+    """The caches of one run, each opened once."""
 
     def __init__(
         self,
@@ -504,7 +503,6 @@ class RunCache:
         on_damage: Callable[[str], None] | None = None,
     ) -> None:
         """Open no cache yet; ``before`` is the cache folder of a previous run."""
-        self.watch = AnswerWatch()
         self._on_damage = on_damage
         self._folder, self._previous, self._open_journal = folder, before, open_journal
         self._open: dict[str, tuple[UnitCache, Journal]] = {}

@@ -31,7 +31,6 @@ from stillroom.synth.pipeline.steps import UNLIMITED
 from stillroom.synth.prompting.requests import (
     NO_ANSWER,
     REFUSED,
-    UNREADABLE,
     ModelRequest,
     RequestBatch,
     to_failure,
@@ -42,14 +41,7 @@ from stillroom.synth.types import CacheProtocol, GenerationFailure, GenerationRe
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = [
-    "AnswerWatch",
-    "CoroutineScheduler",
-    "DraftCache",
-    "generate_units",
-    "is_unanswered",
-    "stream_units",
-]
+__all__ = ["CoroutineScheduler", "DraftCache", "generate_units", "is_unanswered", "stream_units"]
 
 _AHEAD = 2
 _UNITS_PER_SPARE = 4
@@ -61,7 +53,6 @@ _GATHER_S = 0.005
 expensive than the units themselves, and takes the interpreter from the requesting threads.
 """
 
-_UNANSWERED = (NO_ANSWER, UNREADABLE)
 _MAX_REFUSALS = 20
 _MAX_UNANSWERED = 10
 
@@ -75,7 +66,6 @@ def stream_units(
     workers: int,
     pause: Callable[[], None] = lambda: None,
     wanted: Callable[[], int] = lambda: UNLIMITED,
-    watch: AnswerWatch | None = None,
 ) -> Iterator[GenerationResult]:
     """Yield the draft of every unit in order; finished ones come from the cache.
 
@@ -87,12 +77,11 @@ def stream_units(
         workers: Number of concurrent requests.
         pause: Callback on the caller's thread several times per second, where it is safe to stop.
         wanted: Number of records that the caller still takes, of the drafts after the last one.
-        watch: Watch of the run; by default one of this stream.
 
     Raises:
         BackendError: If the teacher fails, or refuses many units from the start.
     """
-    stream = DraftCache(cache, watch)
+    stream = DraftCache(cache)
     remaining = iter(seeds)
     futures: deque[Future[GenerationResult | None]] = deque()
     units = workers + -(-workers // _UNITS_PER_SPARE)
@@ -114,7 +103,7 @@ def stream_units(
             result = _wait_for_unit(futures.popleft(), look)
             pause()
             if result is not None:
-                stream.watch(result, model.fingerprint)
+                stream.watch(result)
                 yield result
     finally:
         scheduler.close()
@@ -122,7 +111,7 @@ def stream_units(
 
 def is_unanswered(draft: GenerationResult) -> bool:
     """Return whether a unit is incomplete because the server did not answer all requests."""
-    return any(failure.reason in _UNANSWERED for failure in draft.failures)
+    return any(failure.reason == NO_ANSWER for failure in draft.failures)
 
 
 def _wait_for_unit(
@@ -140,45 +129,13 @@ def _wait_for_unit(
             pause()
 
 
-class AnswerWatch:
-    """Count of the units in a row that a teacher's server did not answer, over a whole run."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-
-    def look(self, draft: GenerationResult, model: str) -> None:
-        """Count a draft of a model, given by its fingerprint; its requests have had all tries.
-
-        Raises:
-            BackendError: If the server has answered none of the last ten units, or with something
-                that cannot be read, such as a web page.
-        """
-        failures = [failure for failure in draft.failures if failure.reason in _UNANSWERED]
-        count = self._counts[model] = self._counts.get(model, 0) + 1 if failures else 0
-        if count < _MAX_UNANSWERED:
-            return
-        is_page = failures[-1].reason == UNREADABLE
-        raise BackendError(
-            f"{count} consecutive units had {failures[-1].reason if is_page else 'no answer'}: "
-            f"{failures[-1].text:.300}",
-            code="backend.malformed" if is_page else "backend.unavailable",
-            expected="a server that answers in OpenAI's format"
-            if is_page
-            else "a server that answers",
-            next="check the address (…/v1), then run the same command again with --resume"
-            if is_page
-            else "run the same command again with --resume when it does",
-        )
-
-
 class DraftCache:
-    """Cache of finished drafts, with the count of refused units."""
+    """Cache of finished drafts, with the counts of refused and unanswered units."""
 
-    def __init__(self, cache: CacheProtocol, watch: AnswerWatch | None = None) -> None:
+    def __init__(self, cache: CacheProtocol) -> None:
         self.cache = cache
-        self._watch = watch or AnswerWatch()
         self._lock = threading.Lock()
-        self._refused = self._records = 0
+        self._refused = self._records = self._num_unanswered = 0
 
     def known(self, seed: WorkItem) -> GenerationResult | None:
         """Return the unit's draft from the cache."""
@@ -195,14 +152,22 @@ class DraftCache:
             stored = self.cache.get(draft.key)
         return GenerationResult.from_json(stored)  # type: ignore[arg-type]  # put above
 
-    def watch(self, draft: GenerationResult, model: str) -> None:
-        """Count refusals and missing answers of a model, given by its fingerprint, to stop early.
+    def watch(self, draft: GenerationResult) -> None:
+        """Count refusals and missing answers, to stop early.
 
         Raises:
             BackendError: If the server refused many units from the start without a record, or has
                 answered none of the last ten.
         """
-        self._watch.look(draft, model)
+        unanswered = [failure.text for failure in draft.failures if failure.reason == NO_ANSWER]
+        self._num_unanswered = self._num_unanswered + 1 if unanswered else 0
+        if self._num_unanswered >= _MAX_UNANSWERED:
+            raise BackendError(
+                f"{self._num_unanswered} consecutive units had no answer: {unanswered[-1]:.300}",
+                code="backend.unavailable",
+                expected="a server that answers",
+                next="run the same command again with --resume when it does",
+            )
         refusals = [failure.text for failure in draft.failures if failure.reason == REFUSED]
         self._records += len(draft.records)
         self._refused += bool(refusals)
@@ -422,7 +387,6 @@ def generate_units(
     batch_size: int,
     pause: Callable[[], None] = lambda: None,
     wanted: Callable[[], int] = lambda: UNLIMITED,
-    watch: AnswerWatch | None = None,
 ) -> Iterator[GenerationResult]:
     """Yield the draft of every unit in order; finished ones come from the cache.
 
@@ -438,12 +402,10 @@ def generate_units(
         batch_size: Number of units per batch, for a teacher that works in batches.
         pause: Callback where it is safe to stop.
         wanted: Number of records that the caller still takes; batches are not cut for it.
-        watch: Watch of the run, also over the rounds; by default one of these units.
 
     Raises:
         BackendError: If the teacher fails, or refuses many units from the start.
     """
-    shared = watch or AnswerWatch()
 
     def draft(units: Iterable[WorkItem]) -> Iterator[GenerationResult]:
         if isinstance(model, ConcurrentModel) and model.concurrency > 1:
@@ -455,13 +417,8 @@ def generate_units(
                 workers=model.concurrency,
                 pause=pause,
                 wanted=wanted,
-                watch=shared,
             )
-        # one by one at a server: a small batch costs nothing, and shows soon that it is down
-        size = (
-            min(batch_size, _MAX_UNANSWERED) if isinstance(model, ConcurrentModel) else batch_size
-        )
-        return _generate_groups(units, generator, model, DraftCache(cache, shared), size, pause)
+        return _generate_groups(units, generator, model, cache, batch_size, pause)
 
     if not generator.round_size:
         yield from map(generator.finalize, draft(seeds))
@@ -475,17 +432,15 @@ def _generate_groups(
     seeds: Iterable[WorkItem],
     generator: GeneratorState,
     model: TextModel,
-    store: DraftCache,
+    cache: CacheProtocol,
     batch_size: int,
     pause: Callable[[], None],
 ) -> Iterator[GenerationResult]:
-    remaining = iter(seeds)
+    store, remaining = DraftCache(cache), iter(seeds)
     while group := list(islice(remaining, batch_size)):
         pause()
         drafts = {seed.key: draft for seed in group if (draft := store.known(seed)) is not None}
         if missing := [seed for seed in group if seed.key not in drafts]:
             new = map(store.keep, generator.generate(missing, model))
             drafts |= {draft.key: draft for draft in new}
-        for seed in group:
-            store.watch(drafts[seed.key], model.fingerprint)
-            yield drafts[seed.key]
+        yield from (drafts[seed.key] for seed in group)

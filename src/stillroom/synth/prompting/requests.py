@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import BackendError
-from stillroom.models.requests import REFUSAL_CODES
 from stillroom.provenance import digest_text
 from stillroom.records import Completion, Prompt, Record, Sampling
 from stillroom.registry.catalog import suggest
@@ -40,7 +39,6 @@ __all__ = [
     "INVALID_JSON",
     "NO_ANSWER",
     "REFUSED",
-    "UNREADABLE",
     "ModelRequest",
     "PromptTemplate",
     "RequestBatch",
@@ -67,16 +65,13 @@ _MAX_TOPIC = 100
 INVALID_JSON = "not the JSON asked"
 REFUSED = "refused by the teacher's server"
 NO_ANSWER = "no answer from the teacher's server"
-UNREADABLE = "no answer that can be read"
-"""Like the one above not the request's own fault: such a unit is not cached, so that a later run
-repeats it.
-"""
+"""Not the request's own fault: such a unit is not cached, so that a later run repeats it."""
 
 _REQUEST_ERRORS = {
     "backend.context": "longer than the teacher's context",
     "backend.schema": INVALID_JSON,
     "backend.refused": REFUSED,
-    "backend.malformed": UNREADABLE,
+    "backend.malformed": "no answer that can be read",
     "backend.answer": "an answer without text",
     "backend.timeout": NO_ANSWER,
     "backend.broken": NO_ANSWER,
@@ -168,18 +163,12 @@ class RequestBatch:
             return list(model.generate(prompts, samplings, on_done=done.__setitem__))
         except BackendError as error:
             failure = to_failure(error)
-            answers: dict[int, Completion | GenerationFailure] = {**done}
-            remaining = [index for index in range(len(requests)) if index not in done]
-            if len(requests) == 1:
-                answers[0] = failure
-            elif len(error.problems) == len(remaining) and error.code in REFUSAL_CODES:
-                # each of these had its tries
-                failed = [BackendError([problem]) for problem in error.problems]
-                answers |= zip(remaining, map(to_failure, failed), strict=True)
-            return [
-                answers[index] if index in answers else self.complete([request], model)[0]
-                for index, request in enumerate(requests)
-            ]
+            if len(requests) > 1:  # completed requests are not repeated
+                return [
+                    done[index] if index in done else self.complete([request], model)[0]
+                    for index, request in enumerate(requests)
+                ]
+            return [failure]
 
     def add_record(self, seed: int, record: Record) -> None:
         """Add a record to a seed's draft."""
