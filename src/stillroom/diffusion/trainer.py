@@ -69,14 +69,15 @@ def preflight_training(
     lora, model = recipe.train.lora, recipe.model
     if loads or lora is None or not isinstance(model, str) or not is_local(model):
         return None
-    report = PreflightReport()
+    report, name = PreflightReport(), "adapted layers"
 
     def check_adapted() -> list[PreflightFinding]:
-        if convert_format(Checkpoint.open(resolve_checkpoint(model))) is None:
-            check_lora_config(lora, find_config(model, fetch=False))
-        return []
+        if convert_format(Checkpoint.open(resolve_checkpoint(model))) is not None:
+            return []
+        warning = check_lora_config(lora, find_config(model, fetch=False))
+        return [PreflightFinding("warning", name, warning)] if warning else []
 
-    report.add("adapted layers", check_adapted)
+    report.add(name, check_adapted)
     return report
 
 
@@ -112,7 +113,8 @@ class _Training:
         self.start = ranks.share_path(job.scratch / "start")
         description = ranks.on_main(self._prepare)
         self.model = model = load_prepared(self.start)
-        check_lora_targets(self.recipe.train.lora, model.network)
+        if warning := check_lora_targets(self.recipe.train.lora, model.network):
+            job.warn(warning)
         check_attention(model, str(self.start))
         if self.recipe.max_tokens > model.context_length:
             most = model.context_length

@@ -42,7 +42,7 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
     Raises:
         MissingExtraError: If peft is not installed.
         RecipeError: If a layer to adapt has its weight in common with another, as a tied head, or
-            the model has no layer of a name.
+            the model has none of the layers.
     """
     check_lora_targets(settings, model)
     try:
@@ -66,17 +66,17 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
     return adapted
 
 
-def check_lora_targets(settings: LoraSettings | None, model: nn.Module) -> None:
-    """Refuse names of layers to adapt that no layer of a model has; it may be on the meta device.
+def check_lora_targets(settings: LoraSettings | None, model: nn.Module) -> str:
+    """Return a warning of names of layers to adapt that no layer of a model has, or nothing.
 
     A target is the end of a layer's dotted name, or all of it. Fused experts are peft's to find:
-    it takes their names from before the fusion.
+    it takes their names from before the fusion. The model may be on the meta device.
 
     Raises:
-        RecipeError: If a name is no layer's.
+        RecipeError: If the model has none of the layers.
     """
     if settings is None or isinstance(settings.targets, str):
-        return
+        return ""
     layers = {
         name: module
         for name, module in model.named_modules()
@@ -91,31 +91,37 @@ def check_lora_targets(settings: LoraSettings | None, model: nn.Module) -> None:
         value.dim() > 2 and not name.endswith("weight") for name, value in model.named_parameters()
     )
     if settings.targets and (has_experts or not missing):
-        return
+        return ""
     known = {
         name.rpartition(".")[2]
         for name, module in layers.items()
         if not isinstance(module, nn.Embedding)
     }
+    lacking = f"the model has no layer {', '.join(missing)}" if missing else "no layer is adapted"
+    listed = f"layers of the model: {', '.join(sorted(known))}"
+    if len(missing) < len(settings.targets):
+        return f"{lacking} (train.lora.targets); {listed}"
     raise RecipeError(
-        f"the model has no layer {', '.join(missing)}" if missing else "no layer is adapted",
+        lacking,
         code="train.lora-targets",
         where="train.lora.targets",
-        expected=f"layers of the model: {', '.join(sorted(known))}",
+        expected=listed,
         next="correct the names, or set targets: all-linear",
     )
 
 
-def check_lora_config(settings: LoraSettings | None, config: Path | None) -> None:
+def check_lora_config(settings: LoraSettings | None, config: Path | None) -> str:
     """Check the layers to adapt by a ``config.json`` or ``.gguf`` file, without weights, if any.
 
+    Returns a warning, as ``check_lora_targets`` does.
+
     Raises:
-        RecipeError: If a name is no layer's.
+        RecipeError: If the model has none of the layers.
         CheckpointError: If no model can be built from the file.
     """
     if settings is None or isinstance(settings.targets, str) or config is None:
-        return
-    check_lora_targets(settings, outline_model(config)[1])
+        return ""
+    return check_lora_targets(settings, outline_model(config)[1])
 
 
 def _check_tied_weights(model: nn.Module) -> None:

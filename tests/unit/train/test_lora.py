@@ -6,7 +6,7 @@ import torch
 from stillroom.errors import MissingExtraError, RecipeError
 from stillroom.models import load_causal_lm
 from stillroom.testing import tiny_checkpoint
-from stillroom.train.lora import add_lora, check_lora_config, export_tensors
+from stillroom.train.lora import add_lora, check_lora_config, check_lora_targets, export_tensors
 from stillroom.train.settings import LoraSettings
 
 
@@ -77,7 +77,7 @@ def test_refuses_an_update_of_one_of_two_tied_layers(tmp_path, layer):
 
 
 @pytest.mark.parametrize(
-    "targets", [("q_projj",), ("q_proj", "v_projj"), ("norm",), ("input_layernorm", "x"), ()]
+    "targets", [("q_projj",), ("query", "v_projj"), ("norm",), ("input_layernorm", "x"), ()]
 )
 def test_refuses_names_that_no_layer_has(model, targets):
     with pytest.raises(RecipeError, match="no layer") as caught:
@@ -86,7 +86,17 @@ def test_refuses_names_that_no_layer_has(model, targets):
     assert problem.code == "train.lora-targets"
     assert "k_proj" in problem.expected
     assert "embed_tokens" not in problem.expected
-    assert all(name not in problem.what for name in ("q_proj,", " q_proj "))
+
+
+def test_a_list_for_several_architectures_adapts_the_layers_that_are_there(model):
+    settings = LoraSettings(rank=2, targets=("q_proj", "c_attn", "query_key_value"))
+    warning = check_lora_targets(settings, model)
+    assert warning.startswith("the model has no layer c_attn, query_key_value")
+    assert "k_proj" in warning
+    lora = add_lora(model, settings, seed=0)
+    names = [name for name, value in lora.named_parameters() if value.requires_grad]
+    assert names
+    assert all("q_proj.lora_" in name for name in names)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +104,7 @@ def test_refuses_names_that_no_layer_has(model, targets):
 )
 def test_finds_layers_without_weights_as_peft_does(tmp_path, target):
     config = tiny_checkpoint(tmp_path / "tied", tie=True) / "config.json"
-    check_lora_config(LoraSettings(targets=(target,)), config)
+    assert not check_lora_config(LoraSettings(targets=(target,)), config)
+    assert "no layer x" in check_lora_config(LoraSettings(targets=(target, "x")), config)
     with pytest.raises(RecipeError, match="no layer x"):
-        check_lora_config(LoraSettings(targets=(target, "x")), config)
+        check_lora_config(LoraSettings(targets=("x",)), config)

@@ -165,7 +165,8 @@ class _JobInspection:
         is_own = isinstance(recipe.student, str)
         source = recipe.student if is_own else self.workload.local_teacher
         if lora is not None and isinstance(source, str):
-            check_lora_config(lora, find_config(source, fetch=self.fetch))
+            warning = check_lora_config(lora, find_config(source, fetch=self.fetch))
+            return [PreflightFinding("warning", "adapted layers", warning)] if warning else []
         return []
 
     def open(self) -> list[PreflightFinding]:

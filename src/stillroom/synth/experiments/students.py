@@ -66,7 +66,9 @@ class StudentTrainer:
         self._texts = texts
         self._folders: dict[int, Path] = {}
         if isinstance(settings, CheckpointStudent):
-            check_lora_config(settings.train.lora, find_config(settings.checkpoint, fetch=True))
+            config = find_config(settings.checkpoint, fetch=True)
+            if warning := check_lora_config(settings.train.lora, config):
+                job.warn(warning)
 
     @property
     def is_fresh(self) -> bool:

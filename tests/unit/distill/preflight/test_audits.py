@@ -313,10 +313,15 @@ def test_missing_inputs_are_noted_not_fetched(make_recipe, tmp_path):
 def test_adapted_layers_that_the_student_lacks_are_refused_before_its_data(
     make_recipe, tmp_path, student, own, do
 ):
-    train = {"lora": {"rank": 2, "targets": ["q_proj", "v_projj"]}}
-    recipe = make_recipe(train=train, **({"student": str(student)} if own else {}))
-    flight = preflight(recipe, tmp_path, fetch=False)
-    (finding,) = find(flight, "adapted layers")
+    def make(*targets):
+        train = {"lora": {"rank": 2, "targets": targets}}
+        return make_recipe(train=train, **({"student": str(student)} if own else {}))
+
+    (finding,) = find(preflight(make("q_proj", "c_attn"), tmp_path, fetch=False), "adapted layers")
+    assert finding.level == "warning"
+    assert "no layer c_attn" in finding.what
+    recipe = make("v_projj")
+    (finding,) = find(preflight(recipe, tmp_path, fetch=False), "adapted layers")
     assert "no layer v_projj" in finding.what
     with pytest.raises(RecipeError) as caught:
         do(recipe)
