@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.errors import CheckpointError, Problem, RecipeError
+from stillroom.errors import CheckpointError, Problem, RecipeError, count_noun
 from stillroom.jobs import MessageLog, QuietReporter
 from stillroom.merge.planning.rotary import read_rotary_settings
 from stillroom.merge.settings import MergekitArithmetic, ParameterOverride, Slice, TensorGroup
@@ -525,15 +525,16 @@ def check_configs(
             )
         )
     if problems:
-        raise CheckpointError(limit_problems(problems))
+        raise CheckpointError(limit_problems(problems, "key"))
 
 
-def limit_problems(problems: list[Problem]) -> list[Problem]:
-    """Return the first problems, and one with the number of the others."""
+def limit_problems(problems: list[Problem], noun: str = "tensor") -> list[Problem]:
+    """Return the first problems, and one with the number of the others, of what they concern."""
     remaining = len(problems) - _MAX_PROBLEMS
     if remaining <= 0:
         return problems
-    return [*problems[:_MAX_PROBLEMS], Problem(f"and {remaining} more tensors", problems[0].code)]
+    others = count_noun(remaining, f"more {noun}")
+    return [*problems[:_MAX_PROBLEMS], Problem(f"and {others}", problems[0].code)]
 
 
 def _read_settings(config: Mapping[str, Any]) -> dict[str, Any]:

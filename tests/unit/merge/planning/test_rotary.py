@@ -14,6 +14,12 @@ LLAMA3 = {
 OLD = {"rope_theta": 500000, "rope_scaling": LLAMA3, "max_position_embeddings": 131072}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
+LONG = {
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "rope_scaling": {"type": "longrope", "short_factor": [1, 1.1], "long_factor": [1, 2]},
+}
+
 
 def old(scaling, **more):
     return {**OLD, "rope_scaling": scaling, **more}
@@ -49,6 +55,15 @@ def differ(one, other):
                 "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
         ),
         ({}, OLD | {"rope_scaling": None}),
+        (old({"type": "linear", "factor": 2, "note": "a", "original_max_position_embeddings": 4}),
+         old({"type": "linear", "factor": 2})),
+        (old({**YARN, "finetuned": True}), old({**YARN, "finetuned": False, "alpha": 2})),
+        (old({"type": "dynamic", "factor": 2, "original_max_position_embeddings": 9}),
+         old({"type": "dynamic", "factor": 2})),
+        ({"rotary_pct": 0.25, "rotary_emb_base": 10000}, {
+            "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.25}}),
+        (LONG, LONG | {"rope_scaling": {**LONG["rope_scaling"], "factor": 32,
+            "attention_factor": 1.1902380714238083}}),
         (old({**YARN, "factor": "x", "a": [10**400, {}]}), old({**YARN, "factor": "x"})),
     ],
 )  # fmt: skip
@@ -82,3 +97,32 @@ def test_every_key_is_compared(key, value, name):
         "rope scaling attention_factor",
         "rope scaling mscale_all_dim",
     }
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        (
+            {"rotary_pct": 0.25, "rotary_emb_base": 10000},
+            {"rotary_pct": 1.0, "rotary_emb_base": 1000000},
+            {"rope_theta", "partial_rotary_factor"},
+        ),
+        (
+            old({"type": "dynamic", "factor": 2}),
+            old({"type": "dynamic", "factor": 2}, max_position_embeddings=4096),
+            {"rope scaling max_position_embeddings"},
+        ),
+        (
+            LONG,
+            {**LONG, "max_position_embeddings": 65536},
+            {"rope scaling attention_factor"},
+        ),
+        (
+            old({"type": "own", "width": 2}),
+            old({"type": "own", "width": 3}),
+            {"rope scaling width"},
+        ),
+    ],
+)
+def test_keys_with_an_effect_differ(one, other, names):
+    assert differ(one, other) == names
