@@ -140,19 +140,31 @@ _SEED_BITS = 31
 _SPLIT_NAMES: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(
-        ("test", "testing", "validation", "valid", "val", "eval", "evaluation", "dev"), "held_out"
+        ("test", "testing", "devtest", "validation", "valid", "val", "eval", "evaluation", "dev"),
+        "held_out",
     ),
-    **dict.fromkeys(("held", "holdout", "heldout"), "held_out"),
+    **dict.fromkeys(("holdout", "heldout"), "held_out"),
+}
+_SPLIT_PARTS = {"sft", "gen", "prefs", "matched", "mismatched", "clean", "other"} | {
+    *("mini", "public", "unseen")
 }
 
 
 def read_split(record: Record) -> Split | None:
     """Return the side that a record's own field names, as ``train_sft`` or ``test``; else None.
 
-    Names that are no splits, such as those of sources, name no side.
+    A name is that of a split, before or after parts that name its kind on the hub or a number.
+    Others, such as those of sources, name no side.
     """
-    first = re.match(r"[a-z]*", str(record.fields.get("split") or "").strip().lower())
-    return _SPLIT_NAMES.get(first[0] if first else "")
+    name = str(record.fields.get("split") or "").strip().lower()
+    name = re.sub(r"\[[^]]*\]$", "", re.sub(r"^(held|hold)[-_ ]out", "holdout", name))
+    parts = [part for part in re.split(r"[-_.]+|(?<=[a-z])(?=[0-9])", name) if part]
+    splits = [at for at, part in enumerate(parts) if part in _SPLIT_NAMES]
+    if len(splits) != 1 or splits[0] not in (0, len(parts) - 1):
+        return None
+    rest = {*parts} - {parts[splits[0]]}
+    is_known = all(part in _SPLIT_PARTS or part.isdecimal() for part in rest)
+    return _SPLIT_NAMES[parts[splits[0]]] if is_known else None
 
 
 def derive_seed(*parts: object) -> int:
