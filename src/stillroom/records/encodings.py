@@ -65,17 +65,16 @@ def make_encoding_error(path: Path | ObjectFile, offset: int, data: bytes) -> Da
     """
     name = find_wide_encoding(data[:4]) if offset == 0 else ""
     found = f"byte {offset} is not UTF-8" + (f": the text is {name}" if name else "")
-    hint = "" if name else ", or from the encoding it was written in: iconv -l lists them"
     stem = path.name
     packer = next((tool for end, tool in _PACKERS.items() if stem.endswith(end)), "")
     if packer:
         stem = stem.rpartition(".")[0]
     stem, dot, suffix = stem.rpartition(".")
-    source, target = str(path), f"{stem}.utf8{dot}{suffix}"
+    source, target, expected = str(path), f"{stem}.utf8{dot}{suffix}", "a text in UTF-8"
     if isinstance(path, Path):
         target = str(path.with_name(target))
     else:
-        source, hint = path.name, f"{hint}; download it first"
+        source, expected = path.name, f"{expected}; download it to convert it"
     convert = f"iconv -f {name or 'WINDOWS-1252'} -t UTF-8"
     source, target = shlex.quote(source), shlex.quote(target)
     command = f"{packer} {source} | {convert}" if packer else f"{convert} {source}"
@@ -83,6 +82,6 @@ def make_encoding_error(path: Path | ObjectFile, offset: int, data: bytes) -> Da
         found,
         code="data.encoding",
         where=str(path),
-        expected="a text in UTF-8",
-        next=f"{command} > {target}{hint}",
+        expected=expected,
+        next=f"{command} > {target}",
     )
