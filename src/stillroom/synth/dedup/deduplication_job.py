@@ -4,8 +4,8 @@ Files and counts only: the join is ``stillroom.text.dedup.near_duplicates``; Min
 ``duplicate``.
 
 Pairs of preference are duplicates only if their rejected answers are, too, and records only if
-their labels are equal: a pair with another rejected answer, and a row of KTO with another label,
-teach something else.
+their labels of KTO (booleans, 0 and 1) are equal: a pair with another rejected answer, and a row
+with the other label, teach something else.
 
 The result does not depend on the order of the rows: of several duplicates, the record with the best
 score is kept, then the one with the lowest id.
@@ -298,10 +298,9 @@ def _describe(record: Record, recipe: DedupRecipe) -> _Row:
 
 
 def _label(record: Record) -> str:
-    """Return a label as text: one of true and 1, and of false and 0; empty if there is none."""
-    value = record.fields.get("label")
-    text = "" if value is None else str(value).strip().casefold()
-    return {"true": "1", "false": "0", "1.0": "1", "0.0": "0"}.get(text, text)
+    """Return a label of KTO as ``1`` or ``0``; empty for others, such as classes and scores."""
+    text = str(record.fields.get("label")).strip().casefold()
+    return {"true": "1", "1": "1", "1.0": "1", "false": "0", "0": "0", "0.0": "0"}.get(text, "")
 
 
 def _rejected(record: Record) -> str:

@@ -163,3 +163,12 @@ def test_pairs_with_other_rejected_answers_and_rows_with_other_labels_stay(tmp_p
     )
     assert result.exit_code == 0, result.output
     assert "7 of 12" in result.output  # one text, and six without words
+
+
+def test_labels_that_are_classes_or_scores_separate_no_rows(tmp_path):
+    rows = [record(texts()[0], label=label) for label in (0.91, 0.92, "cluster-1", 2, None, True)]
+    write_records(tmp_path / "r.jsonl", rows)
+    run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out")
+    kept = [one.fields.get("label") for one in read_records(tmp_path / "out/output/records.jsonl")]
+    assert len(kept) == 2
+    assert True in kept
