@@ -254,6 +254,11 @@ def export_command(
             f"fields that rows of {shape} do not hold are left out: {lost}; --with-fields, or "
             "--format stillroom, keeps them"
         )
+    if export.parted_turns:
+        choose_reporter().warn(
+            f"{count_noun(export.parted_turns, 'row')} with a text before a call, which are two "
+            "turns in sharegpt: LLaMA-Factory passes over them; --format messages has one turn"
+        )
     if as_json:
         print_json({"out": str(out), **export.to_json()})
         return

@@ -36,6 +36,7 @@ from stillroom.synth.output.formats import (
     ExportFormat,
     FileKind,
     get_columns,
+    has_text_with_calls,
     list_lost_fields,
     make_row,
     write_parquet,
@@ -60,12 +61,14 @@ _SHOWN = 12
 class ExportResult:
     """Result of an export: rows by split, what was left out, and the card's data.
 
-    ``left_out`` are records by reason, ``lost_fields`` the numbers of rows that lack a field.
+    ``left_out`` are records by reason, ``lost_fields`` the numbers of rows that lack a field, and
+    ``parted_turns`` the rows of ShareGPT with a turn that is parted into a text and its calls.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     lost_fields: Counter[str] = field(default_factory=Counter)
+    parted_turns: int = 0
     origins: Counter[OriginKind] = field(default_factory=Counter)
     methods: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
@@ -88,6 +91,7 @@ class ExportResult:
             "rows": dict(self.rows),
             "left_out": dict(self.left_out),
             "lost_fields": dict(self.lost_fields),
+            "parted_turns": self.parted_turns,
             "origins": dict(self.origins),
             "licenses": dict(self.licenses),
             "teachers": {name: terms.bound for name, terms in self.teachers.items()},
@@ -241,6 +245,7 @@ def _write_rows(
             sinks[split].write(record, line)
             result.rows[split] += 1
             result.note(record)
+            result.parted_turns += form.format == "sharegpt" and has_text_with_calls(record)
             if not form.with_fields:
                 result.lost_fields.update(list_lost_fields(record, form.format))
     return {split: sinks[split].path for split in sorted(sinks)}

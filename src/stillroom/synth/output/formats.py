@@ -31,6 +31,7 @@ __all__ = [
     "ExportFormat",
     "FileKind",
     "get_columns",
+    "has_text_with_calls",
     "list_lost_fields",
     "make_row",
     "to_openai_messages",
@@ -58,6 +59,17 @@ _BATCH = 1000
 _BOOKKEEPING = frozenset(
     {"split", "document_id", "passage_id", "seed", "evidence", "question", "answer"}
 )
+_METHOD_FIELDS = frozenset(
+    {
+        *("style", "audience", "way", "round", "before", "critiques", "concepts", "sessions"),
+        *("persona", "persona_id", "related_to", "hop", "task_kind", "turns", "ended", "voice"),
+        *("curation_score", "closeness", "pass_rate", "samples", "answer_by", "final_answer"),
+        *("chance_before", "chance_chosen", "chance_rejected", "prefix", "rejected_by"),
+        *("calls", "result_by", "query_kind", "language", "chrf", "translation_of", "row"),
+        *("instruction", "input", "output"),
+    }
+)
+"""Fields of our generators that say how a record was made, or repeat it."""
 _REASONING = "reasoning_content"
 _TURNS = frozenset({"messages", "sharegpt", "prompt_completion", "preference"})
 
@@ -105,11 +117,14 @@ def make_row(
 def list_lost_fields(record: Record, format: ExportFormat) -> list[str]:
     """Return the fields of a record that a row without fields does not show, by name.
 
-    Those that every record of ours has, and texts that its turns contain, are not lost.
+    Those that every record of ours has, those of the generators' bookkeeping, and texts that the
+    turns contain, are not lost.
     """
     if format == "stillroom":
         return []
     shown = set(_BOOKKEEPING)
+    if any(link.method.startswith("synth.generators.") for link in record.origin.chain):
+        shown |= _METHOD_FIELDS
     if format in _TURNS:
         shown.add("tools")
     if format == "preference":
@@ -127,6 +142,11 @@ def list_lost_fields(record: Record, format: ExportFormat) -> list[str]:
     turns = extras.values() if isinstance(extras, dict) else ()
     names = {name for turn in turns if isinstance(turn, dict) for name in turn}
     return [*lost, *(f"{EXTRAS_FIELD}.{name}" for name in sorted(names - kept))]
+
+
+def has_text_with_calls(record: Record) -> bool:
+    """Return whether a turn has both a text and calls, which are two turns in ShareGPT's format."""
+    return any(all(_split_tool_calls(one, bool(record.tools))) for one in record.messages)
 
 
 def _is_shown(value: str, texts: Sequence[str]) -> bool:
@@ -303,7 +323,9 @@ def to_sharegpt_turns(
     """Return turns of ``from`` and ``value``; calls and results are separate turns.
 
     As LLaMA-Factory requires, calls at once are one turn with a JSON list, and so are their
-    results, which it separates as the chat template of Qwen does.
+    results, which it separates as the chat template of Qwen does. Its turns of calls have no text
+    (but thoughts, in some versions): a text before calls is a turn of its own, and it passes over
+    such conversations, as two turns of the assistant follow each other.
 
     Args:
         messages: Turns of a record.

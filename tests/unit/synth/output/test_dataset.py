@@ -32,6 +32,7 @@ from stillroom.records import (
     write_records,
 )
 from stillroom.synth.output.dataset import export_records, name_size
+from stillroom.synth.output.formats import list_lost_fields
 
 LINK = Link("synth.generators.grounded_qa", "model-1", ("doc-1",), "f" * 64)
 MADE = Origin("synthetic", (LINK,), "CC-BY-4.0")
@@ -329,6 +330,26 @@ def test_thoughts_stay_with_their_turns(tmp_path, format, kind, with_fields):
         assert row["chosen"][0]["reasoning_content"] == "Two and two."
         assert "reasoning_content" not in row["rejected"][0]
     assert not plain.fields.get("message_extras")
+
+
+def test_texts_before_calls_are_warned_of_where_trainers_pass_over_them(tmp_path):
+    rows = [
+        Record((Message("user", f"Add {text}."), Message("assistant", f"{text}{CALL}")), {})
+        for text in ("", "So.\n", "Then.\n")
+    ]
+    write_records(tmp_path / "r.jsonl", rows)
+    for format, count in (("sharegpt", 2), ("messages", 0)):
+        words = ["synth", "export", str(tmp_path / "r.jsonl"), "--format", format]
+        found = CliRunner().invoke(stillroom, [*words, "--out", str(tmp_path / format)])
+        assert ("2 rows with a text before a call" in found.output) == bool(count)
+
+
+def test_fields_of_our_generators_are_bookkeeping_in_their_records_alone(tmp_path):
+    made = Origin("synthetic", (Link("synth.generators.rewrite"), Link("synth.filters.judge")))
+    for origin, lost in ((made, ["rejected"]), (Origin("human"), ["style", "way", "rejected"])):
+        fields = {"style": "wiki", "way": "deep", "rejected": "No."}
+        one = Record((Message("user", "q"), Message("assistant", "a")), fields, origin)
+        assert list_lost_fields(one, "messages") == lost
 
 
 def test_fields_that_rows_lack_are_counted_in_one_warning(tmp_path):
