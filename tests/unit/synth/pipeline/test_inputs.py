@@ -134,6 +134,7 @@ def texts_of(inputs, side, name="seeds"):
 
 
 FILTERS_ONLY = {"steps": {"clean": {"from": "seeds", "filters": ["shape"]}}}
+BEYOND = "test rows beyond the share of held_out"
 TESTS = ["test", "test_sft", "Validation", "dev", "eval-gen", "held_out", "val", "test.clean"]
 
 
@@ -147,11 +148,63 @@ def test_rows_that_a_file_marks_as_test_make_no_training_records(tmp_path, held_
     train = {f"Why {number}?" for number in range(len(TESTS), len(names))}
     assert not texts_of(inputs, "train") & tests
     assert train <= texts_of(inputs, "train")
+    kept = tests & texts_of(inputs, "held_out")
     if held_out:
-        assert tests <= texts_of(inputs, "held_out")
+        assert kept
     else:
         assert len(texts_of(inputs, "train")) == 5
-        assert inputs.sources["seeds"].dropped == {"test rows, as held_out is 0": len(TESTS)}
+    assert inputs.sources["seeds"].dropped == {BEYOND: len(TESTS) - len(kept)}
+    assert len(inputs.sides) == len(rows) - len(TESTS) + len(kept)
+
+
+def test_own_test_rows_are_held_out_up_to_the_share(tmp_path):
+    tests = [answered(number, "test") for number in range(200)]
+    rows = [*tests, *(answered(number, "train") for number in range(200, 240))]
+    sizes = {}
+    for held_out in (0.01, 0.2, 0.5, 0.9):
+        inputs = plan_of(tmp_path, rows, held_out=held_out)
+        assert len(texts_of(inputs, "train")) == 40
+        sizes[held_out] = len(texts_of(inputs, "held_out"))
+        assert inputs.sources["seeds"].dropped.get(BEYOND, 0) == 200 - sizes[held_out]
+    assert sizes == {0.01: 1, 0.2: 10, 0.5: 40, 0.9: 200}
+    small, large = (
+        texts_of(plan_of(tmp_path, rows, held_out=held_out), "held_out") for held_out in (0.2, 0.5)
+    )
+    assert small < large
+    filtered = plan_of(tmp_path, rows, held_out=0.2, pipeline=FILTERS_ONLY)
+    assert len(texts_of(filtered, "held_out")) == 200
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.2])
+@pytest.mark.parametrize("made", ["seeds", "index"])
+def test_a_source_of_test_rows_alone_is_refused_where_it_is_made_of(tmp_path, made, held_out):
+    other = {"seeds": "index", "index": "seeds"}[made]
+    for name, split in ((made, "test"), (other, "train")):
+        start = 0 if name == "seeds" else 50
+        rows = [answered(start + number, split) for number in range(5)]
+        write_records(tmp_path / f"{name}.jsonl", rows)
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in ("seeds", "index")}
+    step = {"from": made, "generator": "rewrite"}
+    both = {"make": step, "more": {"from": other, "generator": "rewrite"}}
+    recipe = RecordsRecipe.model_validate(
+        {**paths, "held_out": held_out, "pipeline": {"steps": both}}
+    )
+    with pytest.raises(DataError, match=f"{made}.jsonl are test rows"):
+        read_inputs(recipe)
+
+
+def test_test_rows_that_are_only_filtered_stay_beside_a_source_that_is_made_of(tmp_path):
+    write_records(tmp_path / "s.jsonl", [answered(number, "test") for number in range(5)])
+    write_records(tmp_path / "i.jsonl", [answered(number) for number in range(50, 55)])
+    steps = {
+        "clean": {"from": "seeds", "filters": ["shape"]},
+        "make": {"from": "index", "generator": "rewrite"},
+    }
+    paths = {"seeds": str(tmp_path / "s.jsonl"), "index": str(tmp_path / "i.jsonl")}
+    recipe = RecordsRecipe.model_validate({**paths, "held_out": 0, "pipeline": {"steps": steps}})
+    inputs = read_inputs(recipe)
+    assert len(inputs.items["seeds", "train"]) == 5
+    assert len(inputs.items["index", "train"]) == 5
 
 
 def test_a_document_or_a_text_of_a_test_row_is_not_trained_on(tmp_path):
