@@ -288,6 +288,7 @@ def declare_training(
         recipe_class,
         lambda recipe, job: train(build(recipe), job),
         estimate,
+        defer("stillroom.diffusion.trainer:preflight_training"),
         is_distributed=True,
         extras=("models",),
         replayer=TrainingReplayer(journals=(TRAINING, "rollouts"), lighten=_lighten),

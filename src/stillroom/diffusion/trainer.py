@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,12 @@ from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.writer import plan_tensors
 from stillroom.diffusion.evaluation.likelihood import Validation
 from stillroom.diffusion.model.initialization import prepare_initial_checkpoint, read_json
-from stillroom.diffusion.model.loading import check_attention, load_prepared, load_trained
+from stillroom.diffusion.model.loading import (
+    check_attention,
+    convert_format,
+    load_prepared,
+    load_trained,
+)
 from stillroom.diffusion.model.metadata import CONFIG_KEY, DiffusionMetadata
 from stillroom.diffusion.model.network import DiffusionModel, split_body_and_head
 from stillroom.diffusion.settings import DiffusionRecipe
@@ -30,7 +36,9 @@ from stillroom.diffusion.training.data import (
 from stillroom.diffusion.training.loss import DiffusionLoss
 from stillroom.errors import RecipeError
 from stillroom.jobs import Job
+from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.models import resolve_checkpoint
+from stillroom.models.hub import find_config, is_local
 from stillroom.models.tokenization.chat_template import find_tool_problems
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
@@ -38,10 +46,39 @@ from stillroom.records import Link, Origin, combine_origins
 from stillroom.train.data import RecordSplit, split_records
 from stillroom.train.distributed import ProcessGroup
 from stillroom.train.loop import train
-from stillroom.train.lora import add_lora, choose_dtype, describe_unchanged, export_tensors
+from stillroom.train.lora import (
+    add_lora,
+    check_lora_config,
+    check_lora_targets,
+    choose_dtype,
+    describe_unchanged,
+    export_tensors,
+)
 from stillroom.train.precision import limit_threads
 
-__all__ = ["train_checkpoint"]
+__all__ = ["preflight_training", "train_checkpoint"]
+
+
+def preflight_training(
+    recipe: DiffusionRecipe, job_folder: Path, *, loads: bool, fetch: bool, machine: bool
+) -> PreflightReport | None:
+    """Look for the layers to adapt in a model on this disk; None if there is nothing to look for.
+
+    The layers of a published format have other names in transformers: the job checks them.
+    """
+    lora, model = recipe.train.lora, recipe.model
+    if loads or lora is None or not isinstance(model, str) or not is_local(model):
+        return None
+    report, name = PreflightReport(), "adapted layers"
+
+    def check_adapted() -> list[PreflightFinding]:
+        if convert_format(Checkpoint.open(resolve_checkpoint(model))) is not None:
+            return []
+        warning = check_lora_config(lora, find_config(model, fetch=False))
+        return [PreflightFinding("warning", name, warning)] if warning else []
+
+    report.add(name, check_adapted)
+    return report
 
 
 def train_checkpoint(objective: TrainingObjective[Any], job: Job) -> Artifact:
@@ -76,6 +113,8 @@ class _Training:
         self.start = ranks.share_path(job.scratch / "start")
         description = ranks.on_main(self._prepare)
         self.model = model = load_prepared(self.start)
+        if warning := check_lora_targets(self.recipe.train.lora, model.network):
+            job.warn(warning)
         check_attention(model, str(self.start))
         if self.recipe.max_tokens > model.context_length:
             most = model.context_length

@@ -39,8 +39,8 @@ class Preflight(Protocol):
 
     def __call__(
         self, recipe: Any, job_folder: Any, *, loads: bool, fetch: bool, machine: bool
-    ) -> PreflightReport:
-        """Return the findings.
+    ) -> PreflightReport | None:
+        """Return the findings; None if the recipe has nothing to check.
 
         Args:
             recipe: Validated recipe of the kind.

@@ -28,7 +28,10 @@ from stillroom.errors import DataError
 from stillroom.records.origin import Origin
 from stillroom.records.types import EXTRAS_FIELD, Message, Record
 
-__all__ = ["FORMATS", "from_row", "guess_format", "to_row"]
+__all__ = ["FORMATS", "RESULTS_SEPARATOR", "from_row", "guess_format", "to_row"]
+
+RESULTS_SEPARATOR = "\n</tool_response>\n<tool_response>\n"
+"""Between the results of calls at once in one turn of ShareGPT, as LLaMA-Factory joins them."""
 
 FORMATS = (
     "stillroom",
@@ -426,8 +429,10 @@ def _turns(value: object, name: str) -> list[_Turn]:
                 text = "\n".join(part for part in (before, text) if part)
         else:
             text = _content(content, name)
-        turns.append((role, text, extras))
+        first, *more = text.split(RESULTS_SEPARATOR) if named == "observation" else [text]
+        turns.append((role, first, extras))
         _sort_results(turns, ids)
+        turns += [(role, part, {}) for part in more]
     if not turns:
         _format_error(f"{name} is empty", expected="at least one turn")
     return turns
@@ -506,9 +511,16 @@ def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record
     origin = _pop_origin(fields)
     extras = {str(i): _plain_json(extra) for i, (_, _, extra) in enumerate(turns) if extra}
     if extras:
-        fields[EXTRAS_FIELD] = extras
+        carried = fields.get(EXTRAS_FIELD)
+        known = carried if isinstance(carried, dict) else {}
+        extras = {at: {**_as_object(known.get(at)), **extra} for at, extra in extras.items()}
+        fields[EXTRAS_FIELD] = {**known, **extras}
     messages = (Message.from_json({"role": role, "content": text}) for role, text, _ in turns)
     return Record(tuple(messages), fields, origin)
+
+
+def _as_object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _pop_origin(fields: dict[str, Any]) -> Origin:

@@ -22,6 +22,12 @@ from typing import IO, Any, NoReturn
 
 from stillroom.errors import DataError
 from stillroom.objects import ObjectFile
+from stillroom.records.encodings import (
+    BOM,
+    decode_file,
+    find_wide_encoding,
+    make_encoding_error,
+)
 
 __all__ = [
     "LINE_SUFFIXES",
@@ -114,49 +120,67 @@ def iter_rows(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, A
         yield from _csv_rows(path)
     else:
         read = _text_row if suffix == ".txt" else _json_row
-        for number, line in iter_lines(path, span):
-            yield number, line if isinstance(line, DataError) else read(line)
+        for number, offset, line in _iter_lines(path, span):
+            if isinstance(line, DataError):
+                yield number, line
+                continue
+            try:
+                yield number, read(line.decode())
+            except UnicodeDecodeError as error:
+                yield number, make_encoding_error(path, offset + error.start, line)
 
 
-def _json_row(line: bytes) -> Any:
+def _json_row(line: str) -> Any:
     try:
-        return json.loads(line.decode(), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        return _row_error(f"byte {error.start} of the row is not UTF-8", "UTF-8")
+        return json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         return _row_error(f"the row is not JSON: {error}", "one JSON object a line")
 
 
-def _text_row(line: bytes) -> Any:
-    try:
-        return {"text": line.decode().rstrip("\r\n")}
-    except UnicodeDecodeError as error:
-        return _row_error(f"byte {error.start} of the row is not UTF-8", "UTF-8")
+def _text_row(line: str) -> Any:
+    return {"text": line.rstrip("\r\n")}
 
 
 def iter_lines(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, bytes | DataError]]:
-    """Yield the numbered non-blank lines; one beyond the size limit is yielded as an error."""
+    """Yield the numbered non-blank lines; one beyond the size limit is yielded as an error.
+
+    Raises:
+        DataError: If the file is damaged, or its text UTF-16 or UTF-32.
+    """
+    for number, _, line in _iter_lines(path, span):
+        yield number, line
+
+
+def _iter_lines(path: Path, span: ByteSpan | None) -> Iterator[tuple[int, int, bytes | DataError]]:
+    """Yield the number, the first byte and the content of each line that is not blank."""
     with path.open("rb") as raw:
-        file: IO[bytes] = raw
-        if path.name.lower().endswith(".zst"):
-            file = io.BufferedReader(_ZstdReader(raw, path), 2**17)
-        elif path.name.lower().endswith(".gz"):
-            file = io.BufferedReader(_GzipReader(raw, path), 2**17)
-        number = 0
+        file = _decompress(raw, path)
+        number, after = 0, 0
         if span is not None:
-            raw.seek(span[0])
+            after = raw.seek(span[0])
         while span is None or file.tell() < span[1]:
             if not (line := file.readline(MAX_ROW_BYTES + 1)):
                 return
-            number += 1
-            if number == 1 and not (span and span[0]):
-                line = line.removeprefix(b"\xef\xbb\xbf")
+            number, offset, after = number + 1, after, after + len(line)
+            if offset == 0:
+                if find_wide_encoding(line[:4]):
+                    raise make_encoding_error(path, 0, line)
+                line = line.removeprefix(BOM)
+                offset = after - len(line)
             if len(line) > MAX_ROW_BYTES:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(MAX_ROW_BYTES)
-                yield number, row_too_large_error()
+                    after += len(line)
+                yield number, offset, row_too_large_error()
             elif line.strip():
-                yield number, line
+                yield number, offset, line
+
+
+def _decompress(raw: IO[bytes], path: Path) -> IO[bytes]:
+    name = path.name.lower()
+    if name.endswith(".zst"):
+        return io.BufferedReader(_ZstdReader(raw, path), 2**17)
+    return io.BufferedReader(_GzipReader(raw, path), 2**17) if name.endswith(".gz") else raw
 
 
 class _GzipReader(io.RawIOBase):
@@ -365,9 +389,9 @@ def _json_rows(path: Path | ObjectFile) -> Iterator[tuple[int, Any]]:
             expected="JSONL: one object a line",
             next=f"jq -c '.[]' {path.name} > {path.name.removesuffix('.json')}.jsonl",
         )
+    with path.open("rb") as file:
+        text = decode_file(file.read(), path)
     try:
-        with path.open("rb") as file:
-            text = file.read().decode("utf-8-sig")
         data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         _damaged_error(path, f"it is not JSON: {error}", error)
@@ -413,15 +437,18 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _csv_lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
-        number = 0
+        number, after = 0, 0
         while line := file.readline(MAX_ROW_BYTES + 1):
-            number += 1
+            number, offset, after = number + 1, after, after + len(line)
             if len(line) > MAX_ROW_BYTES:
                 _damaged_error(path, f"line {number} is longer than {MAX_ROW_BYTES // 2**20} MiB")
+            if number == 1:
+                yield decode_file(line, path)
+                continue
             try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield line.decode()
             except UnicodeDecodeError as error:
-                _damaged_error(path, f"line {number}, byte {error.start} is not UTF-8", error)
+                raise make_encoding_error(path, offset + error.start, line) from error
 
 
 def _row_error(message: str, expected: str) -> DataError:

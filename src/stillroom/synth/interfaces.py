@@ -343,12 +343,16 @@ _RECORD_ERRORS = {
     "backend.context",
     "backend.schema",
     "backend.refused",
-    "backend.malformed",
     "backend.answer",
 }
 """Errors of a single record; any other error is the model's and ends the job."""
 
-_TRANSIENT_ERRORS = {"backend.timeout", "backend.broken", "backend.unavailable"}
+_TRANSIENT_ERRORS = {
+    "backend.timeout",
+    "backend.broken",
+    "backend.malformed",
+    "backend.unavailable",
+}
 """Errors of a server that may answer later; one record fails as long as others are answered."""
 
 UNANSWERED_KEY = "unanswered"

@@ -14,7 +14,7 @@ arXiv:2403.01081, section 3.1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,16 @@ from stillroom.provenance import LEDGER, find_output, read_ledger
 from stillroom.provenance.digests import load_json
 from stillroom.recipes.yaml_text import YamlTree, format_path, read_yaml
 from stillroom.records import Origin, Passage, Record, read_records
-from stillroom.synth.types import SeedItem, SeedKind, Topic, get_seed_kind, to_passage
+from stillroom.records.encodings import find_encoding_error
+from stillroom.synth.types import (
+    SeedItem,
+    SeedKind,
+    Split,
+    Topic,
+    get_seed_kind,
+    read_split,
+    to_passage,
+)
 
 __all__ = [
     "SeedSet",
@@ -42,11 +51,15 @@ _RECORDS_FILE = "records.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class SeedSet:
-    """The distinct items of one input, in the order of its file, and the number of rows skipped."""
+    """The distinct items of one input, in the order of its file, and the number of rows skipped.
+
+    ``splits`` are the sides that the file itself names, by id of the item.
+    """
 
     path: Path
     items: tuple[SeedItem, ...]
     dropped: Mapping[str, int]
+    splits: Mapping[str, Split] = field(default_factory=dict)
 
     @property
     def passages(self) -> tuple[Passage, ...]:
@@ -95,9 +108,10 @@ def read_seeds(reference: str, takes: Sequence[SeedKind]) -> SeedSet:
         return _deduplicate(path, iter(topics), {}, takes)
     file = _find_file(path)
     dropped: dict[str, int] = {}
+    splits: dict[str, Split] = {}
     reasons: list[str] = []
-    rows = _read_rows(file, dropped, reasons, takes)
-    return _deduplicate(file, rows, dropped, takes, reasons)
+    rows = _read_rows(file, dropped, reasons, takes, splits)
+    return replace(_deduplicate(file, rows, dropped, takes, reasons), splits=splits)
 
 
 def _deduplicate(
@@ -144,17 +158,24 @@ def _wrong_kind_error(path: Path, kind: SeedKind, takes: Sequence[SeedKind]) -> 
 
 
 def _read_rows(
-    path: Path, dropped: dict[str, int], reasons: list[str], takes: Sequence[SeedKind]
+    path: Path,
+    dropped: dict[str, int],
+    reasons: list[str],
+    takes: Sequence[SeedKind],
+    splits: dict[str, Split],
 ) -> Iterator[SeedItem]:
     if path.name == LEDGER:
         for number, row in enumerate(read_ledger(path.parent, "passages"), 1):
             yield _make_passage(row, path, number)
     elif _holds_passages(path):
         yield from _read_passages(path)
-    elif "records" in takes or "passages" not in takes:
-        yield from _read_records(path, dropped, reasons)
     else:
-        yield from map(to_passage, _read_records(path, dropped, reasons))
+        are_records = "records" in takes or "passages" not in takes
+        for record in _read_records(path, dropped, reasons):
+            item = record if are_records else to_passage(record)
+            if (side := read_split(record)) and splits.get(item.id) != "held_out":
+                splits[item.id] = side
+            yield item
 
 
 def _find_file(path: Path) -> Path:
@@ -192,7 +213,7 @@ def _read_passages(path: Path) -> Iterator[Passage]:
                 if line.strip():
                     yield _parse_passage(line, path, number)
         except UnicodeDecodeError as error:
-            raise _broken_passage_error(path, 0, f"it is not UTF-8: {error}") from error
+            raise find_encoding_error(path) from error
 
 
 def _parse_passage(line: str, path: Path, number: int) -> Passage:

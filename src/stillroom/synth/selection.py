@@ -31,7 +31,7 @@ from stillroom.objects import resolve_local
 from stillroom.recipes import DISTINCT, Reference, Settings
 from stillroom.records import Record, read_records
 from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection
-from stillroom.synth.types import derive_seed
+from stillroom.synth.types import derive_seed, read_split
 
 if TYPE_CHECKING:
     from stillroom.synth.types import RejectedRecord
@@ -46,9 +46,12 @@ __all__ = [
     "choose_farthest",
     "cover_greedily",
     "format_record",
+    "judge_existing",
     "make_selection",
     "mix_records",
     "rank_records",
+    "read_existing",
+    "refuse_unknown",
 ]
 
 MixRule = Literal["replace", "accumulate", "accumulate_subsample"]
@@ -117,7 +120,7 @@ def mix_records(
     """
     from stillroom.synth.types import RejectedRecord
 
-    read = [record for path in settings.records for record in read_records(resolve_local(path))]
+    read = read_existing(settings)
     dropped: list[RejectedRecord] = []
 
     def reject(record: Record, reason: str, score: float = 0.0, limit: float | None = None) -> None:
@@ -126,7 +129,7 @@ def mix_records(
         )
 
     existing: list[Record] = []
-    for record, verdict in _judge_existing(read, judge):
+    for record, verdict in judge_existing(read, judge):
         if verdict.keep:
             existing.append(record)
         else:
@@ -157,13 +160,38 @@ def mix_records(
     return MixtureResult(mixed, tuple(dropped), len(read))
 
 
-def _judge_existing(
+def read_existing(settings: MixSettings) -> list[Record]:
+    """Return the existing records of a mixture.
+
+    Raises:
+        DataError: If a file is missing or a row cannot be read.
+    """
+    return [record for path in settings.records for record in read_records(resolve_local(path))]
+
+
+def refuse_unknown(records: Iterable[Record], settings: MixSettings) -> None:
+    """Refuse training records of unknown origin, unless the settings say how to treat them.
+
+    Raises:
+        DataError: If there is one (``synth.unknown-origin``).
+    """
+    for record in records:
+        if record.origin.kind == "unknown" and settings.unknown == "refuse":
+            raise DataError(
+                f"the origin of {record.id} is unknown",
+                code="synth.unknown-origin",
+                expected="human or synthetic, or a recipe that sets mix.unknown",
+                next="set mix.unknown to keep or drop",
+            )
+
+
+def judge_existing(
     records: Sequence[Record], judge: Callable[[Sequence[Record]], Iterable[FilterResult]] | None
 ) -> Iterator[tuple[Record, FilterResult]]:
     """Yield existing records with verdicts; ``judge`` is asked about the training records."""
     training = []
     for record in records:
-        if (record.fields.get("split") or "train") == "train":
+        if not record.fields.get("split") or read_split(record) == "train":
             training.append(replace(record, fields={**record.fields, "split": "train"}))
         else:
             yield record, FilterResult(False, "not of the split 'train'", 0.0)
@@ -174,13 +202,7 @@ def _judge_existing(
 def _reject_by_rule(record: Record, settings: MixSettings, *, is_new: bool) -> str:
     """Return why the settings leave a record out; empty if they do not."""
     if record.origin.kind == "unknown" and settings.unknown != "keep":
-        if settings.unknown == "refuse":
-            raise DataError(
-                f"the origin of {record.id} is unknown",
-                code="synth.unknown-origin",
-                expected="human or synthetic, or a recipe that sets mix.unknown",
-                next="set mix.unknown to keep or drop",
-            )
+        refuse_unknown([record], settings)
         return "origin unknown"
     is_needed = is_new or (settings.human_share > 0 and _is_human(record))
     return "replaced" if settings.rule == "replace" and not is_needed else ""

@@ -6,6 +6,7 @@ Every item has an id, a document (the unit of the split), an origin and a text.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -29,6 +30,7 @@ __all__ = [
     "get_document_id",
     "get_item_text",
     "get_seed_kind",
+    "read_split",
     "to_passage",
 ]
 
@@ -135,6 +137,34 @@ def to_passage(record: Record) -> Passage:
 
 Split = Literal["train", "held_out"]
 _SEED_BITS = 31
+_SPLIT_NAMES: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(
+        ("test", "testing", "devtest", "validation", "valid", "val", "eval", "evaluation", "dev"),
+        "held_out",
+    ),
+    **dict.fromkeys(("holdout", "heldout"), "held_out"),
+}
+_SPLIT_PARTS = {"sft", "gen", "prefs", "matched", "mismatched", "clean", "other"} | {
+    *("mini", "public", "unseen")
+}
+
+
+def read_split(record: Record) -> Split | None:
+    """Return the side that a record's own field names, as ``train_sft`` or ``test``; else None.
+
+    A name is that of a split, before or after parts that name its kind on the hub or a number.
+    Others, such as those of sources, name no side.
+    """
+    name = str(record.fields.get("split") or "").strip().lower()
+    name = re.sub(r"\[[^]]*\]$", "", re.sub(r"^(held|hold)[-_ ]out", "holdout", name))
+    parts = [part for part in re.split(r"[-_.]+|(?<=[a-z])(?=[0-9])", name) if part]
+    splits = [at for at, part in enumerate(parts) if part in _SPLIT_NAMES]
+    if len(splits) != 1 or splits[0] not in (0, len(parts) - 1):
+        return None
+    rest = {*parts} - {parts[splits[0]]}
+    is_known = all(part in _SPLIT_PARTS or part.isdecimal() for part in rest)
+    return _SPLIT_NAMES[parts[splits[0]]] if is_known else None
 
 
 def derive_seed(*parts: object) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import MissingExtraError, RecipeError
+from stillroom.models.local.causal_lm import outline_model
 from stillroom.train.settings import LoraSettings
 
 __all__ = [
     "add_lora",
+    "check_lora_config",
+    "check_lora_targets",
     "choose_dtype",
     "describe_unchanged",
     "export_adapter",
@@ -37,8 +41,10 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
 
     Raises:
         MissingExtraError: If peft is not installed.
-        RecipeError: If a layer to adapt has its weight in common with another, as a tied head.
+        RecipeError: If a layer to adapt has its weight in common with another, as a tied head, or
+            the model has none of the layers.
     """
+    check_lora_targets(settings, model)
     try:
         import peft
     except ImportError as error:
@@ -58,6 +64,64 @@ def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
         adapted = cast("nn.Module", peft.get_peft_model(cast("Any", model), config))
     _check_tied_weights(adapted)
     return adapted
+
+
+def check_lora_targets(settings: LoraSettings | None, model: nn.Module) -> str:
+    """Return a warning of names of layers to adapt that no layer of a model has, or nothing.
+
+    A target is the end of a layer's dotted name, or all of it. Fused experts are peft's to find:
+    it takes their names from before the fusion. The model may be on the meta device.
+
+    Raises:
+        RecipeError: If the model has none of the layers.
+    """
+    if settings is None or isinstance(settings.targets, str):
+        return ""
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if (weight := getattr(module, "weight", None)) is not None and weight.dim() > 1
+    }
+    missing = [
+        target
+        for target in settings.targets
+        if not any(f".{name}".endswith(f".{target}") for name in layers)
+    ]
+    has_experts = any(
+        value.dim() > 2 and not name.endswith("weight") for name, value in model.named_parameters()
+    )
+    if settings.targets and (has_experts or not missing):
+        return ""
+    known = {
+        name.rpartition(".")[2]
+        for name, module in layers.items()
+        if not isinstance(module, nn.Embedding)
+    }
+    lacking = f"the model has no layer {', '.join(missing)}" if missing else "no layer is adapted"
+    listed = f"layers of the model: {', '.join(sorted(known))}"
+    if len(missing) < len(settings.targets):
+        return f"{lacking} (train.lora.targets); {listed}"
+    raise RecipeError(
+        lacking,
+        code="train.lora-targets",
+        where="train.lora.targets",
+        expected=listed,
+        next="correct the names, or set targets: all-linear",
+    )
+
+
+def check_lora_config(settings: LoraSettings | None, config: Path | None) -> str:
+    """Check the layers to adapt by a ``config.json`` or ``.gguf`` file, without weights, if any.
+
+    Returns a warning, as ``check_lora_targets`` does.
+
+    Raises:
+        RecipeError: If the model has none of the layers.
+        CheckpointError: If no model can be built from the file.
+    """
+    if settings is None or isinstance(settings.targets, str) or config is None:
+        return ""
+    return check_lora_targets(settings, outline_model(config)[1])
 
 
 def _check_tied_weights(model: nn.Module) -> None:

@@ -20,9 +20,9 @@ from stillroom.diffusion.model.loading import open_diffusion
 from stillroom.diffusion.model.metadata import TargetMetadata
 from stillroom.diffusion.training.data import TIME_BUCKETS, MaskableExample, tokenize_records
 from stillroom.diffusion.training.loss import DiffusionLoss, masked_cross_entropy
-from stillroom.diffusion.training.masked import CorruptedDataSource
+from stillroom.diffusion.training.masked import CorruptedDataSource, MaskedDenoising
 from stillroom.errors import CheckpointError, DataError, MissingExtraError, RecipeError
-from stillroom.flow import estimate_recipe, run_recipe
+from stillroom.flow import estimate_recipe, preflight_recipe, run_recipe
 from stillroom.flow.job import find_job_kind
 from stillroom.jobs import extras
 from stillroom.models import load_causal_lm, resolve_checkpoint
@@ -593,6 +593,20 @@ def test_an_adapter_of_the_head_that_would_not_be_trained_is_refused(make_recipe
     with pytest.raises(RecipeError, match="reads the head without its adapter") as caught:
         run(recipe, tmp_path)
     assert caught.value.code == "train.lora-head"
+
+
+def test_adapted_layers_that_the_model_lacks_are_refused_before_its_data(
+    make_recipe, tmp_path, monkeypatch
+):
+    folder = say_diffusion(tiny_checkpoint(tmp_path / "m", hidden=32))
+    recipe = make_recipe(chats(), model=str(folder), train={"lora": {"targets": ["q_projj"]}})
+    (finding,) = preflight_recipe(recipe, tmp_path).findings
+    assert "no layer q_projj" in finding.what
+    assert preflight_recipe(recipe, tmp_path, loads=True) is None
+    monkeypatch.setattr(MaskedDenoising, "tokenize", None)
+    with pytest.raises(RecipeError) as caught:
+        run(recipe, tmp_path)
+    assert caught.value.code == "train.lora-targets"
 
 
 def test_a_vocabulary_of_words(make_recipe, tmp_path):

@@ -400,7 +400,7 @@ def test_csv_rows_need_all_cells_and_may_span_lines(tmp_path):
     assert records[0].fields == {"n": "1"}
     assert list(dropped) == [2, 3]
     path.write_bytes(b"text\n\xff\n")
-    assert refuse(path).code == "data.damaged"
+    assert refuse(path).code == "data.encoding"
     path.write_text('text\n"open\n')
     assert refuse(path).code == "data.damaged"
     path.write_text("text,n,text\na,1,b\n")
@@ -443,7 +443,7 @@ def test_json_and_text_files_are_rows_too(tmp_path):
     (tmp_path / "r.txt").write_bytes("één\r\n\ntwee".encode())
     assert [r.messages[0].content for r in read_records(tmp_path / "r.txt")] == ["één", "twee"]
     (tmp_path / "latin.txt").write_bytes(b"\xe9\n")
-    assert refuse(tmp_path / "latin.txt").code == "data.row"
+    assert refuse(tmp_path / "latin.txt").code == "data.encoding"
 
 
 def test_json_too_large_to_stream_says_how_to_make_lines(tmp_path, monkeypatch):

@@ -16,7 +16,10 @@ from stillroom.errors import BackendError
 from stillroom.models import open_text_model
 from stillroom.models.endpoints.client import Endpoint, RequestPolicy
 from stillroom.recipes import parse_recipe
-from stillroom.records import Message, Prompt, Sampling, read_records
+from stillroom.records import Message, Prompt, Record, Sampling, read_records
+from stillroom.synth.pipeline.scheduler import DraftCache
+from stillroom.synth.prompting.requests import NO_ANSWER
+from stillroom.synth.types import GenerationFailure, GenerationResult
 
 ROWS, EVERY = 24, 8
 GOOD = "Worker bees produce wax from glands, said of number {}."
@@ -89,12 +92,12 @@ pipeline:
 HOSTILE = {
     "bad request": (lambda n: (400, {"error": {"message": "too long"}}), "refused by"),
     "server error": (lambda n: (500, {"error": {"message": "oops"}}), "no answer from"),
-    "html": (lambda n: (200, b"<html><body>Welcome</body></html>"), "no answer that can be read"),
+    "html": (lambda n: (200, b"<html><body>Welcome</body></html>"), "no answer from"),
     "html error": (lambda n: (502, b"<html>Bad gateway</html>"), "no answer from"),
-    "truncated": (lambda n: (200, b'{"choices": [{"message": {"con'), "no answer that can be"),
+    "truncated": (lambda n: (200, b'{"choices": [{"message": {"con'), "no answer from"),
     "another shape": (lambda n: {"result": {"text": "hello"}}, "an answer without text"),
     "no choices": (lambda n: {"choices": []}, "an answer without text"),
-    "a list": (lambda n: (200, b"[1, 2]"), "no answer that can be read"),
+    "a list": (lambda n: (200, b"[1, 2]"), "no answer from"),
     "empty": (lambda n: completion(""), "no rewriting"),
     "null": (lambda n: completion(None), "no rewriting"),
     "cut": (lambda n: completion("Bees make", finish_reason="length"), "cut at the token limit"),
@@ -111,14 +114,14 @@ HOSTILE = {
         "an answer without text",
     ),
     "cut, in other words": (lambda n: completion("Bees", finish_reason="MAX_TOKENS"), "cut at the"),
-    "nested without end": (lambda n: (200, b"[" * 200_000), "no answer that can be read"),
+    "nested without end": (lambda n: (200, b"[" * 200_000), "no answer from"),
     "packed as nobody asked": (
         lambda n: (200, b"xx", {"Content-Encoding": "zstd"}),
-        "no answer that can be read",
+        "no answer from",
     ),
     "packed broken": (
         lambda n: (200, b"no gzip", {"Content-Encoding": "gzip"}),
-        "no answer that can be read",
+        "no answer from",
     ),
     "closes": (lambda n: (200, None), "no answer from"),
     "an error with 200": (
@@ -248,6 +251,42 @@ def test_a_server_that_answers_nothing_any_more_ends_the_run(serve, patient, tmp
         do(make(server, seeds), tmp_path / "out")
     assert caught.value.code == "backend.unavailable"
     assert "maintenance" in str(caught.value)
+
+
+def answers_with(body):
+    return lambda path, *_: {"data": [{"id": "m"}]} if path == "/models" else (200, body)
+
+
+def test_pages_in_the_place_of_answers_end_the_run(serve, patient, tmp_path):
+    server = serve(answers_with(b"<html><body>Welcome to the  router"))
+    seeds = write_seeds(tmp_path / "seeds.jsonl", 60)
+    with pytest.raises(BackendError) as caught:
+        do(make(server, seeds), tmp_path / "out")
+    problem = caught.value.problems[0]
+    assert "10 consecutive units" in problem.what
+    assert "not JSON: '<html><body>Welcome to the router'" in problem.what
+    assert "--resume" in problem.next
+
+
+@pytest.mark.parametrize("body", [b"<html>down</html>", b"[1]", b""])
+def test_pages_in_the_place_of_judgments_end_the_run_and_are_asked_again(
+    serve, patient, tmp_path, body
+):
+    good, bad = serve(misbehave(lambda n: completion(GOOD.format(n)))), serve(answers_with(body))
+    seeds = write_seeds(tmp_path / "seeds.jsonl", 40)
+    recipe = make(good, seeds, f'[{{name: judge, judges: ["{bad.address}#m"]}}]')
+    for is_resumed in (False, True):
+        before = len(bad.requests)
+        with pytest.raises(BackendError, match="consecutive records could not be scored"):
+            do(recipe, tmp_path / "out", resume=is_resumed)
+        assert 0 < len(bad.requests) - before < 230  # of 240
+
+
+def test_units_of_which_a_part_is_answered_end_no_run():
+    store = DraftCache({})
+    lost, record = GenerationFailure(NO_ANSWER, "busy"), Record((Message("assistant", "a"),))
+    for number in range(40):
+        store.watch(GenerationResult(str(number), (record,) * 3, (lost,)))
 
 
 def test_an_endless_answer_is_not_read_to_its_end(serve, patient, tmp_path, monkeypatch):

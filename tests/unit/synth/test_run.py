@@ -373,6 +373,51 @@ def test_a_mixture_without_a_generated_record_warns(recipe, use, teacher, tmp_pa
     assert "0 of them generated here; left out: " in told
 
 
+@pytest.mark.parametrize("filters", [["shape"], RULES])
+@pytest.mark.parametrize("held_out", [0.0, 0.4])
+def test_records_of_unknown_origin_are_refused_before_a_teacher_is_asked(
+    index, use, teacher, tmp_path, filters, held_out
+):
+    use(teacher)
+    rows = [
+        Record((Message("assistant", "People wrote this."),), {}, Origin("human")),
+        Record((Message("assistant", "Who wrote this?"),), {}, Origin("unknown")),
+    ]
+    write_records(tmp_path / "old.jsonl", rows)
+    mix = {"records": [str(tmp_path / "old.jsonl")]}
+    targets = {"train": 5, **({"held_out": 2} if held_out else {})}
+    plan = {"index": str(index), "num_records": targets, "held_out": held_out, "batch_size": 1}
+    recipe = RecordsRecipe.model_validate({**plan, "pipeline": {"filters": filters}, "mix": mix})
+    before = len(teacher.asked)
+    with pytest.raises(DataError) as caught:
+        do(recipe, tmp_path / "out")
+    assert caught.value.code == "synth.unknown-origin"
+    events = tmp_path / "out/events.jsonl"
+    assert not events.exists() or "generating train records" not in events.read_text()
+    if filters == ["shape"] or not held_out:
+        assert len(teacher.asked) == before
+    write_records(tmp_path / "old.jsonl", rows[:1])
+    do(recipe, tmp_path / "known")
+    write_records(
+        tmp_path / "old.jsonl",
+        [Record(rows[1].messages, {"split": "held_out"}, rows[1].origin), rows[0]],
+    )
+    do(recipe, tmp_path / "elsewhere")
+
+
+def test_passages_of_unknown_origin_are_refused_before_a_teacher_is_asked(use, teacher, tmp_path):
+    use(teacher)
+    rows = [{"text": passage.text} for passage in make_passages()]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pipeline = {"filters": ["shape"], "include_passages": 2}
+    plan = {"index": str(tmp_path / "r.jsonl"), "held_out": 0, "pipeline": pipeline, "mix": {}}
+    before = len(teacher.asked)
+    with pytest.raises(DataError) as caught:
+        do(RecordsRecipe.model_validate(plan), tmp_path / "out")
+    assert caught.value.code == "synth.unknown-origin"
+    assert len(teacher.asked) == before
+
+
 @pytest.mark.parametrize("settings", [{"shots": 2}, {"answer": "teacher"}, {"openings": False}])
 def test_settings_of_another_form_are_told(settings):
     (line,) = GroundedQa(form="schema", **settings).describe_unused()

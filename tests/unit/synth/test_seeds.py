@@ -61,7 +61,7 @@ def test_bytes_that_are_not_text_are_refused(tmp_path):
     path.write_bytes(json.dumps(make_passages()[0].to_json()).encode() + b"\n\xff\xfe\n")
     with pytest.raises(DataError) as caught:
         read_seed_passages(str(path))
-    assert caught.value.code == "synth.broken-passage"
+    assert caught.value.code == "data.encoding"
 
 
 def test_rows_of_an_unknown_form_are_refused_with_their_columns_and_the_known_ones(tmp_path):

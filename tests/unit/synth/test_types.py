@@ -21,6 +21,7 @@ from stillroom.synth.types import (
     WorkItem,
     get_document_id,
     get_item_text,
+    read_split,
 )
 from stillroom.testing import scripted_model
 
@@ -233,3 +234,26 @@ def test_reasons_of_rejected_records_are_read_by_their_earlier_name_too(tmp_path
     write(tmp_path / "dropped.jsonl", json.dumps(row) + "\n")
     (found,) = read_rejected(tmp_path / "dropped.jsonl")
     assert found.details == {"mark": 2}
+
+
+@pytest.mark.parametrize(
+    ("side", "names"),
+    [
+        ("train", ["train", "Training", "train_sft", "train_gen", "train[:10]", "train.clean.100"]),
+        (
+            "held_out",
+            ["test", "TEST_prefs", "held_out", "held-out", "Hold out", "holdout_2", "val"],
+        ),
+        ("held_out", ["validation_mismatched", "test.other", "eval-gen", "test2", "1_test", "dev"]),
+        ("held_out", ["mini_test", "public_test", "unseen_test", "test[50%:]", "devtest"]),
+        (None, ["dev tools", "test-prep", "train station", "eval/harness", "held hostage", "web"]),
+        (
+            None,
+            ["valid_json", "dev-books", "devops", "unsupervised", "all", "train_test", "", "[]"],
+        ),
+        (None, [["test"], 0, None, {"test": 1}, "_", "sft"]),
+    ],
+)
+def test_sides_by_name(side, names):
+    for name in names:
+        assert read_split(Record((Message("user", "q"),), {"split": name})) == side, name

@@ -6,7 +6,7 @@ import torch
 from stillroom.errors import MissingExtraError, RecipeError
 from stillroom.models import load_causal_lm
 from stillroom.testing import tiny_checkpoint
-from stillroom.train.lora import add_lora, export_tensors
+from stillroom.train.lora import add_lora, check_lora_config, check_lora_targets, export_tensors
 from stillroom.train.settings import LoraSettings
 
 
@@ -74,3 +74,37 @@ def test_refuses_an_update_of_one_of_two_tied_layers(tmp_path, layer):
     with pytest.raises(RecipeError, match=f"the weight of {layer} is another layer's") as caught:
         add_lora(model, LoraSettings(rank=2, targets=("q_proj", layer)), seed=0)
     assert caught.value.code == "train.lora-head"
+
+
+@pytest.mark.parametrize(
+    "targets", [("q_projj",), ("query", "v_projj"), ("norm",), ("input_layernorm", "x"), ()]
+)
+def test_refuses_names_that_no_layer_has(model, targets):
+    with pytest.raises(RecipeError, match="no layer") as caught:
+        add_lora(model, LoraSettings(rank=2, targets=targets), seed=0)
+    (problem,) = caught.value.problems
+    assert problem.code == "train.lora-targets"
+    assert "k_proj" in problem.expected
+    assert "embed_tokens" not in problem.expected
+
+
+def test_a_list_for_several_architectures_adapts_the_layers_that_are_there(model):
+    settings = LoraSettings(rank=2, targets=("q_proj", "c_attn", "query_key_value"))
+    warning = check_lora_targets(settings, model)
+    assert warning.startswith("the model has no layer c_attn, query_key_value")
+    assert "k_proj" in warning
+    lora = add_lora(model, settings, seed=0)
+    names = [name for name, value in lora.named_parameters() if value.requires_grad]
+    assert names
+    assert all("q_proj.lora_" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    "target", ["q_proj", "self_attn.q_proj", "model.layers.0.self_attn.q_proj", "lm_head"]
+)
+def test_finds_layers_without_weights_as_peft_does(tmp_path, target):
+    config = tiny_checkpoint(tmp_path / "tied", tie=True) / "config.json"
+    assert not check_lora_config(LoraSettings(targets=(target,)), config)
+    assert "no layer x" in check_lora_config(LoraSettings(targets=(target, "x")), config)
+    with pytest.raises(RecipeError, match="no layer x"):
+        check_lora_config(LoraSettings(targets=("x",)), config)

@@ -222,6 +222,8 @@ def export_command(
     One file for each split; a record's field 'split' names it, and held_out becomes test. Content
     that the format cannot represent is left out and counted.
     """
+    from stillroom.errors import count_noun
+    from stillroom.jobs import choose_reporter
     from stillroom.provenance.text_marks import open_marker
     from stillroom.synth.output.dataset import export_records
     from stillroom.synth.output.formats import ExportFormat
@@ -241,6 +243,22 @@ def export_command(
         marker=open_marker() if mark else None,
         names=names,
     )
+    if export.lost_fields:
+        lost = ", ".join(
+            f"{name} ({count_noun(count, 'row')})"
+            for name, count in export.lost_fields.most_common(12)
+        )
+        more = len(export.lost_fields) - 12
+        lost += f" and {count_noun(more, 'other')}" if more > 0 else ""
+        choose_reporter().warn(
+            f"fields that rows of {shape} do not hold are left out: {lost}; --with-fields, or "
+            "--format stillroom, keeps them"
+        )
+    if export.parted_turns:
+        choose_reporter().warn(
+            f"{count_noun(export.parted_turns, 'row')} with a text before a call, which are two "
+            "turns in sharegpt: LLaMA-Factory passes over them; --format messages has one turn"
+        )
     if as_json:
         print_json({"out": str(out), **export.to_json()})
         return

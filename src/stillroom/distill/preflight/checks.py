@@ -40,6 +40,7 @@ from stillroom.models.tokenization.chat_template import find_tool_problems
 from stillroom.objects import is_store_address, resolve_local
 from stillroom.provenance import find_output
 from stillroom.train.data import RecordSplit, split_records
+from stillroom.train.lora import check_lora_config
 
 __all__ = ["require_preflight", "run_preflight"]
 
@@ -78,6 +79,7 @@ def run_preflight(
         split = inspection.split
         report.add("held-out records", lambda: [*audit_duplicates(split)])
     report.add("student's shape", inspection.check_shape)
+    report.add("adapted layers", inspection.check_adapted)
     if any(finding.error for finding in report.findings if finding.check == "student's shape"):
         inspection.fetch = False  # do not download a teacher that cannot be pruned as requested
     report.add("checkpoints", inspection.open)
@@ -156,6 +158,16 @@ class _JobInspection:
             "by its configuration"
         )
         return [PreflightFinding("ok", "student's shape", summary)]
+
+    def check_adapted(self) -> list[PreflightFinding]:
+        """Look for the layers to adapt in the student's configuration, or in its teacher's."""
+        recipe, lora = self.workload.recipe, self.workload.recipe.train.lora
+        is_own = isinstance(recipe.student, str)
+        source = recipe.student if is_own else self.workload.local_teacher
+        if lora is not None and isinstance(source, str):
+            warning = check_lora_config(lora, find_config(source, fetch=self.fetch))
+            return [PreflightFinding("warning", "adapted layers", warning)] if warning else []
+        return []
 
     def open(self) -> list[PreflightFinding]:
         """Locate teacher and student and load their tokenizers, without their weights."""

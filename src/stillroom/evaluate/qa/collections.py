@@ -18,6 +18,7 @@ from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
 from stillroom.objects.disk import require_file
 from stillroom.provenance.digests import load_json
+from stillroom.records.encodings import find_encoding_error
 
 __all__ = [
     "CorpusRow",
@@ -245,7 +246,9 @@ def _read_lines(path: Path) -> Iterator[str]:
         with require_file(path).open(encoding="utf-8-sig") as file:
             for line in file:
                 yield line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise find_encoding_error(path) from error
+    except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error}",
             code="data.collection",

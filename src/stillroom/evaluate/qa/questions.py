@@ -28,6 +28,7 @@ from stillroom.objects.disk import require_file
 from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output, read_artifact
 from stillroom.provenance.digests import load_json
 from stillroom.records import Origin, Record, combine_origins, read_records
+from stillroom.records.encodings import find_encoding_error
 from stillroom.records.files import count_unread
 from stillroom.records.streams import open_table
 from stillroom.text.language import split_sentences
@@ -298,7 +299,9 @@ def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
 def _read_text(path: Path) -> str:
     try:
         return require_file(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise find_encoding_error(path) from error
+    except OSError as error:
         raise _row_error(
             str(path),
             f"the questions cannot be read: {error}",

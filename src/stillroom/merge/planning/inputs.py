@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.errors import CheckpointError, Problem, RecipeError
+from stillroom.errors import CheckpointError, Problem, RecipeError, count_noun
 from stillroom.jobs import MessageLog, QuietReporter
+from stillroom.merge.planning.rotary import read_rotary_settings
 from stillroom.merge.settings import MergekitArithmetic, ParameterOverride, Slice, TensorGroup
 from stillroom.merge.tensors.storage import (
     open_checkpoint,
@@ -495,12 +496,14 @@ def check_configs(
         CheckpointError: One problem per key that differs, with every source's value.
     """
     problems = []
-    for key in (*_MUST_AGREE, "rope", "rope scaling"):
+    settings = {source.name: _read_settings(source.checkpoint.config) for source in sources}
+    keys = dict.fromkeys(key for values in settings.values() for key in values)
+    for key in keys:
         if stacked and key == "num_hidden_layers":
             continue
-        values = {source.name: _read_setting(source.checkpoint.config, key) for source in sources}
-        if len({repr(value) for value in values.values() if value is not None}) > 1:
-            listed = ", ".join(f"{name} {value}" for name, value in values.items())
+        found = {name: values[key] for name, values in settings.items() if key in values}
+        if len({repr(value) for value in found.values()}) > 1:
+            listed = ", ".join(f"{name} {values.get(key)}" for name, values in settings.items())
             problems.append(
                 Problem(
                     f"the models disagree about {key}: {listed}",
@@ -522,43 +525,22 @@ def check_configs(
             )
         )
     if problems:
-        raise CheckpointError(limit_problems(problems))
+        raise CheckpointError(limit_problems(problems, "key"))
 
 
-def limit_problems(problems: list[Problem]) -> list[Problem]:
-    """Return the first problems, and one with the number of the others."""
+def limit_problems(problems: list[Problem], noun: str = "tensor") -> list[Problem]:
+    """Return the first problems, and one with the number of the others, of what they concern."""
     remaining = len(problems) - _MAX_PROBLEMS
     if remaining <= 0:
         return problems
-    return [*problems[:_MAX_PROBLEMS], Problem(f"and {remaining} more tensors", problems[0].code)]
+    others = count_noun(remaining, f"more {noun}")
+    return [*problems[:_MAX_PROBLEMS], Problem(f"and {others}", problems[0].code)]
 
 
-def _read_setting(config: Mapping[str, Any], key: str) -> Any:
-    if key == "rope scaling":
-        return _read_rope_scaling(config)
-    if key != "rope":
-        value = config.get(key)
-        return float(value) if isinstance(value, int | float) else value
-    rope = config.get("rope_parameters")
-    theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
-    theta = config.get("rope_theta") if theta is None else theta
-    return float(theta) if isinstance(theta, int | float) else None
-
-
-def _read_rope_scaling(config: Mapping[str, Any]) -> str | None:
-    """Return how rotary frequencies are scaled, as written before transformers 5 or since.
-
-    None where layers of several kinds have their own.
-    """
-    found = [config.get(key) for key in ("rope_scaling", "rope_parameters")]
-    rope = {
-        key: value for part in found if isinstance(part, Mapping) for key, value in part.items()
-    }
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        return None
-    kind = rope.get("rope_type") or rope.get("type")
-    kind = {"su": "longrope", "mrope": "default"}.get(str(kind), kind)  # earlier names
-    if kind in {None, "default"}:
-        return "none"
-    factor = rope.get("factor")
-    return f"{kind} by {float(factor):g}" if isinstance(factor, int | float) else str(kind)
+def _read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a config that must agree, without those that it does not have."""
+    found = {key: config[key] for key in _MUST_AGREE if config.get(key) is not None}
+    return {
+        key: float(value) if isinstance(value, int | float) else value
+        for key, value in found.items()
+    } | read_rotary_settings(config)

@@ -51,6 +51,7 @@ _MAX_BACKOFF_S = 30.0
 _REFUSED_TRIES = 3
 _MAX_BODY_BYTES = 64 << 20
 _MAX_ERROR_BYTES = 64 << 10
+_MAX_SHOWN_BYTES = 160
 
 
 @dataclass(frozen=True)
@@ -262,9 +263,9 @@ class Endpoint:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise _TransientError("the response is not JSON", code="backend.malformed") from error
+            raise _malformed_error("JSON", data) from error
         if not isinstance(value, dict):
-            raise _TransientError("the response is not a JSON object", code="backend.malformed")
+            raise _malformed_error("a JSON object", data)
         if value.get("error") and "choices" not in value:  # relays send errors with HTTP 200
             raise self.judge_failure(
                 parse_status(value["error"]), self.redact(read_error(data)), ""
@@ -460,6 +461,12 @@ def find_only_model(endpoint: Endpoint) -> str:
         expected="a model name",
         next=f"write {endpoint.address}#NAME",
     )
+
+
+def _malformed_error(expected: str, data: bytes) -> _TransientError:
+    start = " ".join(data[:_MAX_SHOWN_BYTES].decode("utf-8", "replace").split())
+    shown = f": {start!r}" if start else "; it is empty"
+    return _TransientError(f"the response is not {expected}{shown}", code="backend.malformed")
 
 
 def _shut_down(running: EventLoopThread, sessions: list[Any]) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "load_model_only",
     "load_pretrained",
     "load_tokenizer",
+    "outline_model",
     "read_tensor_shapes",
     "resolve_config",
 ]
@@ -500,8 +501,8 @@ def _has_cpu_bf16() -> bool:
     return any(flag in words for flag in _BF16_FLAGS)
 
 
-def read_tensor_shapes(config: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Return a config's values and the shape of every parameter by name; tied ones once.
+def outline_model(config: Path) -> tuple[Any, torch.nn.Module]:
+    """Return a config and its model on the meta device, without weights.
 
     Args:
         config: A ``config.json``, or a ``.gguf`` file, of which only the metadata is read.
@@ -531,6 +532,15 @@ def read_tensor_shapes(config: Path) -> tuple[dict[str, Any], dict[str, tuple[in
                 expected="the configuration of a causal language model",
                 next="update transformers, or use another checkpoint",
             ) from error
+    return model_config, model
+
+
+def read_tensor_shapes(config: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Return a config's values and the shape of every parameter by name; tied ones once.
+
+    Arguments and errors are those of ``outline_model``.
+    """
+    model_config, model = outline_model(config)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     return dict(model_config.to_dict()), shapes
 

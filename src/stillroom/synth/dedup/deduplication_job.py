@@ -3,6 +3,10 @@
 Files and counts only: the join is ``stillroom.text.dedup.near_duplicates``; MinHash is the filter
 ``duplicate``.
 
+Pairs of preference are duplicates only if their rejected answers are, too, and records only if
+their labels of KTO (booleans, 0 and 1) are equal: a pair with another rejected answer, and a row
+with the other label, teach something else.
+
 The result does not depend on the order of the rows: of several duplicates, the record with the best
 score is kept, then the one with the lowest id.
 """
@@ -52,8 +56,9 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
         DataError: If a file is missing or damaged, or no record is readable.
     """
     unreadable: list[dict[str, Any]] = []
-    ids, scores = _Column("S24"), _Column("f8")
-    sets = _hash_records(recipe, job, ids, scores, unreadable)
+    columns = _Columns()
+    sets = _hash_records(recipe, job, columns, unreadable)
+    ids, scores = columns.ids, columns.scores
     if not ids:
         raise DataError(
             "no record could be read",
@@ -66,7 +71,12 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     with job.phase("compare", len(ids), "records") as progress:
         order = np.lexsort((ids.array(), -scores.array()))
         duplicates = find_duplicates(
-            sets, threshold=recipe.threshold, order=order, scratch=job.scratch
+            sets,
+            threshold=recipe.threshold,
+            order=order,
+            scratch=job.scratch,
+            also=_hash_rejected(recipe, job) if columns.has_rejected else None,
+            groups=columns.groups.array() if len(columns.labels) > 1 else None,
         )
         progress.advance(len(ids))
     counts = {
@@ -119,9 +129,9 @@ def _check_fields(
 
 
 def _hash_records(
-    recipe: DedupRecipe, job: Job, ids: _Column, scores: _Column, unreadable: list[dict[str, Any]]
+    recipe: DedupRecipe, job: Job, columns: _Columns, unreadable: list[dict[str, Any]]
 ) -> ShingleSets:
-    """Read all records, note their ids and scores, and return the hashes of their n-grams."""
+    """Read all records, note what else is compared, and return the hashes of their n-grams."""
     scratch = job.scratch / "shingles.u64"
     with job.phase("read", unit="records") as progress:
 
@@ -129,22 +139,26 @@ def _hash_records(
             for _, record in _read(recipe, unreadable):
                 if progress.done % _CHECK_EVERY == 0:
                     job.check_cancelled()
-                ids.append(record.id.encode())
-                scores.append(_score(record, recipe.prefer))
+                columns.append(_describe(record, recipe))
                 progress.advance()
                 yield _text(record, recipe.fields)
 
         def blocks() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
             for piece in _read_parallel(recipe, job, unreadable):
-                for record_id, score in zip(piece.ids, piece.scores, strict=True):
-                    ids.append(record_id)
-                    scores.append(score)
-                progress.advance(len(piece.ids))
+                for row in piece.rows:
+                    columns.append(row)
+                progress.advance(len(piece.rows))
                 yield piece.values, piece.sizes
 
         if job.engine.is_remote:
             return join_shingle_sets(blocks(), scratch=scratch)
         return build_shingle_sets(texts(), n=recipe.ngram_size, scratch=scratch)
+
+
+def _hash_rejected(recipe: DedupRecipe, job: Job) -> ShingleSets:
+    """Return the hashes of the n-grams of the rejected answers; records without one have none."""
+    texts = (_rejected(record) for _, record in _read(recipe))
+    return build_shingle_sets(texts, n=recipe.ngram_size, scratch=job.scratch / "rejected.u64")
 
 
 class _Column:
@@ -175,6 +189,31 @@ class _Column:
             self._tail = []
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is noted of a record: id, score, label, and whether it has a rejected answer."""
+
+    id: bytes
+    score: float
+    label: str
+    has_rejected: bool
+
+
+class _Columns:
+    """The rows of all records as columns; labels are numbered."""
+
+    def __init__(self) -> None:
+        self.ids, self.scores, self.groups = _Column("S24"), _Column("f8"), _Column("i8")
+        self.labels: dict[str, int] = {}
+        self.has_rejected = False
+
+    def append(self, row: _Row) -> None:
+        self.ids.append(row.id)
+        self.scores.append(row.score)
+        self.groups.append(self.labels.setdefault(row.label, len(self.labels)))
+        self.has_rejected |= row.has_rejected
+
+
 def _read(
     recipe: DedupRecipe, unreadable: list[dict[str, Any]] | None = None
 ) -> Iterator[tuple[Path, Record]]:
@@ -193,8 +232,7 @@ class _PieceResult:
     """Records that a worker read from a piece of a file, and its number of lines."""
 
     lines: int
-    ids: list[bytes]
-    scores: list[float]
+    rows: list[_Row]
     dropped: list[tuple[int, str]]
     values: npt.NDArray[np.uint64]
     sizes: npt.NDArray[np.int64]
@@ -222,9 +260,8 @@ def _read_part(recipe: DedupRecipe, path: Path, span: ByteSpan | None) -> _Piece
         with path.open("rb") as file:
             file.seek(span[0])
             lines = file.read(span[1] - span[0]).count(b"\n")
-    ids = [record.id.encode() for record in records]
-    scores = [_score(record, recipe.prefer) for record in records]
-    return _PieceResult(lines, ids, scores, dropped, sets.values, sets.sizes)
+    rows = [_describe(record, recipe) for record in records]
+    return _PieceResult(lines, rows, dropped, sets.values, sets.sizes)
 
 
 def _read_parallel(
@@ -252,6 +289,23 @@ def _text(record: Record, fields: Sequence[str]) -> str:
     if not fields:
         return "\n".join(message.content for message in record.messages)
     return "\n".join(str(record.fields.get(name, "")) for name in fields)
+
+
+def _describe(record: Record, recipe: DedupRecipe) -> _Row:
+    """Return what is noted of a record; fields that are named are all that is compared."""
+    label, rejected = ("", "") if recipe.fields else (_label(record), _rejected(record))
+    return _Row(record.id.encode(), _score(record, recipe.prefer), label, bool(rejected))
+
+
+def _label(record: Record) -> str:
+    """Return a label of KTO as ``1`` or ``0``; empty for others, such as classes and scores."""
+    text = str(record.fields.get("label")).strip().casefold()
+    return {"true": "1", "1": "1", "1.0": "1", "false": "0", "0": "0", "0.0": "0"}.get(text, "")
+
+
+def _rejected(record: Record) -> str:
+    value = record.fields.get("rejected")
+    return "" if value is None else str(value)
 
 
 def _score(record: Record, prefer: str) -> float:

@@ -23,6 +23,7 @@ from stillroom.checkpoints.random_init import write_random_checkpoint
 from stillroom.evaluate.lm.loss import encoded_loss
 from stillroom.jobs import Job
 from stillroom.models import load_model_only, resolve_checkpoint
+from stillroom.models.hub import find_config
 from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversation
 from stillroom.provenance import digest_json
 from stillroom.records import Record
@@ -30,6 +31,7 @@ from stillroom.synth.experiments.ablations import is_plain
 from stillroom.synth.settings import CheckpointStudent, FreshStudent
 from stillroom.train import Loss, RecordSource, add_lora, train
 from stillroom.train.loop import STATE_FILE
+from stillroom.train.lora import check_lora_config
 from stillroom.train.precision import autocast_body, choose_precision
 
 __all__ = ["StudentTrainer"]
@@ -63,6 +65,10 @@ class StudentTrainer:
         self.settings, self._job = settings, job
         self._texts = texts
         self._folders: dict[int, Path] = {}
+        if isinstance(settings, CheckpointStudent):
+            config = find_config(settings.checkpoint, fetch=True)
+            if warning := check_lora_config(settings.train.lora, config):
+                job.warn(warning)
 
     @property
     def is_fresh(self) -> bool:

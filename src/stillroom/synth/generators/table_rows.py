@@ -36,6 +36,7 @@ from stillroom.objects.disk import require_file
 from stillroom.provenance.digests import load_json
 from stillroom.recipes import Reference, Settings
 from stillroom.records import Message, Record
+from stillroom.records.encodings import find_encoding_error
 from stillroom.records.streams import open_table
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.prompting.requests import (
@@ -198,6 +199,8 @@ def read_seed_rows(path: Path, columns: Sequence[TableColumn]) -> list[dict[str,
                 if path.suffix == ".jsonl"
                 else list(open_table(file))
             )
+    except UnicodeDecodeError as error:
+        raise find_encoding_error(path) from error
     except (OSError, ValueError, csv.Error) as error:
         raise _broken(path, str(error)) from error
     if not rows:

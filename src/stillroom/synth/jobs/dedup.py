@@ -32,7 +32,9 @@ class DedupRecipe(RecordFilesRecipe):
     )
     ngram_size: int = Field(5, ge=1, description="number of words of an n-gram")
     fields: Annotated[tuple[str, ...], DISTINCT] = Field(
-        (), description="fields of a record to compare; by default all messages"
+        (),
+        description="fields of a record to compare; by default all messages, and "
+        "apart from them the rejected answer and the label",
     )
     prefer: str = Field(
         "",

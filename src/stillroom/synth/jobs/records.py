@@ -80,7 +80,8 @@ class RecordsRecipe(Recipe):
         ge=0,
         lt=1,
         description="share of documents held out for evaluation, by hash of their id; documents "
-        "with equal texts stay together",
+        "with equal texts stay together. Seeds whose field 'split' names test rows are held out "
+        "up to this share",
     )
     batch_size: int = Field(
         16, ge=1, le=1024, description="passages per batch; never changes the result"

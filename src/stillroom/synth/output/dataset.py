@@ -36,6 +36,8 @@ from stillroom.synth.output.formats import (
     ExportFormat,
     FileKind,
     get_columns,
+    has_text_with_calls,
+    list_lost_fields,
     make_row,
     write_parquet,
 )
@@ -57,10 +59,16 @@ _SHOWN = 12
 
 @dataclass
 class ExportResult:
-    """Result of an export: rows by split, records left out with reasons, and the card's data."""
+    """Result of an export: rows by split, what was left out, and the card's data.
+
+    ``left_out`` are records by reason, ``lost_fields`` the numbers of rows that lack a field, and
+    ``parted_turns`` the rows of ShareGPT with a turn that is parted into a text and its calls.
+    """
 
     rows: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    lost_fields: Counter[str] = field(default_factory=Counter)
+    parted_turns: int = 0
     origins: Counter[OriginKind] = field(default_factory=Counter)
     methods: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
@@ -82,6 +90,8 @@ class ExportResult:
         return {
             "rows": dict(self.rows),
             "left_out": dict(self.left_out),
+            "lost_fields": dict(self.lost_fields),
+            "parted_turns": self.parted_turns,
             "origins": dict(self.origins),
             "licenses": dict(self.licenses),
             "teachers": {name: terms.bound for name, terms in self.teachers.items()},
@@ -235,6 +245,9 @@ def _write_rows(
             sinks[split].write(record, line)
             result.rows[split] += 1
             result.note(record)
+            result.parted_turns += form.format == "sharegpt" and has_text_with_calls(record)
+            if not form.with_fields:
+                result.lost_fields.update(list_lost_fields(record, form.format))
     return {split: sinks[split].path for split in sorted(sinks)}
 
 

@@ -18,16 +18,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.provenance.digests import load_json
 from stillroom.records import Message, Record, to_row
+from stillroom.records.formats import RESULTS_SEPARATOR
+from stillroom.records.types import EXTRAS_FIELD
 
 __all__ = [
     "ExportFormat",
     "FileKind",
     "get_columns",
+    "has_text_with_calls",
+    "list_lost_fields",
     "make_row",
     "to_openai_messages",
     "to_sharegpt_turns",
@@ -51,6 +56,22 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 
 _TEXTS = frozenset({"instruction", "input", "output", "text", "id", "origin", "tools", "fields"})
 _BATCH = 1000
+_BOOKKEEPING = frozenset(
+    {"split", "document_id", "passage_id", "seed", "evidence", "question", "answer"}
+)
+_METHOD_FIELDS = frozenset(
+    {
+        *("style", "audience", "way", "round", "before", "critiques", "concepts", "sessions"),
+        *("persona", "persona_id", "related_to", "hop", "task_kind", "turns", "ended", "voice"),
+        *("curation_score", "closeness", "pass_rate", "samples", "answer_by", "final_answer"),
+        *("chance_before", "chance_chosen", "chance_rejected", "prefix", "rejected_by"),
+        *("calls", "result_by", "query_kind", "language", "chrf", "translation_of", "row"),
+        *("instruction", "input", "output"),
+    }
+)
+"""Fields of our generators that say how a record was made, or repeat it."""
+_REASONING = "reasoning_content"
+_TURNS = frozenset({"messages", "sharegpt", "prompt_completion", "preference"})
 
 
 def get_columns(format: ExportFormat) -> tuple[str, ...]:
@@ -93,6 +114,46 @@ def make_row(
     return row
 
 
+def list_lost_fields(record: Record, format: ExportFormat) -> list[str]:
+    """Return the fields of a record that a row without fields does not show, by name.
+
+    Those that every record of ours has, those of the generators' bookkeeping, and texts that the
+    turns contain, are not lost.
+    """
+    if format == "stillroom":
+        return []
+    shown = set(_BOOKKEEPING)
+    if any(link.method.startswith("synth.generators.") for link in record.origin.chain):
+        shown |= _METHOD_FIELDS
+    if format in _TURNS:
+        shown.add("tools")
+    if format == "preference":
+        shown |= {"chosen", "rejected"}
+    texts = [message.content.strip() for message in record.messages]
+    lost = [
+        name
+        for name, value in record.fields.items()
+        if name not in {*shown, EXTRAS_FIELD}
+        and value not in (None, "", [], {})
+        and not (isinstance(value, str) and _is_shown(value.strip(), texts))
+    ]
+    kept = {"weight", "tool_call_id"} | ({_REASONING} if format in _TURNS else set())
+    extras = record.fields.get(EXTRAS_FIELD)
+    turns = extras.values() if isinstance(extras, dict) else ()
+    names = {name for turn in turns if isinstance(turn, dict) for name in turn}
+    return [*lost, *(f"{EXTRAS_FIELD}.{name}" for name in sorted(names - kept))]
+
+
+def has_text_with_calls(record: Record) -> bool:
+    """Return whether a turn has both a text and calls, which are two turns in ShareGPT's format."""
+    return any(all(_split_tool_calls(one, bool(record.tools))) for one in record.messages)
+
+
+def _is_shown(value: str, texts: Sequence[str]) -> bool:
+    """Return whether a field repeats a turn, or a part of one that is no mere word."""
+    return value in texts or (len(value) > 15 and any(value in text for text in texts))
+
+
 def _refuse_unwanted(record: Record, *, is_weighted: bool) -> None:
     """Refuse a record whose bad answers a row would show as good ones.
 
@@ -113,26 +174,26 @@ def write_parquet(lines: Path, target: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    names, has_calls = _list_columns(lines)
-    schema = pa.schema([(name, _get_arrow_type(name, has_calls)) for name in names])
+    names, turn_keys = _list_columns(lines)
+    schema = pa.schema([(name, _get_arrow_type(name, turn_keys)) for name in names])
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:
         for rows in _batches(lines):
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
 
 
-def _list_columns(lines: Path) -> tuple[list[str], bool]:
-    """Return the names of all columns, in order of first occurrence, and whether turns have calls.
+def _list_columns(lines: Path) -> tuple[list[str], set[str]]:
+    """Return the names of all columns, in order of first occurrence, and all keys of turns.
 
-    In rows for Parquet, lists are those of turns.
+    In rows for Parquet, lists are those of turns. Where there are tools, turns may have calls.
     """
     names: dict[str, None] = {}
-    has_calls = False
+    turn_keys: set[str] = set()
     for rows in _batches(lines):
         for row in rows:
             names |= dict.fromkeys(row)
             turns = chain.from_iterable(part for part in row.values() if isinstance(part, list))
-            has_calls = has_calls or "tools" in row or any("tool_calls" in turn for turn in turns)
-    return list(names), has_calls
+            turn_keys.update(*turns)
+    return list(names), turn_keys | ({"tool_calls"} if "tools" in names else set())
 
 
 def _batches(lines: Path) -> Iterator[list[dict[str, Any]]]:
@@ -142,16 +203,17 @@ def _batches(lines: Path) -> Iterator[list[dict[str, Any]]]:
             yield batch
 
 
-def _get_arrow_type(name: str, has_calls: bool) -> Any:
+def _get_arrow_type(name: str, turn_keys: set[str]) -> Any:
     import pyarrow as pa
 
     text = pa.string()
     if name in _TEXTS:
         return text
+    reasoning = [(_REASONING, text)] if _REASONING in turn_keys else []
     if name == "conversations":
-        return pa.list_(pa.struct([("from", text), ("value", text)]))
-    turn = [("role", text), ("content", text)]
-    if has_calls:
+        return pa.list_(pa.struct([("from", text), ("value", text), *reasoning]))
+    turn = [("role", text), ("content", text), *reasoning]
+    if "tool_calls" in turn_keys:
         function = pa.struct([("name", text), ("arguments", text)])
         call = pa.struct([("id", text), ("type", text), ("function", function)])
         turn += [("tool_calls", pa.list_(call)), ("tool_call_id", text)]
@@ -160,11 +222,13 @@ def _get_arrow_type(name: str, has_calls: bool) -> Any:
 
 def _make_tool_columns(record: Record, format: ExportFormat) -> dict[str, Any]:
     """Return the tools of a record, and its turns with calls in the format's representation."""
-    tools = record.tools
+    tools, reasoning = [_wrap_tool(tool) for tool in record.tools], _get_reasoning(record)
     if format == "sharegpt":
-        turns = to_sharegpt_turns(record.messages, has_tools=bool(tools))
+        turns = to_sharegpt_turns(record.messages, has_tools=bool(tools), reasoning=reasoning)
         return {"conversations": turns} | ({"tools": _to_json(tools)} if tools else {})
     turns = to_openai_messages(record.messages, has_tools=bool(tools))
+    for at, thought in reasoning.items():
+        turns[at][_REASONING] = thought
     columns: dict[str, Any] = {}
     match format:
         case "messages":
@@ -176,6 +240,24 @@ def _make_tool_columns(record: Record, format: ExportFormat) -> dict[str, Any]:
             rejected = to_openai_messages(other, has_tools=bool(tools))[-1:]
             columns = {"prompt": turns[:-1], "chosen": turns[-1:], "rejected": rejected}
     return columns | ({"tools": tools} if columns and tools else {})
+
+
+def _wrap_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool as OpenAI's API has it, also one that was recorded as a bare function."""
+    is_bare = "function" not in tool and isinstance(tool.get("name"), str)
+    if is_bare and tool.get("type", "function") == "function":
+        bare = {key: value for key, value in tool.items() if key != "type"}
+        return {"type": "function", "function": bare}
+    return tool
+
+
+def _get_reasoning(record: Record) -> dict[int, str]:
+    """Return the thoughts before the answers of a reasoning model, by number of the turn."""
+    extras = record.fields.get(EXTRAS_FIELD)
+    known = extras if isinstance(extras, dict) else {}
+    turns = ((turn, known.get(str(turn))) for turn in range(len(record.messages)))
+    found = ((turn, part.get(_REASONING)) for turn, part in turns if isinstance(part, dict))
+    return {turn: thought for turn, thought in found if isinstance(thought, str) and thought}
 
 
 def _make_preference_row(record: Record) -> dict[str, Any]:
@@ -233,20 +315,37 @@ def to_openai_messages(
 
 
 def to_sharegpt_turns(
-    messages: Sequence[Message], *, has_tools: bool = True
+    messages: Sequence[Message],
+    *,
+    has_tools: bool = True,
+    reasoning: Mapping[int, str] = MappingProxyType({}),
 ) -> list[dict[str, str]]:
     """Return turns of ``from`` and ``value``; calls and results are separate turns.
 
-    ``has_tools`` as for ``to_openai_messages``.
+    As LLaMA-Factory requires, calls at once are one turn with a JSON list, and so are their
+    results, which it separates as the chat template of Qwen does. Its turns of calls have no text
+    (but thoughts, in some versions): a text before calls is a turn of its own, and it passes over
+    such conversations, as two turns of the assistant follow each other.
+
+    Args:
+        messages: Turns of a record.
+        has_tools: As for ``to_openai_messages``.
+        reasoning: Thoughts by number of the message.
     """
     turns: list[dict[str, str]] = []
-    for message in messages:
+    for at, message in enumerate(messages):
         text, calls = _split_tool_calls(message, has_tools)
+        if message.role == "tool" and at and messages[at - 1].role == "tool":
+            turns[-1]["value"] += f"{RESULTS_SEPARATOR}{text}"
+            continue
+        first = len(turns)
         if text or not calls:
             turns.append({"from": _SHAREGPT_ROLES[message.role], "value": text})
-        for call in calls:
-            value = json.dumps(call, ensure_ascii=False)
+        if calls:
+            value = _to_json(calls if len(calls) > 1 else calls[0])
             turns.append({"from": "function_call", "value": value})
+        if at in reasoning:
+            turns[first][_REASONING] = reasoning[at]
     return turns
 
 

@@ -29,7 +29,13 @@ from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, re
 from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
 from stillroom.synth.pipeline.statistics import RecordStats
 from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
-from stillroom.synth.selection import MixtureResult, mix_records
+from stillroom.synth.selection import (
+    MixtureResult,
+    judge_existing,
+    mix_records,
+    read_existing,
+    refuse_unknown,
+)
 from stillroom.synth.types import RejectedRecord, Split, get_item_text, get_seed_kind
 
 if TYPE_CHECKING:
@@ -78,7 +84,12 @@ def write_records(recipe: RecordsRecipe, job: Job) -> Artifact:
     ):
         costs = CostTracker(recipe.budget)
         run = _RecordsRun(recipe, inputs, job, models, caches, files, costs)
+        compares = any(isinstance(check, _TEST_ITEM_FILTERS) for check in recipe.filters)
+        if not (compares and recipe.held_out):
+            run.check_origins(None)
         held_out = run.run_split("held_out", ())
+        if compares and recipe.held_out:
+            run.check_origins(held_out.records)
         train = run.run_split("train", list(held_out.records))
         require_records(train, recipe, run.costs.reached())
         return run.write(train, held_out)
@@ -126,6 +137,33 @@ class _RecordsRun:
                 )
 
             return executor.run(target, self.files, self.costs, share, show)
+
+    def check_origins(self, held_out: Sequence[Record] | None) -> None:
+        """Refuse a mixture that is certain to have records of unknown origin, before it is made.
+
+        Args:
+            held_out: Held-out records, for filters that compare with them; None before there are
+                any: then a row that the seeds contain may yet be left out, as held out here.
+
+        Raises:
+            DataError: If such a record will come in (``synth.unknown-origin``).
+        """
+        settings = self.recipe.mix
+        if settings is None or settings.unknown != "refuse":
+            return
+        existing = read_existing(settings)
+        passed = {row.messages for row in existing if row.origin.kind != "unknown"}
+        if held_out is None and self.recipe.held_out:
+            items = (item for source in self.inputs.sources.values() for item in source.items)
+            passed |= {item.messages for item in items if isinstance(item, Record)}
+        rows = [row for row in existing if row.origin.kind == "unknown"]
+        rows = [row for row in rows if row.messages not in passed]
+        judge = partial(self._judge_existing, held_out=held_out or (), used=[])
+        verdicts = judge_existing(rows, judge)
+        refuse_unknown((row for row, verdict in verdicts if verdict.keep), settings)
+        train_items = list_train_items(self.inputs)
+        if any(isinstance(item, Passage) and item.origin.kind == "unknown" for item in train_items):
+            refuse_unknown(self._make_passage_records(held_out or ())[0], settings)
 
     def write(self, train: SplitResult, held_out: SplitResult) -> Artifact:
         """Mix the training records if asked, write all files and publish them."""

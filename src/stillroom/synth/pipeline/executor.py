@@ -60,6 +60,7 @@ from stillroom.synth.types import (
     Split,
     WorkItem,
     get_seed_kind,
+    read_split,
 )
 
 if TYPE_CHECKING:
@@ -436,11 +437,13 @@ class PipelineExecutor:
 def to_record(item: SeedItem, split: Split) -> Record:
     """Convert an item to a record; a passage becomes one message of plain text.
 
+    A record keeps its field ``split``, but for another name of its side, such as ``train_sft``.
+
     Raises:
         DataError: If it is neither a record nor a passage.
     """
     if isinstance(item, Record):
-        if "split" in item.fields:
+        if "split" in item.fields and read_split(item) != split:
             return item
         return replace(item, fields={**item.fields, "split": split})
     if isinstance(item, Passage):

@@ -1,5 +1,7 @@
 """Pipeline inputs: train/validation (held-out) split of documents by hash, order of work items.
 
+A file of records that marks test rows keeps its own split: these make no training records, and
+held-out ones up to the recipe's share.
 Records without documents are split by ``train.data``. Both depend on hashes of ids and the seed,
 not on the order of files or the number of documents. Documents with the same text are on the same
 side, by the hash of the text.
@@ -9,11 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from stillroom.errors import DataError
 from stillroom.provenance import digest_json, digest_text
 from stillroom.records import Passage, Record
 from stillroom.synth.interfaces import FilterContext
@@ -208,20 +211,106 @@ def read_inputs(recipe: RecordsRecipe) -> PipelineInputs:
     """Read the inputs of a recipe; a document is on one side of the split in all of them.
 
     Raises:
-        DataError: If a file is missing or invalid, or has no items of an accepted kind.
+        DataError: If a file is missing or invalid, has no items of an accepted kind, or has test
+            rows alone (``synth.test-seeds``) where a step makes records of it.
     """
     sources: dict[str, SeedSet] = {}
     for name, reference in (("index", recipe.index), ("seeds", recipe.seeds)):
         if reference:
             sources[name] = read_seeds(reference, _find_accepted_kinds(recipe, name))
     all_items = [item for source in sources.values() for item in source.items]
-    sides = split_items(all_items, recipe.held_out, recipe.seed)
+    made = _find_made_sources(recipe)
+    own = _find_own_sides(sources)
+    _refuse_test_rows([source for name, source in sources.items() if name in made], own)
+    rest = [item for item in all_items if get_document_id(item) not in own]
+    if not rest and "train" not in own.values():
+        own = {}  # what only filters may filter test rows
+    if own and recipe.held_out:
+        sides = own | split_items(rest, recipe.held_out, recipe.seed)
+    else:
+        sides = split_items(all_items, recipe.held_out, recipe.seed)
+    surplus = _find_surplus(own, sides, recipe)
     items: dict[tuple[str, Split], list[SeedItem]] = {}
     for name, source in sources.items():
+        left_out = surplus if name in made else set()
+        used = [item for item in source.items if get_document_id(item) not in left_out]
+        if count := len(source.items) - len(used):
+            reason = "test rows beyond the share of held_out"
+            sources[name] = replace(source, dropped={**source.dropped, reason: count})
         for split in _SPLITS:
-            side_items = (item for item in source.items if sides[get_document_id(item)] == split)
+            side_items = (item for item in used if sides[get_document_id(item)] == split)
             items[name, split] = order_items(side_items, recipe.seed)
+    if surplus:
+        kept = {get_document_id(item) for part in items.values() for item in part}
+        sides = {document: side for document, side in sides.items() if document in kept}
     return PipelineInputs(sources, sides, items, DocumentFrequency(all_items))
+
+
+def _find_made_sources(recipe: RecordsRecipe) -> set[str]:
+    """Return the names of the sources that records are made of, not filtered alone."""
+    made: set[str] = set()
+    pending = [key for key, step in recipe.steps.items() if isinstance(step, GenerateStep)]
+    while pending:
+        for source in recipe.sources.get(pending.pop(), ()):
+            if source not in made:
+                made.add(source)
+                pending.append(source)
+    return made
+
+
+def _find_surplus(
+    own: Mapping[str, Split], sides: Mapping[str, Split], recipe: RecordsRecipe
+) -> set[str]:
+    """Return the files' own test documents beyond the recipe's share, by hash order."""
+    tests = sorted(
+        (document for document, side in own.items() if side == "held_out"),
+        key=lambda document: (_hash_position(document, recipe.seed, "split"), document),
+    )
+    room, share = 0, recipe.held_out
+    if share:
+        counts = Counter(sides.values())
+        num_others = counts["held_out"] - len(tests)
+        room = max(round(share / (1 - share) * counts["train"]) - num_others, 1)
+    return set(tests[room:])
+
+
+def _find_own_sides(sources: Mapping[str, SeedSet]) -> dict[str, Split]:
+    """Return the sides of documents that the files themselves name.
+
+    A document with a test row, or with the text of one that has, is held out. Files without test
+    rows are split as others.
+    """
+    parts: dict[str, list[SeedItem]] = {}
+    named: dict[str, set[Split]] = {}
+    for source in sources.values():
+        for item in source.items:
+            document = get_document_id(item)
+            parts.setdefault(document, []).append(item)
+            if side := source.splits.get(item.id):
+                named.setdefault(document, set()).add(side)
+    if not any("held_out" in sides for sides in named.values()):
+        return {}
+    copies = find_duplicate_documents(parts)
+    tests = {copies.get(name, name) for name, sides in named.items() if "held_out" in sides}
+    own: dict[str, Split] = {
+        name: "held_out" if copies.get(name, name) in tests else "train"
+        for name in parts
+        if name in named or copies.get(name, name) in tests
+    }
+    return own
+
+
+def _refuse_test_rows(sources: Iterable[SeedSet], own: Mapping[str, Split]) -> None:
+    """Refuse sources of test rows alone: they make no training records."""
+    for source in sources:
+        if all(own.get(get_document_id(item)) == "held_out" for item in source.items):
+            raise DataError(
+                f"all seeds of {source.path} are test rows: they make no training records",
+                code="synth.test-seeds",
+                where=str(source.path),
+                expected="rows whose field 'split' is train, or names no split",
+                next="name a file of training rows; or remove the field, if these are no test rows",
+            )
 
 
 def _find_accepted_kinds(recipe: RecordsRecipe, name: str) -> tuple[SeedKind, ...]:

@@ -160,7 +160,8 @@ class DraftCache:
                 answered none of the last ten.
         """
         unanswered = [failure.text for failure in draft.failures if failure.reason == NO_ANSWER]
-        self._num_unanswered = self._num_unanswered + 1 if unanswered else 0
+        is_lost = unanswered and not draft.records
+        self._num_unanswered = self._num_unanswered + 1 if is_lost else 0
         if self._num_unanswered >= _MAX_UNANSWERED:
             raise BackendError(
                 f"{self._num_unanswered} consecutive units had no answer: {unanswered[-1]:.300}",

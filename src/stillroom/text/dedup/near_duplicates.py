@@ -27,7 +27,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,8 @@ def find_duplicates(
     threshold: float = 0.8,
     order: Sequence[int] | Positions | None = None,
     scratch: Path | None = None,
+    also: ShingleSets | None = None,
+    groups: Positions | None = None,
 ) -> Duplicates:
     """Return the near duplicates of kept texts, in order of index.
 
@@ -111,15 +113,18 @@ def find_duplicates(
             depend on the order of ``sets`` if the texts are processed in the same order.
         scratch: A folder for temporary files, created here and removed at the end; by default
             memory is used.
+        also: Second n-grams of each text, whose similarity must reach the threshold, too; the
+            similarity of two texts is the lower one. Two empty sets are equal.
+        groups: A number of each text, (N,); those of different groups are no duplicates.
     """
     every = np.arange(len(sets))
     rank = np.empty(len(sets), dtype=np.int64)
     rank[every if order is None else np.asarray(order, dtype=np.int64)] = every
-    twins = _find_exact_duplicates(sets, rank)
+    twins = _find_exact_duplicates(sets, rank, also, groups)
     single = np.flatnonzero((twins == every) & (sets.sizes > 0))
     single = single[np.argsort(rank[single])]
     del rank
-    falls_to, near = _SelfJoin(sets, single, threshold, scratch).settle()
+    falls_to, near = _SelfJoin(sets, single, threshold, scratch, also, groups).settle()
     fallen = np.flatnonzero(falls_to >= 0)
     nearest, similarity = every.copy(), np.ones(len(sets))
     nearest[single[fallen]] = single[falls_to[fallen]]
@@ -144,24 +149,36 @@ def find_near_duplicates(
     return list(find_duplicates(build_shingle_sets(texts, n=5), threshold=threshold, order=order))
 
 
-def _find_exact_duplicates(sets: ShingleSets, rank: Positions) -> Positions:
-    """Return, for each text, the first text with an equal set, possibly itself."""
+def _find_exact_duplicates(
+    sets: ShingleSets, rank: Positions, also: ShingleSets | None, groups: Positions | None
+) -> Positions:
+    """Return, for each text, the first text with equal sets in its group, possibly itself."""
     twins = np.arange(len(sets))
-    sizes = sets.sizes
-    filled = np.flatnonzero(sizes)
+    filled = np.flatnonzero(sets.sizes)
     if not len(filled):
         return twins
-    marks = np.concatenate(
-        [_fingerprint_sets(sets, filled[start:stop]) for start, stop in _block_edges(sizes[filled])]
-    )
-    by_mark = np.lexsort((rank[filled], sizes[filled], marks))
-    ordered, ordered_marks = filled[by_mark], marks[by_mark]
+    keys: list[npt.NDArray[Any]] = [] if groups is None else [groups[filled]]
+    for some in (sets, also):
+        if some is not None:
+            keys += [some.sizes[filled], _mark_sets(some)[filled]]
+    by_mark = np.lexsort((rank[filled], *keys))
+    ordered = filled[by_mark]
     fresh = np.ones(len(ordered), dtype=bool)
-    fresh[1:] = (ordered_marks[1:] != ordered_marks[:-1]) | (
-        sizes[ordered[1:]] != sizes[ordered[:-1]]
-    )
+    fresh[1:] = False
+    for key in keys:
+        fresh[1:] |= key[by_mark[1:]] != key[by_mark[:-1]]
     twins[ordered] = ordered[np.maximum.accumulate(np.where(fresh, np.arange(len(ordered)), 0))]
     return twins
+
+
+def _mark_sets(sets: ShingleSets) -> Hashes:
+    """Return a fingerprint of each set, (N,), equal for equal sets; 0 for empty ones."""
+    sizes = sets.sizes
+    filled = np.flatnonzero(sizes)
+    marks = np.zeros(len(sets), dtype=np.uint64)
+    for start, stop in _block_edges(sizes[filled]):
+        marks[filled[start:stop]] = _fingerprint_sets(sets, filled[start:stop])
+    return marks
 
 
 def _fingerprint_sets(sets: ShingleSets, texts: Positions) -> Hashes:
@@ -189,11 +206,20 @@ class _SelfJoin:
     """Self-join of selected sets, and the choice of those to keep."""
 
     def __init__(
-        self, sets: ShingleSets, chosen: Positions, threshold: float, scratch: Path | None
+        self,
+        sets: ShingleSets,
+        chosen: Positions,
+        threshold: float,
+        scratch: Path | None,
+        also: ShingleSets | None,
+        groups: Positions | None,
     ) -> None:
         """Join ``chosen``, indices of distinct sets in order of preference."""
+        self.also = also
+        self.groups = None if groups is None else groups[chosen]
         self.sets, self.chosen, self.threshold = sets, chosen, threshold
         self.starts, self.sizes = sets.offsets[chosen], sets.sizes[chosen]
+        self.weights = self.sizes if also is None else self.sizes + also.sizes[chosen]
         least = np.ceil(threshold * self.sizes - _ROUNDING).astype(np.int64)
         self.prefixes = self.sizes - np.maximum(least, 1) + 1
         self.parts = max(1, -(-int(self.prefixes.sum()) // _PART_ENTRIES))
@@ -339,13 +365,19 @@ class _SelfJoin:
         """Yield the pairs above the threshold with their similarities."""
         for start, stop in self._portions(left, right):
             first, second = left[start:stop], right[start:stop]
-            similarity = self._similarities(first, second)
+            similarity = _compute_jaccard(self.sets, self.chosen[first], self.chosen[second])
             near = similarity >= self.threshold - _ROUNDING
+            if self.groups is not None:
+                near &= self.groups[first] == self.groups[second]
+            if self.also is not None:
+                more = _compute_jaccard(self.also, self.chosen[first], self.chosen[second])
+                similarity = np.minimum(similarity, more)
+                near &= similarity >= self.threshold - _ROUNDING
             yield first[near], second[near], similarity[near]
 
     def _portions(self, left: Positions, right: Positions) -> Iterator[tuple[int, int]]:
         """Yield splits of a list of pairs such that each piece's n-grams fit into memory."""
-        ends = np.cumsum(self.sizes[left] + self.sizes[right])
+        ends = np.cumsum(self.weights[left] + self.weights[right])
         start = 0
         while start < len(left):
             before = int(ends[start - 1]) if start else 0
@@ -364,19 +396,25 @@ class _SelfJoin:
         )
         return list(zip((-similarity).tolist(), neighbors.tolist(), strict=True))
 
-    def _similarities(self, left: Positions, right: Positions) -> npt.NDArray[np.float64]:
-        """Return the Jaccard similarity of each pair."""
-        keys = np.concatenate([self._keys(left), self._keys(right)])
-        keys.sort(kind="stable")  # merges two sorted runs
-        same = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(HASH_BITS)
-        shared = np.bincount(same.astype(np.int64), minlength=len(left))
-        return shared / (self.sizes[left] + self.sizes[right] - shared)
 
-    def _keys(self, owners: Positions) -> Hashes:
-        sizes = self.sizes[owners]
-        pairs = np.repeat(np.arange(len(owners), dtype=np.uint64), sizes)
-        values = self.sets.values[expand_ranges(self.starts[owners], sizes)]
-        return (pairs << np.uint64(HASH_BITS)) | values
+def _compute_jaccard(
+    sets: ShingleSets, left: Positions, right: Positions
+) -> npt.NDArray[np.float64]:
+    """Return the Jaccard similarity of each pair of texts; that of two empty sets is 1."""
+    keys = np.concatenate([_make_pair_keys(sets, texts) for texts in (left, right)])
+    keys.sort(kind="stable")  # merges two sorted runs
+    same = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(HASH_BITS)
+    shared = np.bincount(same.astype(np.int64), minlength=len(left))
+    first, second = (sets.offsets[texts + 1] - sets.offsets[texts] for texts in (left, right))
+    either = first + second - shared
+    return np.where(either > 0, shared / np.maximum(either, 1), 1.0)
+
+
+def _make_pair_keys(sets: ShingleSets, texts: Positions) -> Hashes:
+    starts = sets.offsets[texts]
+    sizes = sets.offsets[texts + 1] - starts
+    pairs = np.repeat(np.arange(len(texts), dtype=np.uint64), sizes)
+    return (pairs << np.uint64(HASH_BITS)) | sets.values[expand_ranges(starts, sizes)]
 
 
 def _find_spans(ordered: Positions, values: Positions) -> tuple[list[int], list[int]]:

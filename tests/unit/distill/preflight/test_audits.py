@@ -13,7 +13,7 @@ from tests.unit.distill.test_run import make_recipe
 from stillroom.cli.app import stillroom
 from stillroom.distill.evaluation.metrics import Fidelity, RecordFidelity
 from stillroom.distill.preflight.audits import check_teacher_advantage
-from stillroom.errors import CheckpointError, DataError, ResourceError
+from stillroom.errors import CheckpointError, DataError, RecipeError, ResourceError
 from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.objects import connect
 from stillroom.records import Message, Record, write_records
@@ -307,3 +307,22 @@ def test_missing_inputs_are_noted_not_fetched(make_recipe, tmp_path):
     assert find(flight, "teacher")[0].level == "note"
     flight = preflight(make_recipe(records="nowhere.jsonl"), tmp_path, fetch=False)
     assert "does not exist yet" in find(flight, "records")[0].what
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_adapted_layers_that_the_student_lacks_are_refused_before_its_data(
+    make_recipe, tmp_path, student, own, do
+):
+    def make(*targets):
+        train = {"lora": {"rank": 2, "targets": targets}}
+        return make_recipe(train=train, **({"student": str(student)} if own else {}))
+
+    (finding,) = find(preflight(make("q_proj", "c_attn"), tmp_path, fetch=False), "adapted layers")
+    assert finding.level == "warning"
+    assert "no layer c_attn" in finding.what
+    recipe = make("v_projj")
+    (finding,) = find(preflight(recipe, tmp_path, fetch=False), "adapted layers")
+    assert "no layer v_projj" in finding.what
+    with pytest.raises(RecipeError) as caught:
+        do(recipe)
+    assert caught.value.code == "train.lora-targets"

@@ -124,5 +124,5 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, read, name, text, said):
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "q.tsv").write_bytes(b"1\t\xff\xfe\n")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="byte 2 is not UTF-8"):
         read_queries(tmp_path / "q.tsv")

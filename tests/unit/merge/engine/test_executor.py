@@ -250,7 +250,10 @@ def test_models_whose_positions_are_scaled_differently_are_refused(family, tmp_p
     more = rewrite(
         base, tmp_path / "more", lambda n, t: t, rope_scaling={"type": "llama3", "factor": 32}
     )
-    for one, other in ((base, old), (new, base), (old, more)):
+    low = rewrite(
+        old, tmp_path / "low", lambda n, t: t, rope_scaling={**llama3, "low_freq_factor": 2.0}
+    )
+    for one, other in ((base, old), (new, base), (old, more), (new, low)):
         with pytest.raises(CheckpointError, match="disagree about rope scaling") as caught:
             merge_checkpoints("linear", None, [one, other], tmp_path / "out")
         assert caught.value.code == "merge.config"

@@ -120,3 +120,55 @@ def test_an_ngram_longer_than_any_text_is_warned_of(tmp_path, size, is_warned):
 
 def warnings(out):
     return read_artifact(out).details.get("warnings", [])
+
+
+LONG = " ".join(WORDS * 3)
+
+
+def learn(rejected=None, chosen=LONG, **fields):
+    more = {} if rejected is None else {"chosen": chosen, "rejected": rejected}
+    return Record((Message("user", "Why?"), Message("assistant", chosen)), {**fields, **more})
+
+
+def test_pairs_with_other_rejected_answers_and_rows_with_other_labels_stay(tmp_path):
+    near = LONG.replace("may", "June", 1)
+    rows = [
+        learn("No."),
+        learn("I do not know."),
+        learn(LONG[::-1]),
+        learn(""),
+        learn(label=True),
+        learn(label=False),
+    ]
+    again = [
+        learn("No.", near),
+        learn(f"{LONG[::-1]} again", near),
+        learn(label=1),
+        learn(chosen=near, label=0),
+        learn(chosen=near, label="False"),
+        learn(chosen=near),
+    ]
+    write_records(tmp_path / "r.jsonl", [*rows, *again])
+    out = tmp_path / "out"
+    result = run(f"records=[{tmp_path}/r.jsonl]", "--out", out, "ngram_size=2")
+    assert result.exit_code == 0, result.output
+    kept = [(one.fields.get("rejected", ""), one.fields.get("label")) for one in read_records(out)]
+    assert sorted(rejected[:4] for rejected, _ in kept if rejected) == sorted(
+        ["No.", "I do", LONG[::-1][:4]]
+    )
+    labels = [{"False": False}.get(label, label) for rejected, label in kept if not rejected]
+    assert (len(labels), set(labels)) == (3, {None, False, True})
+    result = run(
+        f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "f", "ngram_size=2", "fields=[chosen]"
+    )
+    assert result.exit_code == 0, result.output
+    assert "7 of 12" in result.output  # one text, and six without words
+
+
+def test_labels_that_are_classes_or_scores_separate_no_rows(tmp_path):
+    rows = [record(texts()[0], label=label) for label in (0.91, 0.92, "cluster-1", 2, None, True)]
+    write_records(tmp_path / "r.jsonl", rows)
+    run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out")
+    kept = [one.fields.get("label") for one in read_records(tmp_path / "out/output/records.jsonl")]
+    assert len(kept) == 2
+    assert True in kept

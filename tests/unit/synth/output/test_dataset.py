@@ -32,6 +32,7 @@ from stillroom.records import (
     write_records,
 )
 from stillroom.synth.output.dataset import export_records, name_size
+from stillroom.synth.output.formats import list_lost_fields
 
 LINK = Link("synth.generators.grounded_qa", "model-1", ("doc-1",), "f" * 64)
 MADE = Origin("synthetic", (LINK,), "CC-BY-4.0")
@@ -277,6 +278,100 @@ def test_an_exported_dataset_is_read_back(tmp_path, format, kind):
     again = list(read_records(tmp_path / f"set/train.{kind}"))
     assert [record.messages for record in again] == [first.messages, second.messages]
     assert again[0].tools == [TOOL]
+
+
+def test_calls_at_once_are_one_turn_of_sharegpt_and_so_are_their_results(tmp_path):
+    path = without_tools(tmp_path, tools=[TOOL["function"]])
+    export_records([path], tmp_path / "out", format="sharegpt")
+    row = rows_of(tmp_path / "out/train.jsonl")[0]
+    assert json.loads(row["tools"]) == [TOOL]
+    asked, said, calls, results, last = row["conversations"]
+    assert (calls["from"], results["from"]) == ("function_call", "observation")
+    assert json.loads(calls["value"]) == [
+        {"name": "add", "arguments": {"a": number}} for number in (2, 3)
+    ]
+    assert results["value"] == "4\n</tool_response>\n<tool_response>\n5"
+    assert (asked["from"], said["value"], last["from"]) == ("human", "I look.", "gpt")
+    again = read_records(tmp_path / "out/train.jsonl")
+    assert [one.messages for one in again] == [one.messages for one in read_records(path)]
+
+
+def test_tools_without_a_type_are_exported_with_it(tmp_path):
+    typed = {"type": "function", **TOOL["function"]}
+    tools = [TOOL["function"], TOOL, typed, {"type": "web_search"}]
+    write_records(tmp_path / "r.jsonl", [pair("Add 2.", CALL, tools=tools)])
+    export_records([tmp_path / "r.jsonl"], tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out/train.jsonl")
+    assert row["tools"] == [TOOL, TOOL, TOOL, {"type": "web_search"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "with_fields"), [("jsonl", False), ("jsonl", True), ("parquet", False)]
+)
+@pytest.mark.parametrize("format", ["messages", "sharegpt", "prompt_completion", "preference"])
+def test_thoughts_stay_with_their_turns(tmp_path, format, kind, with_fields):
+    extras = {"1": {"reasoning_content": "Two and two.", "name": "Ada"}}
+    call = Record(
+        (Message("user", "Add 2."), Message("assistant", f"So.\n{CALL}")),
+        {"message_extras": extras, "rejected": "Five."},
+    )
+    write_records(tmp_path / "r.jsonl", [call, pair("Why?", "So.", rejected="No.")])
+    export_records(
+        [tmp_path / "r.jsonl"], tmp_path / "out", format=format, kind=kind, with_fields=with_fields
+    )
+    again, plain = read_records(tmp_path / f"out/train.{kind}")
+    assert again.messages == call.messages
+    if format != "preference":
+        kept = again.fields["message_extras"]["1"]
+        assert kept["reasoning_content"] == "Two and two."
+        assert ("name" in kept) == with_fields
+    elif kind == "jsonl":
+        (row, _) = rows_of(tmp_path / "out/train.jsonl")
+        assert row["chosen"][0]["reasoning_content"] == "Two and two."
+        assert "reasoning_content" not in row["rejected"][0]
+    assert not plain.fields.get("message_extras")
+
+
+def test_texts_before_calls_are_warned_of_where_trainers_pass_over_them(tmp_path):
+    rows = [
+        Record((Message("user", f"Add {text}."), Message("assistant", f"{text}{CALL}")), {})
+        for text in ("", "So.\n", "Then.\n")
+    ]
+    write_records(tmp_path / "r.jsonl", rows)
+    for format, count in (("sharegpt", 2), ("messages", 0)):
+        words = ["synth", "export", str(tmp_path / "r.jsonl"), "--format", format]
+        found = CliRunner().invoke(stillroom, [*words, "--out", str(tmp_path / format)])
+        assert ("2 rows with a text before a call" in found.output) == bool(count)
+
+
+def test_fields_of_our_generators_are_bookkeeping_in_their_records_alone(tmp_path):
+    made = Origin("synthetic", (Link("synth.generators.rewrite"), Link("synth.filters.judge")))
+    for origin, lost in ((made, ["rejected"]), (Origin("human"), ["style", "way", "rejected"])):
+        fields = {"style": "wiki", "way": "deep", "rejected": "No."}
+        one = Record((Message("user", "q"), Message("assistant", "a")), fields, origin)
+        assert list_lost_fields(one, "messages") == lost
+
+
+def test_fields_that_rows_lack_are_counted_in_one_warning(tmp_path):
+    extras = {"1": {"reasoning_content": "Hm.", "name": "Ada"}}
+    usual = {"question": "Why?", "answer": "So.", "document_id": "d", "evidence": {"quote": "So."}}
+    rows = [
+        pair("Why?", "So.", **usual, split="train", seed={}, passage_id="p", note=""),
+        pair("Why?", "So.", **usual, margin=0.5, rejected="No.", chosen="So."),
+        pair("Why?", "So.", margin=0, label=True, tools=[TOOL], message_extras=extras),
+    ]
+    write_records(tmp_path / "r.jsonl", rows)
+    words = ["synth", "export", str(tmp_path / "r.jsonl"), "--out"]
+    found = CliRunner().invoke(stillroom, [*words, str(tmp_path / "one")])
+    (line,) = [line for line in found.output.splitlines() if "left out" in line]
+    assert "margin (2 rows), rejected (1 row), label (1 row), message_extras.name (1 row);" in line
+    alpaca = export_records([tmp_path / "r.jsonl"], tmp_path / "two", format="alpaca")
+    assert alpaca.to_json()["lost_fields"]["tools"] == 1
+    assert alpaca.lost_fields["message_extras.reasoning_content"] == 1
+    for more in (["--with-fields"], ["--format", "stillroom"]):
+        whole = CliRunner().invoke(stillroom, [*words, str(tmp_path / more[-1]), *more])
+        assert whole.exit_code == 0
+        assert "left out" not in whole.output
 
 
 def test_exported_pairs_are_read_back(tmp_path):

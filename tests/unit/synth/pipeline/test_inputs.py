@@ -3,10 +3,14 @@ from collections import Counter
 import pytest
 from tests.unit.synth.conftest import make_passage, make_passages
 
-from stillroom.records import Document
+from stillroom.errors import DataError
+from stillroom.records import Document, Message, Record, write_records
+from stillroom.synth.jobs.records import RecordsRecipe
+from stillroom.synth.pipeline.executor import to_record
 from stillroom.synth.pipeline.inputs import (
     iter_work_items,
     order_items,
+    read_inputs,
     split_documents,
     split_items,
 )
@@ -108,3 +112,153 @@ def test_units_repeat_all_passages_per_attempt_with_distinct_keys():
     assert len({seed.key for seed in seeds}) == 2 * len(passages)
     assert [seed.attempt for seed in seeds] == [0] * len(passages) + [1] * len(passages)
     assert len({seed.derive(0) for seed in seeds}) == len(seeds)
+
+
+def answered(number, split=None, **fields):
+    more = {} if split is None else {"split": split}
+    turns = (Message("user", f"Why {number}?"), Message("assistant", f"Because of {number}."))
+    return Record(turns, {**fields, **more})
+
+
+def plan_of(tmp_path, rows, **settings):
+    write_records(tmp_path / "seeds.jsonl", rows)
+    made = {"generator": "evol_instruct"} if "pipeline" not in settings else {}
+    recipe = RecordsRecipe.model_validate(
+        {"seeds": str(tmp_path / "seeds.jsonl"), **({"pipeline": made} if made else {}), **settings}
+    )
+    return read_inputs(recipe)
+
+
+def texts_of(inputs, side, name="seeds"):
+    return {item.messages[0].content for item in inputs.items[name, side]}
+
+
+FILTERS_ONLY = {"steps": {"clean": {"from": "seeds", "filters": ["shape"]}}}
+BEYOND = "test rows beyond the share of held_out"
+TESTS = ["test", "test_sft", "Validation", "dev", "eval-gen", "held_out", "val", "test.clean"]
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.3])
+def test_rows_that_a_file_marks_as_test_make_no_training_records(tmp_path, held_out):
+    names = [*TESTS, "train", "train_sft", "Training"]
+    rows = [answered(number, name) for number, name in enumerate(names)]
+    rows += [answered(number, name) for number, name in enumerate(["web", "testimonials"], 50)]
+    inputs = plan_of(tmp_path, rows, held_out=held_out)
+    tests = {f"Why {number}?" for number in range(len(TESTS))}
+    train = {f"Why {number}?" for number in range(len(TESTS), len(names))}
+    assert not texts_of(inputs, "train") & tests
+    assert train <= texts_of(inputs, "train")
+    kept = tests & texts_of(inputs, "held_out")
+    if held_out:
+        assert kept
+    else:
+        assert len(texts_of(inputs, "train")) == 5
+    assert inputs.sources["seeds"].dropped == {BEYOND: len(TESTS) - len(kept)}
+    assert len(inputs.sides) == len(rows) - len(TESTS) + len(kept)
+
+
+def test_own_test_rows_are_held_out_up_to_the_share(tmp_path):
+    tests = [answered(number, "test") for number in range(200)]
+    rows = [*tests, *(answered(number, "train") for number in range(200, 240))]
+    sizes = {}
+    for held_out in (0.01, 0.2, 0.5, 0.9):
+        inputs = plan_of(tmp_path, rows, held_out=held_out)
+        assert len(texts_of(inputs, "train")) == 40
+        sizes[held_out] = len(texts_of(inputs, "held_out"))
+        assert inputs.sources["seeds"].dropped.get(BEYOND, 0) == 200 - sizes[held_out]
+    assert sizes == {0.01: 1, 0.2: 10, 0.5: 40, 0.9: 200}
+    small, large = (
+        texts_of(plan_of(tmp_path, rows, held_out=held_out), "held_out") for held_out in (0.2, 0.5)
+    )
+    assert small < large
+    filtered = plan_of(tmp_path, rows, held_out=0.2, pipeline=FILTERS_ONLY)
+    assert len(texts_of(filtered, "held_out")) == 200
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.2])
+@pytest.mark.parametrize("made", ["seeds", "index"])
+def test_a_source_of_test_rows_alone_is_refused_where_it_is_made_of(tmp_path, made, held_out):
+    other = {"seeds": "index", "index": "seeds"}[made]
+    for name, split in ((made, "test"), (other, "train")):
+        start = 0 if name == "seeds" else 50
+        rows = [answered(start + number, split) for number in range(5)]
+        write_records(tmp_path / f"{name}.jsonl", rows)
+    paths = {name: str(tmp_path / f"{name}.jsonl") for name in ("seeds", "index")}
+    step = {"from": made, "generator": "rewrite"}
+    both = {"make": step, "more": {"from": other, "generator": "rewrite"}}
+    recipe = RecordsRecipe.model_validate(
+        {**paths, "held_out": held_out, "pipeline": {"steps": both}}
+    )
+    with pytest.raises(DataError, match=f"{made}.jsonl are test rows"):
+        read_inputs(recipe)
+
+
+def test_test_rows_that_are_only_filtered_stay_beside_a_source_that_is_made_of(tmp_path):
+    write_records(tmp_path / "s.jsonl", [answered(number, "test") for number in range(5)])
+    write_records(tmp_path / "i.jsonl", [answered(number) for number in range(50, 55)])
+    steps = {
+        "clean": {"from": "seeds", "filters": ["shape"]},
+        "make": {"from": "index", "generator": "rewrite"},
+    }
+    paths = {"seeds": str(tmp_path / "s.jsonl"), "index": str(tmp_path / "i.jsonl")}
+    recipe = RecordsRecipe.model_validate({**paths, "held_out": 0, "pipeline": {"steps": steps}})
+    inputs = read_inputs(recipe)
+    assert len(inputs.items["seeds", "train"]) == 5
+    assert len(inputs.items["index", "train"]) == 5
+
+
+def test_a_document_or_a_text_of_a_test_row_is_not_trained_on(tmp_path):
+    rows = [answered(0, "test", document_id="d"), answered(1, "train", document_id="d")]
+    rows += [answered(0, "train"), answered(0), *map(answered, range(2, 9))]
+    for held_out in (0.0, 0.3):
+        inputs = plan_of(tmp_path, rows, held_out=held_out)
+        assert not texts_of(inputs, "train") & {"Why 1?"}
+    assert "Why 0?" not in texts_of(plan_of(tmp_path, rows[:1] + rows[2:], held_out=0), "train")
+
+
+def test_texts_of_test_rows_are_no_passages_to_write_about(tmp_path):
+    rows = [answered(0, "test"), *map(answered, range(1, 5))]
+    write_records(tmp_path / "r.jsonl", rows)
+    recipe = RecordsRecipe.model_validate({"index": str(tmp_path / "r.jsonl"), "held_out": 0})
+    found = {item.text for item in read_inputs(recipe).items["index", "train"]}
+    assert len(found) == 4
+    assert not any("Why 0?" in text for text in found)
+
+
+def test_files_without_test_rows_are_split_as_before(tmp_path):
+    plain, named = (
+        [answered(number, split, document_id=f"d{number}") for number in range(30)]
+        for split in (None, "train")
+    )
+    sides = [plan_of(tmp_path, rows, held_out=0.3).sides for rows in (plain, named)]
+    assert sides[0] == sides[1]
+    assert set(sides[0].values()) == {"train", "held_out"}
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.3])
+def test_test_rows_alone_are_refused_where_records_are_made_and_filtered_otherwise(
+    tmp_path, held_out
+):
+    rows = [answered(number, "test") for number in range(20)]
+    with pytest.raises(DataError) as caught:
+        plan_of(tmp_path, rows, held_out=held_out)
+    assert caught.value.code == "synth.test-seeds"
+    inputs = plan_of(tmp_path, rows, held_out=held_out, pipeline=FILTERS_ONLY)
+    kept = texts_of(inputs, "train") | texts_of(inputs, "held_out")
+    assert len(kept) == 20
+    assert len(texts_of(inputs, "train")) > 10
+    assert to_record(rows[0], "train").fields["split"] == "test"
+
+
+def test_filtered_rows_keep_their_side_under_its_usual_name(tmp_path):
+    names = ["train_sft", "test_sft", "web", None]
+    rows = [answered(number, name) for number, name in enumerate(names)]
+    inputs = plan_of(tmp_path, rows, held_out=0.3, pipeline=FILTERS_ONLY)
+    sides = {
+        item.fields.get("split"): to_record(item, side).fields["split"]
+        for side in ("train", "held_out")
+        for item in inputs.items["seeds", side]
+    }
+    assert sides["train_sft"] == "train"
+    assert sides["test_sft"] == "held_out"
+    assert sides["web"] == "web"

@@ -142,3 +142,47 @@ def test_blocks_of_any_size_give_the_same_sets(texts, block):
 
 def test_texts_without_words_are_kept():
     assert find_near_duplicates(["", "", "...", "…"]) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_second_sets_and_groups_are_compared_as_by_brute_force(seed, tmp_path):
+    rng = np.random.default_rng(seed)
+    words = [f"w{n}" for n in range(40)]
+
+    def vary(base, changes):
+        text = list(base)
+        for at in rng.integers(0, len(text), changes):
+            text[at] = str(rng.choice(words))
+        return " ".join(text)
+
+    bases = [rng.choice(words, 30) for _ in range(3)]
+    count = 300
+    first = [vary(bases[rng.integers(3)], rng.integers(0, 5)) for _ in range(count)]
+    second = [
+        "" if rng.random() < 0.2 else vary(bases[rng.integers(3)], rng.integers(0, 5))
+        for _ in range(count)
+    ]
+    groups = rng.integers(0, 2, count)
+    sets, also = (build_shingle_sets(texts, n=2) for texts in (first, second))
+
+    def jaccard(some, one, other):
+        a, b = set(some[one].tolist()), set(some[other].tolist())
+        return len(a & b) / len(a | b) if a | b else 1.0
+
+    found = find_duplicates(sets, threshold=0.7, also=also, groups=groups, scratch=tmp_path)
+    kept, wanted = [], {}
+    for index in range(count):
+        near = [
+            (-value, other)
+            for other in kept
+            if groups[index] == groups[other]
+            and (value := min(jaccard(one, index, other) for one in (sets, also))) >= 0.7
+        ]
+        if near:
+            wanted[index] = min(near)
+        else:
+            kept.append(index)
+    assert {one.index: (-one.similarity, one.kept) for one in found} == {
+        index: (pytest.approx(value), other) for index, (value, other) in wanted.items()
+    }
+    assert len(wanted) > 20
