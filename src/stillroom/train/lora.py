@@ -73,7 +73,7 @@ def check_lora_targets(settings: LoraSettings | None, model: nn.Module) -> str:
     it takes their names from before the fusion. The model may be on the meta device.
 
     Raises:
-        RecipeError: If the model has none of the layers.
+        RecipeError: If the model has none of the layers, or one names a module that is none.
     """
     if settings is None or isinstance(settings.targets, str):
         return ""
@@ -99,7 +99,12 @@ def check_lora_targets(settings: LoraSettings | None, model: nn.Module) -> str:
     }
     lacking = f"the model has no layer {', '.join(missing)}" if missing else "no layer is adapted"
     listed = f"layers of the model: {', '.join(sorted(known))}"
-    if len(missing) < len(settings.targets):
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    # peft adapts each module of a name, and fails at norms and blocks.
+    others = [name for name in missing if any(one.endswith(f".{name}") for one in modules)]
+    if others:
+        lacking = f"the model's {', '.join(others)} cannot be adapted"
+    elif len(missing) < len(settings.targets):
         return f"{lacking} (train.lora.targets); {listed}"
     raise RecipeError(
         lacking,

@@ -77,10 +77,19 @@ def test_refuses_an_update_of_one_of_two_tied_layers(tmp_path, layer):
 
 
 @pytest.mark.parametrize(
-    "targets", [("q_projj",), ("query", "v_projj"), ("norm",), ("input_layernorm", "x"), ()]
+    ("targets", "message"),
+    [
+        (("q_projj",), "no layer q_projj"),
+        (("query", "v_projj"), "no layer query, v_projj"),
+        ((), "no layer"),
+        (("norm",), "norm cannot be adapted"),
+        (("input_layernorm", "x"), "input_layernorm cannot be adapted"),
+        (("q_proj", "norm"), "norm cannot be adapted"),
+        (("q_proj", "mlp"), "mlp cannot be adapted"),
+    ],
 )
-def test_refuses_names_that_no_layer_has(model, targets):
-    with pytest.raises(RecipeError, match="no layer") as caught:
+def test_refuses_names_of_no_layer(model, targets, message):
+    with pytest.raises(RecipeError, match=message) as caught:
         add_lora(model, LoraSettings(rank=2, targets=targets), seed=0)
     (problem,) = caught.value.problems
     assert problem.code == "train.lora-targets"

@@ -342,19 +342,27 @@ def _find_headings(text: str, known: set[str], starts: Collection[int]) -> list[
         if is_marked or start in starts or _letters(line) in known:
             titles[number] = start
         start += len(line) + 1
-    return [_add_rules(rows, titles, number) for number in titles]
+    last = _find_last_fence(rows, titles)
+    return [_add_rules(rows, titles, number, last) for number in titles]
 
 
-def _add_rules(rows: Sequence[str], titles: Mapping[int, int], number: int) -> Span:
-    """Return the span of a title, of which the start is given, with the signs above and below."""
+def _add_rules(rows: Sequence[str], titles: Mapping[int, int], number: int, last: int) -> Span:
+    """Return the span of a title, of which the start is given, with the signs above and below.
+
+    A row of signs that opens fenced code is none of them: up to the row ``last`` there is some.
+    """
+
+    def is_fence(row: int) -> bool:
+        return row <= last and _FENCE.match(rows[row]) is not None
+
     start, title = titles[number], rows[number]
     above, below = ("", *rows, "")[number : number + 3 : 2]
     end = start + len(title)
     if title.startswith("#"):
         return start, end
-    is_over = _is_rule(above, title) and not _is_fence(rows, titles, number - 1)
+    is_over = _is_rule(above, title) and not is_fence(number - 1)
     is_under = _SETEXT.fullmatch(below) or _is_rule(below, title)
-    if is_under and not _is_fence(rows, titles, number + 1):
+    if is_under and not is_fence(number + 1):
         end += 1 + len(below)
     return (start - len(above) - 1 if is_over else start), end
 
@@ -365,11 +373,17 @@ def _is_rule(row: str, title: str) -> bool:
     return is_long and _RULE.fullmatch(row) is not None
 
 
-def _is_fence(rows: Sequence[str], titles: Collection[int], number: int) -> bool:
-    """Return whether a row is of fenced code: it or a later fence is no underline of a title."""
-    return bool(_FENCE.match(rows[number])) and any(
-        _FENCE.match(row) and at - 1 not in titles and rows[at + 2 : at + 3] != [row]
-        for at, row in enumerate(rows[number:], number)
+def _find_last_fence(rows: Sequence[str], titles: Collection[int]) -> int:
+    """Return the last row that is a fence of code and no sign of a title, or -1."""
+    return max(
+        (
+            number
+            for number, row in enumerate(rows)
+            if _FENCE.match(row)
+            and number - 1 not in titles
+            and rows[number + 2 : number + 3] != [row]
+        ),
+        default=-1,
     )
 
 
