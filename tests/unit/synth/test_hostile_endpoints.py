@@ -92,12 +92,12 @@ pipeline:
 HOSTILE = {
     "bad request": (lambda n: (400, {"error": {"message": "too long"}}), "refused by"),
     "server error": (lambda n: (500, {"error": {"message": "oops"}}), "no answer from"),
-    "html": (lambda n: (200, b"<html><body>Welcome</body></html>"), "no answer from"),
+    "html": (lambda n: (200, b"<html><body>Welcome</body></html>"), "no answer that can be"),
     "html error": (lambda n: (502, b"<html>Bad gateway</html>"), "no answer from"),
-    "truncated": (lambda n: (200, b'{"choices": [{"message": {"con'), "no answer from"),
+    "truncated": (lambda n: (200, b'{"choices": [{"message": {"con'), "no answer that can be"),
     "another shape": (lambda n: {"result": {"text": "hello"}}, "an answer without text"),
     "no choices": (lambda n: {"choices": []}, "an answer without text"),
-    "a list": (lambda n: (200, b"[1, 2]"), "no answer from"),
+    "a list": (lambda n: (200, b"[1, 2]"), "no answer that can be"),
     "empty": (lambda n: completion(""), "no rewriting"),
     "null": (lambda n: completion(None), "no rewriting"),
     "cut": (lambda n: completion("Bees make", finish_reason="length"), "cut at the token limit"),
@@ -114,14 +114,14 @@ HOSTILE = {
         "an answer without text",
     ),
     "cut, in other words": (lambda n: completion("Bees", finish_reason="MAX_TOKENS"), "cut at the"),
-    "nested without end": (lambda n: (200, b"[" * 200_000), "no answer from"),
+    "nested without end": (lambda n: (200, b"[" * 200_000), "no answer that can be"),
     "packed as nobody asked": (
         lambda n: (200, b"xx", {"Content-Encoding": "zstd"}),
-        "no answer from",
+        "no answer that can be",
     ),
     "packed broken": (
         lambda n: (200, b"no gzip", {"Content-Encoding": "gzip"}),
-        "no answer from",
+        "no answer that can be",
     ),
     "closes": (lambda n: (200, None), "no answer from"),
     "an error with 200": (
@@ -234,10 +234,13 @@ def test_rows_without_an_answer_are_asked_again_by_the_next_run(serve, patient, 
     recipe = make(server, seeds)
     do(recipe, tmp_path / "out")
     assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == ROWS - ROWS // EVERY
+    lacking = f"{ROWS // EVERY} of {ROWS} requests had no answer"
+    assert lacking in (tmp_path / "out/events.jsonl").read_text()
     ill, before = False, len(server.requests)
     do(recipe, tmp_path / "out", overwrite=True)
     assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == ROWS
     assert len(server.requests) - before == ROWS // EVERY
+    assert "had no answer" not in (tmp_path / "out/events.jsonl").read_text()
 
 
 def test_a_server_that_answers_nothing_any_more_ends_the_run(serve, patient, tmp_path):
@@ -263,9 +266,42 @@ def test_pages_in_the_place_of_answers_end_the_run(serve, patient, tmp_path):
     with pytest.raises(BackendError) as caught:
         do(make(server, seeds), tmp_path / "out")
     problem = caught.value.problems[0]
+    assert problem.code == "backend.malformed"
     assert "10 consecutive units" in problem.what
     assert "not JSON: '<html><body>Welcome to the router'" in problem.what
+    assert "/v1" in problem.next
     assert "--resume" in problem.next
+
+
+BUSY = 503, {"error": {"message": "busy"}}
+
+
+@pytest.mark.parametrize("generator", ["rewrite", "persona"])
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("bad", [(200, b"<html>down</html>"), BUSY])
+def test_a_dead_server_ends_the_run_whatever_the_concurrency(
+    serve, patient, tmp_path, bad, concurrency, generator
+):
+    server = serve(lambda path, *_: {"data": [{"id": "m"}]} if path == "/models" else bad)
+    recipe = make(server, write_seeds(tmp_path / "seeds.jsonl", 60), generator=generator)
+    engine = recipe.engine.model_copy(update={"concurrency": concurrency})
+    recipe = recipe.model_copy(update={"engine": engine})
+    with pytest.raises(BackendError, match="10 consecutive units"):
+        do(recipe, tmp_path / "out")
+
+
+@pytest.mark.parametrize("bad", [(200, b"<html>down</html>"), BUSY])
+def test_a_server_that_loses_every_second_answer_ends_the_run(serve, patient, tmp_path, bad):
+    def answer(path, body, headers):
+        if path == "/models":
+            return {"data": [{"id": "m"}]}
+        is_brief = "as a summary" in json.dumps(body["messages"])
+        return bad if is_brief else completion(GOOD.format(number_of(body)))
+
+    styles = "{name: rewrite, styles: [plain, brief]}"
+    recipe = make(serve(answer), write_seeds(tmp_path / "seeds.jsonl", 60), generator=styles)
+    with pytest.raises(BackendError, match="10 consecutive units"):
+        do(recipe, tmp_path / "out")
 
 
 @pytest.mark.parametrize("body", [b"<html>down</html>", b"[1]", b""])
@@ -286,7 +322,11 @@ def test_units_of_which_a_part_is_answered_end_no_run():
     store = DraftCache({})
     lost, record = GenerationFailure(NO_ANSWER, "busy"), Record((Message("assistant", "a"),))
     for number in range(40):
-        store.watch(GenerationResult(str(number), (record,) * 3, (lost,)))
+        store.watch(GenerationResult(str(number), (record,) * 15, (lost,)))
+    for number in range(9):
+        store.watch(GenerationResult(str(number), (record,), (lost,)))
+    with pytest.raises(BackendError):
+        store.watch(GenerationResult("9", (record,), (lost,)))
 
 
 def test_an_endless_answer_is_not_read_to_its_end(serve, patient, tmp_path, monkeypatch):

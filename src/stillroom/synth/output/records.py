@@ -29,6 +29,7 @@ from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, re
 from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
 from stillroom.synth.pipeline.statistics import RecordStats
 from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
+from stillroom.synth.prompting.requests import UNANSWERED
 from stillroom.synth.selection import (
     MixtureResult,
     judge_existing,
@@ -204,6 +205,8 @@ class _RecordsRun:
         for result in (held_out, train):
             if warning := describe_shortfall(result, recipe, self.costs.reached()):
                 job.warn(warning)
+        if warning := _describe_unanswered(held_out, train):
+            job.warn(warning)
         return job.finish(
             "records",
             parents=_list_parents(recipe, self.inputs, teachers, self.models, job),
@@ -432,6 +435,15 @@ def describe_shortfall(result: SplitResult, recipe: RecordsRecipe, stopped_by: s
     asked = f" after {count_noun(result.requests, 'request')}" if result.requests else ""
     cause = stopped_by or "all seeds and attempts are used"
     return f"{num_records}{wanted} {result.split} records kept{asked} ({main_reasons}); {cause}"
+
+
+def _describe_unanswered(*results: SplitResult) -> str:
+    """Return a warning with the number of requests without an answer, or an empty string."""
+    reasons = [pair for result in results for pair in result.reasons.items()]
+    count = sum(num for name, num in reasons if name.partition(": ")[2] in UNANSWERED)
+    requests = count_noun(sum(result.requests for result in results), "request")
+    again = "the same command with --overwrite asks for their units again"
+    return f"{count} of {requests} had no answer from the server; {again}" if count else ""
 
 
 def _describe_effort(result: SplitResult, costs: CostTracker) -> Iterator[str]:

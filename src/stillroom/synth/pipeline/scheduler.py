@@ -29,8 +29,8 @@ from stillroom.records import Completion
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.pipeline.steps import UNLIMITED
 from stillroom.synth.prompting.requests import (
-    NO_ANSWER,
     REFUSED,
+    UNANSWERED,
     ModelRequest,
     RequestBatch,
     to_failure,
@@ -55,13 +55,18 @@ expensive than the units themselves, and takes the interpreter from the requesti
 
 _MAX_REFUSALS = 20
 _MAX_UNANSWERED = 10
+_RESUME = "run the same command again with --resume when it does"
+_NEXT_STEPS = {
+    "backend.unavailable": f"read its log; {_RESUME}",
+    "backend.malformed": f"check that the address is an OpenAI-compatible API (…/v1); {_RESUME}",
+}
 
 
 def stream_units(
     seeds: Iterable[WorkItem],
     generator: GeneratorState,
     model: TextModel,
-    cache: CacheProtocol,
+    store: DraftCache,
     *,
     workers: int,
     pause: Callable[[], None] = lambda: None,
@@ -73,7 +78,7 @@ def stream_units(
         seeds: The units, in order; read as needed.
         generator: State of the generator; called from several threads, one unit at a time.
         model: A teacher that supports requests from several threads.
-        cache: Cache of finished units, in any order.
+        store: Cache of finished units, in any order.
         workers: Number of concurrent requests.
         pause: Callback on the caller's thread several times per second, where it is safe to stop.
         wanted: Number of records that the caller still takes, of the drafts after the last one.
@@ -81,11 +86,10 @@ def stream_units(
     Raises:
         BackendError: If the teacher fails, or refuses many units from the start.
     """
-    stream = DraftCache(cache)
     remaining = iter(seeds)
     futures: deque[Future[GenerationResult | None]] = deque()
     units = workers + -(-workers // _UNITS_PER_SPARE)
-    scheduler = CoroutineScheduler(generator, model, stream, units=units)
+    scheduler = CoroutineScheduler(generator, model, store, units=units)
 
     def look() -> None:
         scheduler.relieve()
@@ -103,7 +107,7 @@ def stream_units(
             result = _wait_for_unit(futures.popleft(), look)
             pause()
             if result is not None:
-                stream.watch(result)
+                store.watch(result)
                 yield result
     finally:
         scheduler.close()
@@ -111,7 +115,7 @@ def stream_units(
 
 def is_unanswered(draft: GenerationResult) -> bool:
     """Return whether a unit is incomplete because the server did not answer all requests."""
-    return any(failure.reason == NO_ANSWER for failure in draft.failures)
+    return any(failure.reason in UNANSWERED for failure in draft.failures)
 
 
 def _wait_for_unit(
@@ -157,17 +161,18 @@ class DraftCache:
 
         Raises:
             BackendError: If the server refused many units from the start without a record, or has
-                answered none of the last ten.
+                left at least half of each of the last ten units unanswered.
         """
-        unanswered = [failure.text for failure in draft.failures if failure.reason == NO_ANSWER]
-        is_lost = unanswered and not draft.records
+        unanswered = [failure for failure in draft.failures if failure.reason in UNANSWERED]
+        is_lost = unanswered and len(unanswered) >= len(draft.records)
         self._num_unanswered = self._num_unanswered + 1 if is_lost else 0
         if self._num_unanswered >= _MAX_UNANSWERED:
             raise BackendError(
-                f"{self._num_unanswered} consecutive units had no answer: {unanswered[-1]:.300}",
-                code="backend.unavailable",
+                f"{self._num_unanswered} consecutive units lack answers: "
+                f"{unanswered[-1].text:.300}",
+                code=(code := UNANSWERED[unanswered[-1].reason]),
                 expected="a server that answers",
-                next="run the same command again with --resume when it does",
+                next=_NEXT_STEPS[code],
             )
         refusals = [failure.text for failure in draft.failures if failure.reason == REFUSED]
         self._records += len(draft.records)
@@ -407,6 +412,7 @@ def generate_units(
     Raises:
         BackendError: If the teacher fails, or refuses many units from the start.
     """
+    store = DraftCache(cache)  # one for all rounds, which are smaller than the counts that stop
 
     def draft(units: Iterable[WorkItem]) -> Iterator[GenerationResult]:
         if isinstance(model, ConcurrentModel) and model.concurrency > 1:
@@ -414,12 +420,12 @@ def generate_units(
                 units,
                 generator,
                 model,
-                cache,
+                store,
                 workers=model.concurrency,
                 pause=pause,
                 wanted=wanted,
             )
-        return _generate_groups(units, generator, model, cache, batch_size, pause)
+        return _generate_groups(units, generator, model, store, batch_size, pause)
 
     if not generator.round_size:
         yield from map(generator.finalize, draft(seeds))
@@ -433,15 +439,17 @@ def _generate_groups(
     seeds: Iterable[WorkItem],
     generator: GeneratorState,
     model: TextModel,
-    cache: CacheProtocol,
+    store: DraftCache,
     batch_size: int,
     pause: Callable[[], None],
 ) -> Iterator[GenerationResult]:
-    store, remaining = DraftCache(cache), iter(seeds)
+    remaining = iter(seeds)
     while group := list(islice(remaining, batch_size)):
         pause()
         drafts = {seed.key: draft for seed in group if (draft := store.known(seed)) is not None}
         if missing := [seed for seed in group if seed.key not in drafts]:
             new = map(store.keep, generator.generate(missing, model))
             drafts |= {draft.key: draft for draft in new}
-        yield from (drafts[seed.key] for seed in group)
+        for seed in group:
+            store.watch(drafts[seed.key])
+            yield drafts[seed.key]

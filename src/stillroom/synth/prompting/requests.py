@@ -39,6 +39,7 @@ __all__ = [
     "INVALID_JSON",
     "NO_ANSWER",
     "REFUSED",
+    "UNANSWERED",
     "ModelRequest",
     "PromptTemplate",
     "RequestBatch",
@@ -65,14 +66,19 @@ _MAX_TOPIC = 100
 INVALID_JSON = "not the JSON asked"
 REFUSED = "refused by the teacher's server"
 NO_ANSWER = "no answer from the teacher's server"
-"""Not the request's own fault: such a unit is not cached, so that a later run repeats it."""
+_UNREADABLE = "no answer that can be read"
+UNANSWERED = {NO_ANSWER: "backend.unavailable", _UNREADABLE: "backend.malformed"}
+"""Not the request's own fault: such a unit is not cached, so that a later run repeats it.
+
+By reason, the error of a job that ends because of it.
+"""
 
 _REQUEST_ERRORS = {
     "backend.context": "longer than the teacher's context",
     "backend.schema": INVALID_JSON,
     "backend.refused": REFUSED,
     "backend.answer": "an answer without text",
-    "backend.malformed": NO_ANSWER,
+    "backend.malformed": _UNREADABLE,
     "backend.timeout": NO_ANSWER,
     "backend.broken": NO_ANSWER,
     "backend.unavailable": NO_ANSWER,
