@@ -145,9 +145,11 @@ _SPLIT_NAMES: dict[str, Split] = {
     ),
     **dict.fromkeys(("holdout", "heldout"), "held_out"),
 }
-_SPLIT_PARTS = {"sft", "gen", "prefs", "matched", "mismatched", "clean", "other"} | {
-    *("mini", "public", "unseen")
+_SPLIT_PARTS = {
+    *("sft", "gen", "prefs", "matched", "mismatched", "clean", "other", "set", "split", "mini"),
+    *("public", "private", "hidden", "seen", "unseen", "ood", "full", "easy", "hard"),
 }
+_SHORT_PART = re.compile(r"\d*[a-z]{0,2}")  # a number, a version, a letter, a language
 
 
 def read_split(record: Record) -> Split | None:
@@ -158,12 +160,12 @@ def read_split(record: Record) -> Split | None:
     """
     name = str(record.fields.get("split") or "").strip().lower()
     name = re.sub(r"\[[^]]*\]$", "", re.sub(r"^(held|hold)[-_ ]out", "holdout", name))
-    parts = [part for part in re.split(r"[-_.]+|(?<=[a-z])(?=[0-9])", name) if part]
+    parts = [part for part in re.split(r"[-_.\s]+|(?<=[a-z])(?=[0-9])", name) if part]
     splits = [at for at, part in enumerate(parts) if part in _SPLIT_NAMES]
     if len(splits) != 1 or splits[0] not in (0, len(parts) - 1):
         return None
     rest = {*parts} - {parts[splits[0]]}
-    is_known = all(part in _SPLIT_PARTS or part.isdecimal() for part in rest)
+    is_known = all(part in _SPLIT_PARTS or _SHORT_PART.fullmatch(part) for part in rest)
     return _SPLIT_NAMES[parts[splits[0]]] if is_known else None
 
 

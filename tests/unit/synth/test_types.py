@@ -246,6 +246,8 @@ def test_reasons_of_rejected_records_are_read_by_their_earlier_name_too(tmp_path
         ),
         ("held_out", ["validation_mismatched", "test.other", "eval-gen", "test2", "1_test", "dev"]),
         ("held_out", ["mini_test", "public_test", "unseen_test", "test[50%:]", "devtest"]),
+        ("held_out", ["test set", "validation set", "test_easy", "test_en", "test_1k", "test_a"]),
+        ("held_out", ["test-v1.1", "test-00000-of-00001", "val_seen", "hidden_test", "ood_test"]),
         (None, ["dev tools", "test-prep", "train station", "eval/harness", "held hostage", "web"]),
         (
             None,
