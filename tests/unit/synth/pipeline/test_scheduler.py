@@ -9,7 +9,7 @@ from tests.unit.synth.conftest import make_passages
 
 from stillroom.errors import BackendError
 from stillroom.records import Completion, Message
-from stillroom.synth.pipeline.scheduler import stream_units
+from stillroom.synth.pipeline.scheduler import DraftCache, stream_units
 from stillroom.synth.prompting.stepwise import StepwiseGenerator, run_concurrently
 from stillroom.synth.types import WorkItem
 
@@ -81,7 +81,7 @@ def stream(writer, model, shelf=None, count=COUNT, workers=4, *, started=None, *
         put = staticmethod(shelf.__setitem__)
 
     watched = (started.append(seed) or seed for seed in seeds)
-    return stream_units(watched, writer, model, Kept, workers=workers, **more)
+    return stream_units(watched, writer, model, DraftCache(Kept), workers=workers, **more)
 
 
 def test_drafts_come_in_order_and_from_the_shelf_the_second_time():
