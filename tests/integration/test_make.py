@@ -142,6 +142,7 @@ def test_verify_names_the_file_of_one_flipped_byte(run, tmp_path):
     assert "output/reader.safetensors" in told.stderr
 
 
+@pytest.mark.slow  # test_student kills a flow in each step, test_reader a training
 def test_killed_in_two_steps_and_resumed_ends_with_the_same_digests(brief, run, tmp_path):
     out = tmp_path / "run"
     brief.kill_in(out, "reader", 0.8, step_folders(run, ("index", "records")))
