@@ -8,9 +8,12 @@ import os
 import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+from _pytest.runner import runtestprotocol
+from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 from tests.processes import skip_disk_syncs
@@ -77,13 +80,45 @@ def pytest_collection_modifyitems(items):
         return 1 if file in slow or file.startswith(_SLOW_FOLDERS) else 2
 
     items.sort(key=rank)
+    if "STILLROOM_ALL_EXAMPLES" not in os.environ:
+        _draw_half(items)
+
+
+def _draw_half(items):
+    """Draw half of the examples that a property asks for; make test-slow draws all of them."""
+    for item in items:
+        usual = getattr(item.obj, "_hypothesis_internal_use_settings", None)
+        if usual is not None and item.get_closest_marker("hypothesis"):
+            function = getattr(item.obj, "__func__", item.obj)
+            count = max(1, usual.max_examples // 2)
+            if not hasattr(function, "all_examples"):  # one function may be several items
+                function.all_examples = usual.max_examples
+                function._hypothesis_internal_use_settings = settings(usual, max_examples=count)
+
+
+def _name_no_place_of_seeds():
+    """Have torch seed devices that are not there without noting each time the whole stack."""
+    for name in ("torch.cuda", "torch.xpu", "torch.mtia"):
+        if name in sys.modules:
+            sys.modules[name].traceback = SimpleNamespace(format_stack=list)
 
 
 def pytest_collection_finish():
     """Leave out the tests themselves whenever garbage is collected."""
+    _name_no_place_of_seeds()
     gc.freeze()
     gc.enable()
     gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_runtest_protocol(item, nextitem):
+    """Send no more than one report of a test that passed: three a test cost the suite 6 s."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return None
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        if report.when == "call" or not report.passed:
+            item.ihook.pytest_runtest_logreport(report=report)
+    return True
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of the test

@@ -199,6 +199,7 @@ def test_a_file_of_llamacpp_is_rendered_as_its_engine_does(name, gguf):
         assert model.render(messages) == model.render_by_engine(messages)
 
 
+@pytest.mark.slow  # as above, and each uses up its second of processor time
 def test_a_template_in_a_file_of_llamacpp_is_stopped(gguf, one_second):
     path = gguf(LOOPS)
     with closing(open_text_model(str(path), backend="llamacpp", num_threads=1)) as model:

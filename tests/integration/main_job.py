@@ -47,6 +47,8 @@ def write_documents(folder):
 class MainJob:
     """Arguments and processes of a small main job under one folder."""
 
+    questions = 2  # that the report asks of each reader and of the model
+
     def __init__(self, folder):
         self.folder = folder
         self.documents = folder / "documents"
@@ -73,8 +75,8 @@ class MainJob:
             f"steps.reader.base={self.encoder}",
             "steps.reader.start=null",
             "steps.reader.train={steps: 12, batch_size: 2, threads: 1, save_every_s: 0}",
-            "steps.report.compare.model_questions=2",
-            "steps.report.max_questions=2",
+            f"steps.report.compare.model_questions={self.questions}",
+            f"steps.report.max_questions={self.questions}",
             "steps.report.max_new_tokens=8",
             *more,
         ]  # fmt: skip

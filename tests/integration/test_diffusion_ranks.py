@@ -48,7 +48,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "vrpo": {"model": "model", "kind": "diffusion.preference", "num_times": 2},
     "diffu_grpo": {"model": "model", **GRPO, "train": {**TRAIN, "batch_size": 2}},
 }
-SLOW = {"blocks", "lora", "sharded_lora", "vrpo"}
+SLOW = {"blocks", "bound", "lora", "sharded_lora", "vrpo"}
 
 
 @pytest.fixture(scope="module")

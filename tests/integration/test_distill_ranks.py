@@ -135,7 +135,7 @@ def test_two_processes_with_a_share_of_the_weights_each_make_it_too(
 
 
 @pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=SLOW if way in {"live", "rollouts"} else ()) for way in WAYS]
+    "way", [pytest.param(way, marks=() if way == "cached" else SLOW) for way in WAYS]
 )
 def test_two_processes_make_the_student_of_one(folder: Path, tmp_path: Path, way: str) -> None:
     fields = {**WAYS[way], "output": {"dtype": "float32"}}

@@ -22,6 +22,14 @@ def job(tmp_path_factory):
     return MainJob(tmp_path_factory.mktemp("main_job"))
 
 
+@pytest.fixture
+def brief(job):
+    """The same job, whose report asks one question; not for what is said of the report."""
+    brief = copy.copy(job)
+    brief.questions = 1
+    return brief
+
+
 @pytest.fixture(scope="module")
 def made(job):
     out = job.folder / "run"
@@ -134,24 +142,25 @@ def test_verify_names_the_file_of_one_flipped_byte(run, tmp_path):
     assert "output/reader.safetensors" in told.stderr
 
 
-def test_killed_in_two_steps_and_resumed_ends_with_the_same_digests(job, run, tmp_path):
+@pytest.mark.slow  # test_student kills a flow in each step, test_reader a training
+def test_killed_in_two_steps_and_resumed_ends_with_the_same_digests(brief, run, tmp_path):
     out = tmp_path / "run"
-    job.kill_in(out, "reader", 0.8, step_folders(run, ("index", "records")))
-    job.kill_in(out, "report", 0.3)
-    code, said = job.make(out, "--resume")
+    brief.kill_in(out, "reader", 0.8, step_folders(run, ("index", "records")))
+    brief.kill_in(out, "report", 0.3)
+    code, said = brief.make(out, "--resume")
     assert code == 0, said
     kept = [name for name in STEPS if name != "report"]  # whose answers are timed
     assert [digests(out)[name] for name in kept] == [digests(run)[name] for name in kept]
 
 
-def test_touched_file_alone_is_parsed_and_embedded_again(job, run, tmp_path):
+def test_touched_file_alone_is_parsed_and_embedded_again(brief, run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(run, out)
-    path = job.documents / "alder.md"
+    path = brief.documents / "alder.md"
     before = path.read_bytes()
     try:
         path.write_bytes(before + b"\nA new line about Alder and its bridge.\n")
-        code, said = job.make(out)
+        code, said = brief.make(out)
     finally:
         path.write_bytes(before)
     assert code == 0, said
@@ -161,19 +170,18 @@ def test_touched_file_alone_is_parsed_and_embedded_again(job, run, tmp_path):
     assert len(list((out / "steps").iterdir())) == len(STEPS)
 
 
-def test_of_one_document_a_reader_is_made(job, tmp_path):
-    alone = copy.copy(job)
-    alone.documents = tmp_path / "documents"
-    alone.documents.mkdir()
-    shutil.copy(job.documents / "alder.md", alone.documents)
-    code, said = alone.make(tmp_path / "run")
+def test_of_one_document_a_reader_is_made(brief, tmp_path):
+    whole, brief.documents = brief.documents, tmp_path / "documents"
+    brief.documents.mkdir()
+    shutil.copy(whole / "alder.md", brief.documents)
+    code, said = brief.make(tmp_path / "run")
     assert code == 0, said
     assert "index" in read_artifact(tmp_path / "run").details["steps"]
 
 
-def test_people_judge_and_teach(job, tmp_path):
+def test_people_judge_and_teach(brief, tmp_path):
     rows = ["question,answer,evidence"]
-    for path in sorted(job.documents.iterdir()):
+    for path in sorted(brief.documents.iterdir()):
         facts = [line for line in path.read_text().splitlines() if line.startswith("The old")]
         for fact in facts:
             words = fact.removesuffix(".").split()
@@ -183,7 +191,7 @@ def test_people_judge_and_teach(job, tmp_path):
     rows.append("Who is the mayor of Alder?,,")
     (tmp_path / "people.csv").write_text("\n".join(rows), encoding="utf-8")
     out = tmp_path / "run"
-    code, said = job.make(out, "--questions", str(tmp_path / "people.csv"))
+    code, said = brief.make(out, "--questions", str(tmp_path / "people.csv"))
     assert code == 0, said
     steps = read_artifact(out).details["steps"]
     assert list(steps) == ["index", "records", "learned", "judged", "reader", "report"]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from tests.processes import Process
 from tests.property.rag_words import build
 
@@ -17,7 +18,6 @@ from stillroom.rag.maintenance.update import check_index
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 
 DOCUMENTS = 12
-KILLS = 8
 
 WRITE = """
 import sys
@@ -76,14 +76,15 @@ def start(program, *arguments):
     return Process([sys.executable, "-c", program, *map(str, arguments)])
 
 
-def test_readers_see_whole_turns_while_writers_are_killed(tmp_path):
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_readers_see_whole_turns_while_writers_are_killed(tmp_path, kills):
     folder, stop = tmp_path / "index", tmp_path / "stop"
     build(
         folder, {f"d{n}.txt": f"turn0 word{n}\nsecond turn0 word{n + 1}" for n in range(DOCUMENTS)}
     )
     readers = [start(READ, folder, stop) for _ in range(2)]
     rng, turn = random.Random(4), 0
-    for number in range(KILLS):
+    for number in range(kills):
         log = tmp_path / f"turns{number}"
         writer = start(WRITE, folder, turn, log)
         while not log.exists() and writer.poll() is None:
@@ -100,7 +101,7 @@ def test_readers_see_whole_turns_while_writers_are_killed(tmp_path):
         told, complaint = reader.communicate(timeout=120)
         assert reader.returncode == 0, complaint
         looked, moved = map(int, told.split())
-        assert looked >= KILLS
+        assert looked >= kills
         assert moved >= 2
     with FolderIndexWriter.open(folder) as writer:
         assert writer.catalog.find_snapshot().documents == DOCUMENTS

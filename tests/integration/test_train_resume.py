@@ -13,6 +13,8 @@ from stillroom.provenance import read_artifact
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
+pytestmark = pytest.mark.slow  # test_student kills a distillation too, and so do unit tests
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -68,7 +70,7 @@ def finish(process: Process) -> None:
     ("kind", "signs"),
     [
         ("logits", ("scratch/cache/index.jsonl", "metrics.jsonl")),
-        pytest.param("features", ("metrics.jsonl",), marks=pytest.mark.slow),
+        ("features", ("metrics.jsonl",)),
     ],
 )
 def test_ends_with_the_same_bytes_after_each_kill(
@@ -95,7 +97,6 @@ def test_ends_with_the_same_bytes_after_each_kill(
     assert '"resumed"' in (out / "events.jsonl").read_text()
 
 
-@pytest.mark.slow
 def test_rollouts_are_the_same_bytes_after_a_kill(folder: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "rollouts-whole", tmp_path / "rollouts"
     finish(start(folder, whole))

@@ -24,6 +24,7 @@ from stillroom.testing import scripted_model
 
 TENANTS = [f"tenant{number}" for number in range(8)]
 LABELS = ["public", "staff", "group:a", "user:x"]
+OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
 
 
 def grants(facts, access):
@@ -224,11 +225,18 @@ def test_no_kept_answer_crosses_tenants_or_filters(shared):
         with open_as(folder, access) as index:
             for view in (index, index.restrict("year > 2003"), index.restrict("year > 2004")):
                 scopes.add(view.scope)
-                assert ask(view, model, "What is word1?", cache=cache).details["cached"] is None
+                assert (
+                    ask(view, model, "What is word1?", cache=cache, answering=OVERLAP).details[
+                        "cached"
+                    ]
+                    is None
+                )
     assert len(scopes) == 9
     assert "" not in scopes
     with open_as(folder, askers[0]) as index:
-        assert ask(index, model, "What is word1?", cache=cache).details["cached"] or not len(index)
+        assert ask(index, model, "What is word1?", cache=cache, answering=OVERLAP).details[
+            "cached"
+        ] or not len(index)
 
 
 def test_what_cannot_be_noted_is_not_answered(shared):
@@ -257,8 +265,8 @@ def test_kept_answers_are_kept_apart_as_the_documents_are(shared):
         access = random_access(rng)
         own = {path for path, (_, facts) in model.items() if grants(facts, access)}
         with open_as(folder, access) as index:
-            found = ask(index, asked, question, cache=cache, retriever="dense")
-            again = ask(index, asked, question, cache=cache, retriever="dense")
+            found = ask(index, asked, question, cache=cache, answering=OVERLAP, retriever="dense")
+            again = ask(index, asked, question, cache=cache, answering=OVERLAP, retriever="dense")
             assert {hit.passage.location.path for hit in (*found.hits, *again.hits)} <= own
             if found.hits:
                 assert again.details["cached"]["kind"] == "exact"
@@ -276,6 +284,9 @@ def test_a_filter_is_part_of_what_a_kept_answer_depends_on(shared):
             index.restrict("year < 2005").scope,
         }
         assert len(scopes) == 3
-        ask(index, asked, "Which canary?", cache=cache, retriever="dense")
+        ask(index, asked, "Which canary?", cache=cache, answering=OVERLAP, retriever="dense")
         narrow = index.restrict("year >= 2005")
-        assert ask(narrow, asked, "Which canary?", cache=cache).details["cached"] is None
+        assert (
+            ask(narrow, asked, "Which canary?", cache=cache, answering=OVERLAP).details["cached"]
+            is None
+        )

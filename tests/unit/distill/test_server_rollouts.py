@@ -130,7 +130,8 @@ def test_drawn_tokens_alone_ask_for_nothing_but_their_own(make_recipe, do, serve
 
 
 @pytest.mark.parametrize(
-    "way", ["sampled", "replay", pytest.param("reverse_kl", marks=pytest.mark.slow)]
+    "way",
+    ["replay", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sampled", "reverse_kl"))],
 )
 def test_killed_and_resumed_it_ends_with_the_same_bytes(make_recipe, do, server, monkeypatch, way):
     recipe = make_recipe(top=FEW, **WAYS[way])

@@ -157,6 +157,7 @@ def test_stopped_and_resumed_is_the_same_report(world, monkeypatch):
     assert len(asked) == 4 * 9
 
 
+@pytest.mark.slow  # the next test stops the same job in this process
 def test_killed_and_resumed_is_the_same_report(world, tmp_path):
     script = tmp_path / "script.json"
     script.write_text(json.dumps({"*": "in 1800"}))

@@ -402,6 +402,7 @@ def test_a_detector_of_sounds_goes_on_from_one_of_its_make_and_size(trained, tmp
         assert caught.value.code == "forensics.other-detector"
 
 
+@pytest.mark.slow  # test_train_image stops the same trainer
 def test_a_stopped_run_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
     from stillroom.forensics.training.train_audio import AudioPairDataset
 

@@ -67,7 +67,7 @@ def test_an_editor_accepts_the_shipped_recipes_by_the_printed_schema_and_marks_a
     for recipe in recipes:
         branch = Draft202012Validator({"$ref": f"#/$defs/{recipe['kind']}", **schema})
         assert not list(branch.iter_errors(recipe))
-        assert list(branch.iter_errors({**recipe, "wrong": 1}))
+        assert not branch.is_valid({**recipe, "wrong": 1})
 
 
 def test_new_prints_the_schema_of_one_kind_and_asks_for_a_kind():

@@ -147,11 +147,13 @@ def test_a_tenant_never_sees_anothers_passage_entity_summary_or_kept_answer(
     # two write by all that the model is shown, one quotes: once with the reader that a server has
     # by default, otherwise by word overlap, which sees the same passages
     fields = {} if owner == TENANTS[0] else {"answering": "generate"}
-    asked = [(rng.choice(sorted(KEYS)), draw(rng)) for _ in range(24 if fields else 8)]
+    is_default = not fields and way == WAYS[0]  # whose reader takes a second for five questions
+    count = 2 if is_default else 12 if fields else 8
+    asked = [(rng.choice(sorted(KEYS)), draw(rng)) for _ in range(count)]
     asked += [(who, "Which project has a canary?") for who in sorted(KEYS)]  # kept for each
     rng.shuffle(asked)
     settings = {"retriever": parse_pipeline(line).retriever, "cache": SemanticCache()}
-    if not fields and way != WAYS[0]:
+    if not fields and not is_default:
         settings["answering"] = OVERLAP
     with opened(**settings) as served:
         keyed = [(KEYS[who], question) for who, question in asked]

@@ -69,7 +69,7 @@ def patient(monkeypatch):
         return build(settings)
 
     monkeypatch.setattr(BACKENDS, "build", hurried)
-    monkeypatch.setattr("stillroom.models.endpoints.client._backoff", lambda attempt: 0.1)
+    monkeypatch.setattr("stillroom.models.endpoints.client._backoff", lambda attempt: 0.01)
 
 
 def make(server, seeds, filters="[shape, language, duplicate]", generator="rewrite", engine=""):

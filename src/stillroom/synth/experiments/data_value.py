@@ -86,6 +86,7 @@ class _Experiment:
         self.human, self.measured_on = self._read_held_out({_text(record) for record in learned})
         self.cut = self._count_cut(learned)
         self.journal = job.journal("students")
+        self._limits: dict[tuple[str, int], int] = {}  # tokens that each arm of a family learns
 
     def run(self) -> tuple[Artifact, Report, DataValueResults]:
         """Train and evaluate the students, and write the report."""
@@ -226,16 +227,19 @@ class _Experiment:
         equal_records = conversations[: family.size]
         if self.recipe.equal == "records":
             return equal_records
-        limit = min(
-            sum(
-                len(conversation.ids)
-                for conversation in self._encode(sample_records(member.records, family.size, seed))
+        if (family.name, seed) not in self._limits:
+            self._limits[family.name, seed] = min(
+                sum(
+                    len(conversation.ids)
+                    for conversation in self._encode(
+                        sample_records(member.records, family.size, seed)
+                    )
+                )
+                for member in (family.base, *family.arms)
             )
-            for member in (family.base, *family.arms)
-        )
         equal_tokens, total = [], 0
         for conversation in conversations:
-            if total >= limit:
+            if total >= self._limits[family.name, seed]:
                 break
             equal_tokens.append(conversation)
             total += len(conversation.ids)

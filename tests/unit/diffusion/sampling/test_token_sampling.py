@@ -36,7 +36,9 @@ def p_value(logits, tokens, bins):
     return chisquare(found.numpy(), (wanted / wanted.sum() * len(tokens)).numpy()).pvalue
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "temperature", [0.5, *(pytest.param(one, marks=pytest.mark.slow) for one in (1.0, 2.0))]
+)
 def test_a_vocabulary_of_50000_is_drawn_as_it_is(temperature):
     rng = torch.Generator().manual_seed(int(temperature * 10))
     logits = torch.randn(VOCAB, generator=rng, dtype=torch.float64) * 3

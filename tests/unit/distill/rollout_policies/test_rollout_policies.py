@@ -405,7 +405,7 @@ def make_recipe(teacher_folder, records_file):
             "student": {"keep": (0, 2, 3), "max_parameters": 0.85},
             "train": FAST,
             "rollout_policy": {"name": "on_policy", "max_new_tokens": 10},
-            "fidelity": {"baseline": False, "answers": 0, "speed": False},
+            "fidelity": {"records": 0, "baseline": False, "answers": 0, "speed": False},
         }
         return build({**fields, **changes})
 

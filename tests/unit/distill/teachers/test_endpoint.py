@@ -167,7 +167,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_bytes(serve, make_recipe, 
 
 
 def test_a_bad_moment_is_waited_out(serve, find, lessons, loaded, monkeypatch):
-    monkeypatch.setattr("stillroom.models.endpoints.client._backoff", lambda attempt: 0.1)
+    monkeypatch.setattr("stillroom.models.endpoints.client._backoff", lambda attempt: 0.01)
     server, address = serve()
     teacher = find(address, tries=4)
     server.faults, server.cut = [429, 500], 1

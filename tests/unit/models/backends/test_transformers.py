@@ -67,7 +67,7 @@ def asks_of(count, tokens=12):
     ]
 
 
-@pytest.mark.parametrize("count", [1, 3, 17, 40])
+@pytest.mark.parametrize("count", [1, 3, 17, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_stream_does_not_depend_on_the_streams_beside_it(model, count):
     asks = asks_of(count)
     assert ask_all(model, asks) == [model.generate([one], [how])[0] for one, how in asks]

@@ -157,7 +157,9 @@ run_recipe(parse_recipe(text, folder=Path(sys.argv[1]).parent), Path(sys.argv[2]
 """
 
 
-@pytest.mark.parametrize("step", [2, 5, 8])
+@pytest.mark.parametrize(
+    "step", [2, *(pytest.param(one, marks=pytest.mark.slow) for one in (5, 8))]
+)
 def test_a_killed_training_goes_on_from_a_saved_state_to_the_same_bytes(
     place, encoder, tmp_path, monkeypatch, step
 ):

@@ -223,6 +223,7 @@ def test_a_unit_that_is_done_just_after_the_wait_for_it_is_no_failure():
         _wait_for_unit(failed, lambda: None)
 
 
+@pytest.mark.slow  # test_steps kills one of 30 records twice
 def test_a_killed_run_ends_with_the_same_bytes_and_pays_little_twice(tmp_path, serve):
     def slow(path, body, headers):
         given = answer(path, body, headers)
