@@ -334,7 +334,7 @@ def test_units_of_which_most_is_answered_end_no_run(records, failures, asked):
 
 
 @pytest.mark.parametrize(
-    ("records", "failures", "asked"), [(1, (LOST,), 2), (0, (LOST,), 5), (0, (LOST, WRONG), 2)]
+    ("records", "failures", "asked"), [(1, (LOST,), 2), (0, (LOST,), 5), (0, (LOST, WRONG), 3)]
 )
 def test_units_that_lack_half_or_end_for_one_answer_end_the_run(records, failures, asked):
     store = DraftCache({})

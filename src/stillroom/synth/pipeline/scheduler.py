@@ -119,13 +119,13 @@ def _find_unanswered(draft: GenerationResult) -> list[GenerationFailure]:
 
 
 def _is_lost(draft: GenerationResult) -> bool:
-    """Return whether half of a unit's requests are unanswered, or it has no record for that alone.
+    """Return whether half of a unit's requests lack answers; without a record, half its failures.
 
     One missing answer of many is none of a server that is down, even if no other was good.
     """
+    whole = draft.asked if draft.records else min(draft.asked, len(draft.failures))
     num_unanswered = len(_find_unanswered(draft))
-    is_barren = not draft.records and num_unanswered == len(draft.failures)
-    return num_unanswered > 0 and (is_barren or 2 * num_unanswered >= draft.asked)
+    return num_unanswered > 0 and 2 * num_unanswered >= whole
 
 
 def _wait_for_unit(
