@@ -439,3 +439,26 @@ def test_held_out_records_need_a_held_out_share():
     with pytest.raises(ValidationError, match="needs a held_out above 0"):
         RecordsRecipe(index="a", held_out=0, num_records={"held_out": 5})
     RecordsRecipe(index="a", held_out=0)
+
+
+def test_rows_that_may_be_test_rows_are_counted_in_a_warning(tmp_path):
+    names = ["driving test", "test-prep", "driving test", "gsm8k_test", "web"]
+    turns = [
+        (
+            Message("user", f"What is the number of bee {n}?"),
+            Message("assistant", f"It is number {n}."),
+        )
+        for n in range(5)
+    ]
+    rows = [Record(turns[n], {"split": name}) for n, name in enumerate(names)]
+    write_records(tmp_path / "seeds.jsonl", rows)
+    pipeline = {"steps": {"keep": {"from": "seeds", "filters": ["shape"]}}}
+    recipe = RecordsRecipe.model_validate(
+        {"seeds": str(tmp_path / "seeds.jsonl"), "held_out": 0, "pipeline": pipeline}
+    )
+    job = Job.start(tmp_path / "out", "kind: synth.records\n")
+    JOB_KIND.run(recipe, job)
+    job.close()
+    events = (tmp_path / "out" / "events.jsonl").read_text(encoding="utf-8")
+    assert "3 rows of" in events
+    assert "may be test rows (split: driving test, test-prep)" in events

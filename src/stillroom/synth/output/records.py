@@ -30,6 +30,7 @@ from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_re
 from stillroom.synth.pipeline.statistics import RecordStats
 from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
 from stillroom.synth.prompting.requests import UNANSWERED
+from stillroom.synth.seeds import SeedSet
 from stillroom.synth.selection import (
     MixtureResult,
     judge_existing,
@@ -367,6 +368,19 @@ def _log_inputs(inputs: PipelineInputs, job: Job) -> None:
         job.say(f"{name}: {train} {kind} to train on, {held_out} held out")
         for reason, count in source.dropped.items():
             job.warn(f"{count_noun(count, 'row')} of {source.path} left out: {reason}")
+        if source.unclear:
+            job.warn(_describe_unclear(source))
+
+
+def _describe_unclear(source: SeedSet) -> str:
+    """Return a warning with the number of rows that may be test rows but are not read as such."""
+    names = sorted(source.unclear)
+    shown = ", ".join(f"{name:.60}" for name in names[:3]) + (", …" if len(names) > 3 else "")
+    count = sum(source.unclear.values())
+    return (
+        f"{count_noun(count, 'row')} of {source.path} may be test rows (split: {shown}), but are "
+        "used as others; set split to test to leave them out of training"
+    )
 
 
 def _list_parents(
