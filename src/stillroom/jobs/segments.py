@@ -9,6 +9,7 @@ The artifact's details hold its digest, and so does the claim. Nothing in it dep
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -87,6 +88,10 @@ class SegmentOutcome:
         return f"was committed as {self.committed[:12]} and is recomputed as {self.replayed[:12]}"
 
 
+_FOLLOWING = 4
+"""Characters after a place that show which one it is, of two of which one begins the other."""
+
+
 @dataclass(frozen=True)
 class ReplayRequest:
     """A finished job to be replayed.
@@ -109,11 +114,26 @@ class ReplayRequest:
     run: Callable[[Recipe, Any], Artifact]
     moved: tuple[tuple[str, str], ...] = ()
 
-    def restore_places(self, text: str) -> str:
-        """Return a text with the former places of the inputs."""
-        for now, before in self.moved:
-            text = text.replace(now, before)
-        return text
+    def restore_places(self, text: str, stored: str) -> str:
+        """Return a text with the former places of the inputs, each where the stored text has one.
+
+        A place that the stored text names as the present one stays.
+        """
+        if text == stored or not self.moved:
+            return text
+        places = re.compile("|".join(re.escape(now) for now, _ in self.moved))  # longest first
+        parts, end, at = [], 0, 0
+        for match in places.finditer(text):
+            at += match.start() - end
+            parts.append(text[end : match.start()])
+            end = match.end()
+            befores = [before for now, before in self.moved if now == match[0]]
+            rest = text[end : end + _FOLLOWING]
+            fits = (one for one in (*befores, match[0]) if stored.startswith(one + rest, at))
+            also = (one for one in (*befores, match[0]) if stored.startswith(one, at))
+            parts.append(next(fits, next(also, befores[0])))
+            at += len(parts[-1])
+        return "".join([*parts, text[end:]])
 
 
 class Replayer(Protocol):
