@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from pathlib import Path
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, Tag, model_validator
+from typing_extensions import override
 
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
+from stillroom.jobs.segments import ReplayRequest
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER, GroundednessChecker
 from stillroom.rag.jobs.inputs import IndexInput, is_path
@@ -180,12 +184,28 @@ def _list_readers(recipe: AnswerEvaluationRecipe) -> list[str]:
     return list_installed_readers()
 
 
+_PIPELINE_PATH = re.compile(r"\b(?:reader|checkpoint|graph)=\s*(?![a-z][a-z0-9+.-]+:)([^,;!+>]+)")
+
+
+class _AnswerReplayer(JournalReplayer):
+    """Replays evaluations whose pipelines name files that are here."""
+
+    @override
+    def find_open(self, request: ReplayRequest) -> str:
+        for text in cast("AnswerEvaluationRecipe", request.recipe).pipelines:
+            for name in map(str.strip, _PIPELINE_PATH.findall(text)):
+                if not Path(name).exists():
+                    place = "there" if Path(name).is_absolute() else "in the current folder"
+                    return f"its pipeline {text} names {name}, which is not here; put it {place}"
+        return super().find_open(request)
+
+
 JOB_KIND = JobKind(
     recipe=AnswerEvaluationRecipe,
     run=run,
     estimate=estimate,
     surroundings=_list_readers,
-    replayer=JournalReplayer(
+    replayer=_AnswerReplayer(
         ("readings", "verdicts", "silence"),
         timed=frozenset({"seconds", "search_seconds", "cpu_seconds"}),
         phases=("read", "generate", "abstention", "silence"),  # the last one of earlier versions
