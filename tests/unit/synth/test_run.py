@@ -462,3 +462,31 @@ def test_rows_that_may_be_test_rows_are_counted_in_a_warning(tmp_path):
     events = (tmp_path / "out" / "events.jsonl").read_text(encoding="utf-8")
     assert "3 rows of" in events
     assert "may be test rows (split: driving test, test-prep)" in events
+
+
+@pytest.mark.parametrize(("kinds", "most"), [(("unknown",) * 2, 0), (("human", "unknown"), 4)])
+def test_seeds_of_unknown_origin_are_refused_before_all_are_judged(
+    use, teacher, tmp_path, monkeypatch, kinds, most
+):
+    """Before any is, if all are; at the first one that is kept, if some are."""
+    use(teacher)
+    rows = [
+        Record(
+            (Message("user", f"What is bee {n}?"), Message("assistant", f"It is bee number {n}.")),
+            {},
+            Origin(kinds[n % 2]),
+        )
+        for n in range(40)
+    ]
+    write_records(tmp_path / "seeds.jsonl", rows)
+    steps = {"keep": {"from": "seeds", "filters": ["shape", {"name": "judge", "judges": ["t"]}]}}
+    plan = {"seeds": str(tmp_path / "seeds.jsonl"), "held_out": 0, "pipeline": {"steps": steps}}
+    recipe = RecordsRecipe.model_validate({**plan, "mix": {}, "batch_size": 1})
+    judged = []
+    grade = {"ratings": [{"scores": {"all": 5}, "way": "text", "mean": 5}], "length": 1}
+    measure = lambda _, record: judged.append(record) or grade  # noqa: E731
+    monkeypatch.setattr("stillroom.synth.filters.judge._JudgeState.measure", measure)
+    with pytest.raises(DataError) as caught:
+        do(recipe, tmp_path / "out")
+    assert caught.value.code == "synth.unknown-origin"
+    assert len(judged) <= most

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from stillroom.synth.pipeline.filter_chain import FilterChain
 from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, read_inputs
 from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
 from stillroom.synth.pipeline.statistics import RecordStats
-from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
+from stillroom.synth.pipeline.steps import UNLIMITED, GenerateStep, GeneratorPipeline
 from stillroom.synth.prompting.requests import UNANSWERED
 from stillroom.synth.seeds import SeedSet
 from stillroom.synth.selection import (
@@ -130,9 +130,11 @@ class _RecordsRun:
         if not target:
             return executor.run(target, self.files, self.costs, share, lambda _: None)
         total = target if target < UNLIMITED else 0
+        check = self._make_origin_check(split)
         with job.phase(f"generating {split} records", total, "records") as progress:
 
             def show(result: SplitResult) -> None:
+                check(result)
                 progress.advance(
                     len(result.records) - progress.done,
                     lambda: ", ".join(_describe_effort(result, self.costs)),
@@ -166,6 +168,24 @@ class _RecordsRun:
         train_items = list_train_items(self.inputs)
         if any(isinstance(item, Passage) and item.origin.kind == "unknown" for item in train_items):
             refuse_unknown(self._make_passage_records(held_out or ())[0], settings)
+        if not any(isinstance(step, GenerateStep) for step in self.recipe.steps.values()):
+            known = {row.id for row in existing}
+            seeds = [to_record(item, "train") for item in train_items]
+            if all(row.origin.kind == "unknown" and row.id not in known for row in seeds):
+                refuse_unknown(seeds, settings)  # whatever the filters keep
+
+    def _make_origin_check(self, split: Split) -> Callable[[SplitResult], None]:
+        """Return a check that refuses a kept record as soon as the mixture is certain to."""
+        settings = self.recipe.mix
+        if split != "train" or settings is None or settings.unknown != "refuse":
+            return lambda _: None
+        known = {row.id for row in read_existing(settings)}
+
+        def check(result: SplitResult) -> None:
+            if result.stats.kinds["unknown"] > len(known):
+                refuse_unknown((row for row in result.records if row.id not in known), settings)
+
+        return check
 
     def write(self, train: SplitResult, held_out: SplitResult) -> Artifact:
         """Mix the training records if asked, write all files and publish them."""
