@@ -391,12 +391,17 @@ def get_max_length(schema: Mapping[str, Any]) -> int | None:
     return None
 
 
+_REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _LABELS = re.compile(r"^\s*(?:(?:question|answer)\s*[:.]|[qa]\s*:)\s*", re.IGNORECASE)
 _QUOTES = {('"', '"'), ("“", "”"), ("'", "'"), ("`", "`")}
 
 
 def clean_question(text: str) -> str:
-    """Return the first line without labels and quotes, cut after its first question mark."""
+    """Return the first line without labels and quotes, cut after its first question mark.
+
+    A closed block of reasoning before it does not count.
+    """
+    text = _REASONING.sub("", text)
     line = next((part for part in text.strip().splitlines() if part.strip()), "")
     line = _LABELS.sub("", line)
     for mark in "?？؟":
