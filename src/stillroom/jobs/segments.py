@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from stillroom.recipes import Recipe
 
 __all__ = [
     "COMMITTED_FOLDER",
+    "LISTED_JOURNAL",
     "SEGMENTS_FILE",
     "CommittedSegment",
     "ReplayRequest",
@@ -35,7 +36,11 @@ __all__ = [
     "digest_start",
     "digest_value",
     "read_segments",
+    "withdraw_segments",
 ]
+
+LISTED_JOURNAL = "segments"
+"""Journal of the segments whose results are stored elsewhere: start and result by name."""
 
 SEGMENTS_FILE = "segments.jsonl"
 COMMITTED_FOLDER = "committed"
@@ -218,7 +223,8 @@ def commit_segments(
         for key in journal.keys()  # noqa: SIM118  # a journal is no mapping
     ]
     if listed is not None:
-        segments += [CommittedSegment(name, *listed[name]) for name in listed.keys()]  # noqa: SIM118
+        rows = ((name, listed[name]) for name in listed.keys())  # noqa: SIM118
+        segments += [CommittedSegment(name, *row) for name, row in rows if row is not None]
     if not segments:
         return {}
     with (folder / SEGMENTS_FILE).open("w", encoding="utf-8") as file:
@@ -231,6 +237,13 @@ def commit_segments(
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(journal.path, copy)
     return {"segments": _summarize(segments)}
+
+
+def withdraw_segments(listed: Journal, kept: Container[str]) -> None:
+    """Withdraw from ``LISTED_JOURNAL`` what an interrupted run committed beyond these names."""
+    for name in listed.keys():  # noqa: SIM118
+        if name not in kept and listed[name] is not None:
+            listed.put(name, None)
 
 
 def _summarize(segments: Sequence[CommittedSegment]) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from tests.unit.synth.conftest import behave, make_passages
 
 from stillroom.errors import BackendError, Cancelled, DataError
 from stillroom.jobs import Job
+from stillroom.jobs.segments import read_segments
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Origin, Record, read_records, write_records
 from stillroom.synth.generators.grounded_qa import GroundedQa
 from stillroom.synth.interfaces import FILTERS, PASSAGE_FILTERS
 from stillroom.synth.jobs.records import JOB_KIND, RecordsRecipe, estimate
 from stillroom.synth.output.records import preview_records
+from stillroom.synth.pipeline.executor import RunCache
 from stillroom.synth.selection import MixSettings
 from stillroom.testing import scripted_model
 
@@ -490,3 +492,22 @@ def test_seeds_of_unknown_origin_are_refused_before_all_are_judged(
         do(recipe, tmp_path / "out")
     assert caught.value.code == "synth.unknown-origin"
     assert len(judged) <= most
+
+
+def test_what_an_ended_run_committed_beyond_the_result_is_withdrawn(tmp_path):
+    """A unit that was not answered at first may be, once the run goes on: others are used then."""
+    finished = []
+    for is_resumed, used in ((False, ("a", "b")), (True, ("b", "c"))):
+        job = Job.start(tmp_path / "out", "kind: synth.records\n", resume=is_resumed)
+        caches = RunCache.of(job)
+        cache = caches.open("units", 1)
+        for key in used:
+            cache.put(key, {"is": key})
+        caches.commit(job, [f"{cache.name}/{key}" for key in used])
+        caches.close()
+        if is_resumed:
+            (job.output / "x").write_text("x")
+            job.finish("records")
+        finished = [f"{cache.name}/{key}" for key in used]
+        job.close()
+    assert [one.name for one in read_segments(tmp_path / "out")] == finished
