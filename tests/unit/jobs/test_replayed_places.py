@@ -9,7 +9,7 @@ from stillroom.jobs.replay import compare_output
 from stillroom.jobs.segments import ReplayRequest
 from stillroom.provenance import Artifact, FileEntry, digest_file
 
-NOW, BEFORE = "/home/b/in", "in"
+NOW, BEFORE = "/srv/b/in", "in"
 MOVED = ((NOW, BEFORE), (NOW, "/srv/in"))
 
 
