@@ -2,12 +2,13 @@
 
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 
 from stillroom.errors import DataError
 from stillroom.forensics.media.audio import SAMPLE_RATE, load_waveform
+
+av = pytest.importorskip("av")
 
 FRAME = SAMPLE_RATE // 50
 
