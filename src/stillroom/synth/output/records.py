@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,11 +179,16 @@ class _RecordsRun:
         settings = self.recipe.mix
         if split != "train" or settings is None or settings.unknown != "refuse":
             return lambda _: None
-        known = {row.id for row in read_existing(settings)}
+
+        @cache
+        def list_known() -> set[str]:
+            return {row.id for row in read_existing(settings)}
 
         def check(result: SplitResult) -> None:
-            if result.stats.kinds["unknown"] > len(known):
-                refuse_unknown((row for row in result.records if row.id not in known), settings)
+            count = result.stats.kinds["unknown"]
+            if count and count > len(list_known()):
+                rows = (row for row in result.records if row.id not in list_known())
+                refuse_unknown(rows, settings)
 
         return check
 
