@@ -259,6 +259,23 @@ def test_a_reader_of_a_pipeline_that_is_not_here_leaves_the_job_open(dated, tmp_
         assert any(f"names {place}, which is not here" in one for one in opened)
 
 
+@pytest.mark.parametrize("place", [" builtin:overlap", "~/rd", "c++;a>b"])
+def test_a_reader_of_a_pipeline_that_is_here_leaves_no_job_open(
+    dated, tmp_path, monkeypatch, place
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overlap = quote.open_available_reader("builtin:overlap")
+    monkeypatch.setattr(quote, "open_available_reader", lambda *_: overlap)
+    Path(place).expanduser().mkdir()
+    pipelines = [f"keyword=>quote:reader={place},min_probability=0!drop"]
+    recipe = make_evaluation(tmp_path).model_copy(update={"pipelines": pipelines})
+    run_recipe(recipe, tmp_path / "out")
+    assert find_differences(tmp_path / "out") == []
+    jobs = plan_replay(tmp_path / "out", ReplayAmount.parse("all")).jobs
+    assert not any(place.strip() in one.open for one in jobs)
+
+
 def test_a_text_that_names_a_relative_input_in_full_is_replayed(folder, tmp_path, monkeypatch):
     (folder / "own.md").write_text(f"---\nsource: {folder}/own.md\n---\nIt sleeps.\n")
     (tmp_path / "here").mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -18,6 +17,7 @@ from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER, GroundednessChecker
 from stillroom.rag.jobs.inputs import IndexInput, is_path
 from stillroom.recipes import DISTINCT, Recipe, Reference, Settings, choose_by_key
+from stillroom.registry import Method
 
 __all__ = [
     "JOB_KIND",
@@ -184,7 +184,7 @@ def _list_readers(recipe: AnswerEvaluationRecipe) -> list[str]:
     return list_installed_readers()
 
 
-_PIPELINE_PATH = re.compile(r"\b(?:reader|checkpoint|graph)=\s*(?![a-z][a-z0-9+.-]+:)([^,;!+>]+)")
+_PATH_SETTINGS = frozenset({"reader", "checkpoint", "graph"})
 
 
 class _AnswerReplayer(JournalReplayer):
@@ -193,11 +193,32 @@ class _AnswerReplayer(JournalReplayer):
     @override
     def find_open(self, request: ReplayRequest) -> str:
         for text in cast("AnswerEvaluationRecipe", request.recipe).pipelines:
-            for name in map(str.strip, _PIPELINE_PATH.findall(text)):
-                if not Path(name).exists():
-                    place = "there" if Path(name).is_absolute() else "in the current folder"
+            for name in _list_paths(text):
+                path = Path(name).expanduser()
+                if not path.exists():
+                    place = "there" if path.is_absolute() else "in the current folder"
                     return f"its pipeline {text} names {name}, which is not here; put it {place}"
         return super().find_open(request)
+
+
+def _list_paths(pipeline: str) -> list[str]:
+    """Return the files that the settings of a pipeline name; none if it cannot be read here."""
+    from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
+
+    try:
+        parsed = parse_rag_pipeline(pipeline)
+    except RecipeError:
+        return []
+    pending: list[Method | None] = [parsed.retriever, parsed.reranker, parsed.answering]
+    pending.append(parsed.transform)
+    paths = []
+    while pending:
+        for name, value in pending.pop() or ():
+            if isinstance(value, Method):
+                pending.append(value)
+            elif name in _PATH_SETTINGS and isinstance(value, str) and is_path(value):
+                paths.append(value)
+    return paths
 
 
 JOB_KIND = JobKind(
