@@ -128,12 +128,14 @@ class ReplayRequest:
             return text
         places = re.compile("|".join(re.escape(now) for now, _ in self.moved))  # longest first
         parts, end, at = [], 0, 0
-        for match in places.finditer(text):
+        matches = [*places.finditer(text)]
+        starts = [*(match.start() for match in matches), len(text)]
+        for match, following in zip(matches, starts[1:], strict=True):
             at += match.start() - end
             parts.append(text[end : match.start()])
             end = match.end()
             befores = [before for now, before in self.moved if now == match[0]]
-            rest = text[end : end + _FOLLOWING]
+            rest = text[end : min(end + _FOLLOWING, following)]
             fits = (one for one in (*befores, match[0]) if stored.startswith(one + rest, at))
             also = (one for one in (*befores, match[0]) if stored.startswith(one, at))
             parts.append(next(fits, next(also, befores[0])))

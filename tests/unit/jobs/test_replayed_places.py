@@ -38,9 +38,16 @@ def test_of_places_that_begin_with_another_the_one_that_fits_is_taken(stored):
     assert request.restore_places(stored.replace("/in", ""), stored) == stored
 
 
+def test_what_follows_a_place_ends_where_another_place_begins():
+    request = request_of(None, None, (("/data/in", "/data"), ("/b", "b")))
+    stored = '["/data/in","b"]'
+    assert request.restore_places('["/data/in","/b"]', stored) == stored
+
+
 def test_texts_that_differ_are_restored_as_a_whole():
     assert request_of(None, None).restore_places(f"a {NOW} b", "") == "a in b"
     assert request_of(None, None).restore_places(f"a {NOW} b", "c") == "a in b"
+    assert request_of(None, None).restore_places("a", "b") == "a"
 
 
 def test_one_cell_is_restored_beside_one_that_is_not(tmp_path):
