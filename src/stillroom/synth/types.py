@@ -187,8 +187,8 @@ def _parse_split(record: Record) -> tuple[str, list[str]]:
     name = "_".join(str(name).strip().lower() for name in names)
     name = re.sub(r"^\[(.*)\]$", lambda match: re.sub(r"['\"]", "", match[1]), name)
     name = re.sub(r"(?<![a-z0-9])(held|hold)[-_ ]out(?![a-z])", "holdout", name)
-    name = re.sub(r"\[[^]]*\]$", "", name)
-    parts = re.split(r"[-_.,/:\s]+|(?<=[a-z])(?=[0-9])", name)
+    name = re.sub(r"\[[^]]*\](?=$|\+)", "", name)
+    parts = re.split(r"[-_.,/:+\s]+|(?<=[a-z])(?=[0-9])", name)
     return name, [part for part in parts if part]
 
 

@@ -251,6 +251,7 @@ def test_reasons_of_rejected_records_are_read_by_their_earlier_name_too(tmp_path
         ("held_out", ["test-v1.1", "test-00000-of-00001", "val_seen", "hidden_test", "ood_test"]),
         ("held_out", ["gsm8k_test", "wmt14_test", "few_shot_test", "mnli-dev", "squad_v2.dev"]),
         ("held_out", [["test"], "['test']", "gsm8k/test", "xnli_held_out", "test_dev", "dev-test"]),
+        ("held_out", ["test+validation", "test[:5%]+validation[:5%]"]),
         ("train", ["gsm8k_train", "wmt14-train[:5%]", ["train_sft"], "train,train2"]),
         (None, ["driving test", "json_valid", "trainval", ["train", "test"], "test_de_train"]),
         (None, ["dev tools", "test-prep", "train station", "eval/harness", "held hostage", "web"]),
@@ -274,8 +275,9 @@ def test_names_with_a_part_of_test_rows_that_are_not_read_so_are_unclear():
         "eval/harness",
         ["train", "test"],
         "dev-books",
+        "train+test",
     ]
     clear = ["test", "gsm8k_test", "train", "web", "unsupervised", "contest", None, 0, ["test"]]
     fields = [{"split": name} for name in unclear + clear]
     records = [Record((Message("user", "q"),), field) for field in fields]
-    assert [has_unclear_split(record) for record in records] == [True] * 6 + [False] * 9
+    assert [has_unclear_split(record) for record in records] == [True] * 7 + [False] * 9
