@@ -26,7 +26,7 @@ from stillroom.jobs.engines.local import LocalEngine
 from stillroom.jobs.files import lock_folder, replace_folder, sync_folder
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
-from stillroom.jobs.segments import commit_segments, digest_start
+from stillroom.jobs.segments import LISTED_JOURNAL, commit_segments, digest_start
 from stillroom.objects.disk import (
     append_line,
     atomic_write,
@@ -62,7 +62,6 @@ __all__ = [
     "write_manifest",
 ]
 
-_SEGMENTS = "segments"
 _MAX_WARNINGS = 100  # in the artifact
 _WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
 _APART = (*_WORKING_ONLY, "recipe.yaml", ARTIFACT_FILE, PUBLIC_KEY_FILE, *UNSIGNED_FILES)
@@ -213,7 +212,7 @@ class Job:
 
     def commit(self, name: str, start: str, result: str) -> None:
         """Commit a segment whose result is stored elsewhere; see ``stillroom.jobs.segments``."""
-        self.journal(_SEGMENTS).put(name, [start, result])
+        self.journal(LISTED_JOURNAL).put(name, [start, result])
 
     def is_drawn(self, name: str) -> bool:
         """Return whether a committed segment must be computed anew; only in a replay."""
@@ -359,7 +358,7 @@ class Job:
 
     def _commit_segments(self, parents: Sequence[Parent]) -> dict[str, Any]:
         """Write segments.jsonl, and keep the journals whose lines are segments."""
-        listed = self.journal(_SEGMENTS) if self._has_journal(_SEGMENTS) else None
+        listed = self.journal(LISTED_JOURNAL) if self._has_journal(LISTED_JOURNAL) else None
         start = digest_start(self.recipe_digest, parents)
         named = {name: self.journal(name) for name in self.segment_journals}
         return commit_segments(self.work, start, named, self.timed_keys, listed)

@@ -10,6 +10,7 @@ not follow from its segments, whatever was drawn.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -455,7 +456,7 @@ def compare_output(
         elif path not in recorded:
             what = "is written by the job, but not listed"
         elif recorded[path] != repeated[path] and request.moved:
-            _restore_places(request, folder / path)
+            _restore_file(request, folder / path, request.folder / path)
             repeated[path] = digest_like(folder / path, recorded[path])
         if not what and recorded[path] != repeated[path]:
             what = describe_difference(request.folder / path, folder / path)
@@ -469,19 +470,39 @@ def compare_output(
         old = _to_json(old)
         new = _to_json(new)
         if differing := list(list_differences(old, new, "")):
-            new = json.loads(request.restore_places(json.dumps(new, ensure_ascii=False)))
+            new = _restore_value(request, new, old)
             differing = list(list_differences(old, new, ""))
         what = f"differs: {join_differences(differing)}" if differing else ""
         yield SegmentOutcome(f"artifact.json {name}", digest_value(old), digest_value(new), what)
 
 
-def _restore_places(request: ReplayRequest, path: Path) -> None:
+def _restore_file(request: ReplayRequest, path: Path, kept: Path) -> None:
     """Write the former places of the inputs into a text that the repetition wrote."""
     try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
+        lines, stored = (one.read_bytes().decode("utf-8").split("\n") for one in (path, kept))
+    except (OSError, UnicodeDecodeError):
         return
-    path.write_bytes(request.restore_places(text).encode("utf-8"))
+    pairs = itertools.zip_longest(lines, stored[: len(lines)], fillvalue="")
+    restored = [request.restore_places(*pair) for pair in pairs]
+    path.write_bytes("\n".join(restored).encode("utf-8"))
+
+
+def _restore_value(request: ReplayRequest, value: Any, stored: Any) -> Any:
+    """Return a value with the former places of the inputs where the stored one has them."""
+    if isinstance(value, str):
+        return request.restore_places(value, stored if isinstance(stored, str) else "")
+    if isinstance(value, list):
+        known = stored if isinstance(stored, list) else []
+        pairs = itertools.zip_longest(value, known[: len(value)])
+        return [_restore_value(request, *pair) for pair in pairs]
+    if isinstance(value, dict):
+        former = stored if isinstance(stored, dict) else {}
+        names = {key: key if key in former else request.restore_places(key, "") for key in value}
+        return {
+            name: _restore_value(request, value[key], former.get(name))
+            for key, name in names.items()
+        }
+    return value
 
 
 def _list_digests(artifact: Artifact) -> list[list[str]]:

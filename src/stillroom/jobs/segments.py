@@ -9,8 +9,9 @@ The artifact's details hold its digest, and so does the claim. Nothing in it dep
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from stillroom.recipes import Recipe
 
 __all__ = [
     "COMMITTED_FOLDER",
+    "LISTED_JOURNAL",
     "SEGMENTS_FILE",
     "CommittedSegment",
     "ReplayRequest",
@@ -34,7 +36,11 @@ __all__ = [
     "digest_start",
     "digest_value",
     "read_segments",
+    "withdraw_segments",
 ]
+
+LISTED_JOURNAL = "segments"
+"""Journal of the segments whose results are stored elsewhere: start and result by name."""
 
 SEGMENTS_FILE = "segments.jsonl"
 COMMITTED_FOLDER = "committed"
@@ -87,6 +93,10 @@ class SegmentOutcome:
         return f"was committed as {self.committed[:12]} and is recomputed as {self.replayed[:12]}"
 
 
+_FOLLOWING = 4
+"""Characters after a place that show which one it is, of two of which one begins the other."""
+
+
 @dataclass(frozen=True)
 class ReplayRequest:
     """A finished job to be replayed.
@@ -109,11 +119,28 @@ class ReplayRequest:
     run: Callable[[Recipe, Any], Artifact]
     moved: tuple[tuple[str, str], ...] = ()
 
-    def restore_places(self, text: str) -> str:
-        """Return a text with the former places of the inputs."""
-        for now, before in self.moved:
-            text = text.replace(now, before)
-        return text
+    def restore_places(self, text: str, stored: str) -> str:
+        """Return a text with the former places of the inputs, each where the stored text has one.
+
+        A place that the stored text names as the present one stays.
+        """
+        if text == stored or not self.moved:
+            return text
+        places = re.compile("|".join(re.escape(now) for now, _ in self.moved))  # longest first
+        parts, end, at = [], 0, 0
+        matches = [*places.finditer(text)]
+        starts = [*(match.start() for match in matches), len(text)]
+        for match, following in zip(matches, starts[1:], strict=True):
+            at += match.start() - end
+            parts.append(text[end : match.start()])
+            end = match.end()
+            befores = [before for now, before in self.moved if now == match[0]]
+            rest = text[end : min(end + _FOLLOWING, following)]
+            fits = (one for one in (*befores, match[0]) if stored.startswith(one + rest, at))
+            also = (one for one in (*befores, match[0]) if stored.startswith(one, at))
+            parts.append(next(fits, next(also, befores[0])))
+            at += len(parts[-1])
+        return "".join([*parts, text[end:]])
 
 
 class Replayer(Protocol):
@@ -198,7 +225,8 @@ def commit_segments(
         for key in journal.keys()  # noqa: SIM118  # a journal is no mapping
     ]
     if listed is not None:
-        segments += [CommittedSegment(name, *listed[name]) for name in listed.keys()]  # noqa: SIM118
+        rows = ((name, listed[name]) for name in listed.keys())  # noqa: SIM118
+        segments += [CommittedSegment(name, *row) for name, row in rows if row is not None]
     if not segments:
         return {}
     with (folder / SEGMENTS_FILE).open("w", encoding="utf-8") as file:
@@ -211,6 +239,13 @@ def commit_segments(
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(journal.path, copy)
     return {"segments": _summarize(segments)}
+
+
+def withdraw_segments(listed: Journal, kept: Container[str]) -> None:
+    """Withdraw from ``LISTED_JOURNAL`` what an interrupted run committed beyond these names."""
+    for name in listed.keys():  # noqa: SIM118
+        if name not in kept and listed[name] is not None:
+            listed.put(name, None)
 
 
 def _summarize(segments: Sequence[CommittedSegment]) -> dict[str, Any]:

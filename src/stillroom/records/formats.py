@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, time
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from typing_extensions import TypeIs
+
 from stillroom.errors import DataError
 from stillroom.records.origin import Origin
+from stillroom.records.transcripts import STARTS, split_transcripts
 from stillroom.records.types import EXTRAS_FIELD, Message, Record
 
 __all__ = ["FORMATS", "RESULTS_SEPARATOR", "from_row", "guess_format", "to_row"]
@@ -61,8 +62,6 @@ _ROLES = {
     "function_call": "assistant",  # ShareGPT's turn of a call alone
 }
 _CALLS = ("tool_calls", "function_call")
-_SPEAKERS = re.compile(r"\n\n(Human|Assistant):")
-_STARTS = ("prompt", "messages", "conversations")  # what may hold the turns before a pair
 _MAX_LEVELS = 100
 
 
@@ -83,6 +82,9 @@ def guess_format(row: Mapping[str, Any]) -> str:
         return "alpaca"
     if "prompt" in row and ("completion" in row or "response" in row):
         return "prompt_completion"
+    is_pair = "prompt" in row and isinstance(row.get("chosen"), Mapping | list | tuple)
+    if is_pair and "rejected" in row:
+        return "preference"
     if isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
         return "question_answer"
     if "chosen" in row and "rejected" in row:
@@ -121,6 +123,8 @@ def from_row(
         _format_error(f"the row is {_kind(row)}", expected="an object with named values")
     if names:
         row = _rename_keys(row, names)
+    if format != "stillroom":
+        format, row = _parse_text_columns(format, row)
     format = guess_format(row) if format is None else format
     if format not in _READERS:
         raise DataError(
@@ -136,6 +140,25 @@ def from_row(
         return _READERS[format](row)
     except KeyError as error:
         return _format_error(f"the row has no {error}", expected=f"a row of format {format}")
+
+
+def _parse_text_columns(
+    format: str | None, row: Mapping[str, Any]
+) -> tuple[str | None, Mapping[str, Any]]:
+    """Parse fields and origin, which exports in Parquet have as JSON text; columns go first."""
+    texts = row.get("fields"), row.get("origin")
+    if not all(isinstance(text, str) and text.startswith("{") for text in texts):
+        return format, row
+    try:
+        fields, origin = (json.loads(str(one), parse_constant=_refuse_constant) for one in texts)
+    except (ValueError, RecursionError):
+        return format, row
+    if not _is_origin(origin):
+        return format, row
+    columns = {**row, "origin": origin}
+    del columns["fields"]
+    rest = {key: value for key, value in fields.items() if key not in columns}
+    return format or guess_format(columns), {**columns, "fields": rest}
 
 
 def _rename_keys(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -269,48 +292,12 @@ def _from_alpaca(row: Mapping[str, Any]) -> Record:
 
 def _from_prompt_completion(row: Mapping[str, Any]) -> Record:
     key = "completion" if "completion" in row else "response"
-    texts = _split_transcripts(row, key)
+    texts = split_transcripts(row, key)
     turns = _read_history(row)
     if texts is row or texts["prompt"] is not None:
         turns += _read_turns(texts["prompt"], "prompt", "user")
     turns += _read_turns(texts[key], key, "assistant")
     return _build(row, {"prompt", key, "history"} | _insert_system(row, turns), turns)
-
-
-def _split_transcripts(row: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """Return a row whose transcripts are chat turns; a prompt that is joined to texts is None.
-
-    A prompt is a transcript if it waits for an answer, texts if they are whole: without a prompt,
-    or with it repeated. A transcript elsewhere is what is asked about, or what is answered.
-    """
-    prompt, texts = row.get("prompt"), [row[key] for key in keys]
-    start = prompt.strip() if isinstance(prompt, str) else ""
-    is_alone = not any(row.get(key) for key in _STARTS)
-    opening = _split_transcript(start)
-    is_open = bool(opening) and opening[-1] == {"role": "assistant", "content": ""}
-    if not all(isinstance(text, str) for text in texts):
-        return {**row, "prompt": opening[:-1]} if is_open else row
-    whole = [_split_transcript(text) for text in texts]
-    if all(whole) and (is_alone or all(map(partial(_repeats_prompt, start), texts, whole))):
-        return {**row, "prompt": None, **dict(zip(keys, whole, strict=True))}
-    if not is_open:
-        return row
-    joined = [f"{start} {text.removeprefix(str(prompt))}" for text in texts]
-    return {**row, "prompt": None, **dict(zip(keys, map(_split_transcript, joined), strict=True))}
-
-
-def _repeats_prompt(start: str, text: str, turns: Sequence[Mapping[str, str]]) -> bool:
-    is_opened = start.startswith("Human:") and text.strip().startswith(start)
-    return bool(start) and (is_opened or turns[0]["content"] == start)
-
-
-def _split_transcript(text: str) -> list[dict[str, str]]:
-    """Return the turns of a transcript, as in hh-rlhf; none if the text is no transcript."""
-    first, *parts = _SPEAKERS.split(f"\n\n{text.lstrip()}")
-    if first or parts[0] != "Human" or "Assistant" not in parts:
-        return []
-    speeches = zip(parts[::2], parts[1::2], strict=True)
-    return [{"role": _ROLES[name.lower()], "content": speech.strip()} for name, speech in speeches]
 
 
 def _read_turns(value: object, name: str, role: str) -> list[_Turn]:
@@ -323,11 +310,11 @@ def _read_turns(value: object, name: str, role: str) -> list[_Turn]:
 def _from_preference(row: Mapping[str, Any]) -> Record:
     """Read a pair; both answers are the last turns after one prompt, which may be within them."""
     is_whole = isinstance(row["chosen"], list | tuple) and len(row["chosen"]) > 1
-    if row.get("instruction") and not is_whole and not any(row.get(key) for key in _STARTS):
+    if row.get("instruction") and not is_whole and not any(row.get(key) for key in STARTS):
         # Of Alpaca, as in LLaMA-Factory
         rest = {key: value for key, value in row.items() if key not in {"instruction", "input"}}
         row = {**rest, "prompt": _read_instruction(row)}
-    row = _split_transcripts(row, "chosen", "rejected")
+    row = split_transcripts(row, "chosen", "rejected")
     answers: list[_Turn] = []
     starts: list[list[_Turn]] = []
     for key in ("chosen", "rejected"):
@@ -350,14 +337,14 @@ def _from_preference(row: Mapping[str, Any]) -> Record:
         )
     texts = {"chosen": answers[0][1], "rejected": answers[1][1]}
     turns = [*_read_history(row), *before, *starts[0], answers[0]]
-    used = {*_STARTS, "history"} | _insert_system(row, turns)
+    used = {*STARTS, "history"} | _insert_system(row, turns)
     return _build({**row, **texts}, used, turns)
 
 
 def _read_start(row: Mapping[str, Any], whole: Sequence[_Turn]) -> list[_Turn]:
     """Return the turns before a pair that are not within it, as UltraFeedback repeats them."""
     before: list[_Turn] = []
-    for key in _STARTS:
+    for key in STARTS:
         turns = _read_turns(row[key], key, "user") if row.get(key) else []
         known = {(role, text.strip()) for role, text, _ in (*before, *whole)}
         is_known = [(role, text.strip()) in known for role, text, _ in turns]
@@ -529,7 +516,7 @@ def _pop_origin(fields: dict[str, Any]) -> Origin:
     if isinstance(carried, str) and carried in _ORIGIN_KINDS:
         del fields["origin"]
         return Origin.from_json({"kind": carried, "license": _parse_license(fields)})
-    if isinstance(carried, Mapping) and set(carried) <= _ORIGIN_KEYS and "kind" in carried:
+    if _is_origin(carried):
         try:
             origin = Origin.from_json(carried)
         except (KeyError, TypeError, AttributeError) as error:
@@ -537,6 +524,10 @@ def _pop_origin(fields: dict[str, Any]) -> Origin:
         del fields["origin"]
         return origin
     return Origin(license=_parse_license(fields))
+
+
+def _is_origin(value: object) -> TypeIs[Mapping[str, Any]]:
+    return isinstance(value, Mapping) and set(value) <= _ORIGIN_KEYS and "kind" in value
 
 
 def _parse_license(fields: Mapping[str, Any]) -> str:

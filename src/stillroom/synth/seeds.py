@@ -13,6 +13,7 @@ arXiv:2403.01081, section 3.1.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from stillroom.synth.types import (
     Split,
     Topic,
     get_seed_kind,
+    has_unclear_split,
     read_split,
     to_passage,
 )
@@ -53,13 +55,15 @@ _RECORDS_FILE = "records.jsonl"
 class SeedSet:
     """The distinct items of one input, in the order of its file, and the number of rows skipped.
 
-    ``splits`` are the sides that the file itself names, by id of the item.
+    ``splits`` are the sides that the file itself names, by id of the item; ``unclear`` counts the
+    rows whose field ``split`` may name test rows, by its value.
     """
 
     path: Path
     items: tuple[SeedItem, ...]
     dropped: Mapping[str, int]
     splits: Mapping[str, Split] = field(default_factory=dict)
+    unclear: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def passages(self) -> tuple[Passage, ...]:
@@ -109,9 +113,11 @@ def read_seeds(reference: str, takes: Sequence[SeedKind]) -> SeedSet:
     file = _find_file(path)
     dropped: dict[str, int] = {}
     splits: dict[str, Split] = {}
+    unclear: Counter[str] = Counter()
     reasons: list[str] = []
-    rows = _read_rows(file, dropped, reasons, takes, splits)
-    return replace(_deduplicate(file, rows, dropped, takes, reasons), splits=splits)
+    rows = _read_rows(file, dropped, reasons, takes, splits, unclear)
+    seeds = _deduplicate(file, rows, dropped, takes, reasons)
+    return replace(seeds, splits=splits, unclear=unclear)
 
 
 def _deduplicate(
@@ -163,6 +169,7 @@ def _read_rows(
     reasons: list[str],
     takes: Sequence[SeedKind],
     splits: dict[str, Split],
+    unclear: Counter[str],
 ) -> Iterator[SeedItem]:
     if path.name == LEDGER:
         for number, row in enumerate(read_ledger(path.parent, "passages"), 1):
@@ -175,6 +182,8 @@ def _read_rows(
             item = record if are_records else to_passage(record)
             if (side := read_split(record)) and splits.get(item.id) != "held_out":
                 splits[item.id] = side
+            if has_unclear_split(record):
+                unclear[str(record.fields["split"])] += 1
             yield item
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "get_document_id",
     "get_item_text",
     "get_seed_kind",
+    "has_unclear_split",
     "read_split",
     "to_passage",
 ]
@@ -152,21 +153,43 @@ _SPLIT_PARTS = {
 _SHORT_PART = re.compile(r"\d*[a-z]{0,2}")  # a number, a version, a letter, a language
 
 
+_ADJECTIVES = {"valid"}  # as in json_valid
+
+
 def read_split(record: Record) -> Split | None:
     """Return the side that a record's own field names, as ``train_sft`` or ``test``; else None.
 
-    A name is that of a split, before or after parts that name its kind on the hub or a number.
-    Others, such as those of sources, name no side.
+    A name is that of a split, before or after parts that name its kind on the hub or a number, or
+    after any part in one word, as ``gsm8k_test``. Others, such as those of sources, name no side.
     """
-    name = str(record.fields.get("split") or "").strip().lower()
-    name = re.sub(r"\[[^]]*\]$", "", re.sub(r"^(held|hold)[-_ ]out", "holdout", name))
-    parts = [part for part in re.split(r"[-_.\s]+|(?<=[a-z])(?=[0-9])", name) if part]
+    name, parts = _parse_split(record)
     splits = [at for at, part in enumerate(parts) if part in _SPLIT_NAMES]
-    if len(splits) != 1 or splits[0] not in (0, len(parts) - 1):
+    sides = {_SPLIT_NAMES[parts[at]] for at in splits}
+    if len(sides) != 1 or not {splits[0], splits[-1]} & {0, len(parts) - 1}:
         return None
-    rest = {*parts} - {parts[splits[0]]}
+    rest = {*parts} - _SPLIT_NAMES.keys()
     is_known = all(part in _SPLIT_PARTS or _SHORT_PART.fullmatch(part) for part in rest)
-    return _SPLIT_NAMES[parts[splits[0]]] if is_known else None
+    is_last = parts[-1] in _SPLIT_NAMES.keys() - _ADJECTIVES and not re.search(r"\s", name)
+    return sides.pop() if is_known or is_last else None
+
+
+def has_unclear_split(record: Record) -> bool:
+    """Return whether a record's own field has a part that names test rows, but is not read so."""
+    parts = _parse_split(record)[1]
+    is_test = any(_SPLIT_NAMES.get(part) == "held_out" for part in parts)
+    return is_test and read_split(record) != "held_out"
+
+
+def _parse_split(record: Record) -> tuple[str, list[str]]:
+    """Return the field ``split`` of a record, and its parts; of a list, those of all its names."""
+    value = record.fields.get("split") or ""
+    names = value if isinstance(value, list) else [value]
+    name = "_".join(str(name).strip().lower() for name in names)
+    name = re.sub(r"^\[(.*)\]$", lambda match: re.sub(r"['\"]", "", match[1]), name)
+    name = re.sub(r"(?<![a-z0-9])(held|hold)[-_ ]out(?![a-z])", "holdout", name)
+    name = re.sub(r"\[[^]]*\](?=$|\+)", "", name)
+    parts = re.split(r"[-_.,/:+\s]+|(?<=[a-z])(?=[0-9])", name)
+    return name, [part for part in parts if part]
 
 
 def derive_seed(*parts: object) -> int:

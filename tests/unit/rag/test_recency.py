@@ -10,6 +10,7 @@ import pytest
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
 from stillroom.flow.replay import ReplayAmount, plan_replay
+from stillroom.rag.answer_strategies import quote
 from stillroom.rag.evaluation import answer_job, retrieval_job, sweep_job
 from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.semantic_cache import SemanticCache
@@ -240,6 +241,39 @@ def test_answers_from_relative_places_are_replayed_in_another_folder(dated, tmp_
     result = plan_replay(tmp_path / "out", ReplayAmount.parse("all"), moved=moved).run()
     assert [f"{one.name} {one}" for _, one in result.differences] == []
     assert result.drawn >= 3
+
+
+def test_a_reader_of_a_pipeline_that_is_not_here_leaves_the_job_open(dated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overlap = quote.open_available_reader("builtin:overlap")
+    monkeypatch.setattr(quote, "open_available_reader", lambda *_: overlap)
+    recipe = make_evaluation(tmp_path)
+    for number, place in enumerate(("rd", str(tmp_path / "rd"))):
+        Path("rd").mkdir(exist_ok=True)
+        out = tmp_path / f"out{number}"
+        pipelines = [f"keyword=>quote:reader={place},min_probability=0!drop"]
+        run_recipe(recipe.model_copy(update={"pipelines": pipelines}), out)
+        assert find_differences(out) == []
+        Path("rd").rmdir()
+        opened = [one.open for one in plan_replay(out, ReplayAmount.parse("all")).jobs]
+        assert any(f"names {place}, which is not here" in one for one in opened)
+
+
+@pytest.mark.parametrize("place", [" builtin:overlap", "~/rd", "c++;a>b"])
+def test_a_reader_of_a_pipeline_that_is_here_leaves_no_job_open(
+    dated, tmp_path, monkeypatch, place
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    overlap = quote.open_available_reader("builtin:overlap")
+    monkeypatch.setattr(quote, "open_available_reader", lambda *_: overlap)
+    Path(place).expanduser().mkdir()
+    pipelines = [f"keyword=>quote:reader={place},min_probability=0!drop"]
+    recipe = make_evaluation(tmp_path).model_copy(update={"pipelines": pipelines})
+    run_recipe(recipe, tmp_path / "out")
+    assert find_differences(tmp_path / "out") == []
+    jobs = plan_replay(tmp_path / "out", ReplayAmount.parse("all")).jobs
+    assert not any(place.strip() in one.open for one in jobs)
 
 
 def test_a_text_that_names_a_relative_input_in_full_is_replayed(folder, tmp_path, monkeypatch):

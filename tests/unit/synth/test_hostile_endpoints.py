@@ -313,20 +313,58 @@ def test_pages_in_the_place_of_judgments_end_the_run_and_are_asked_again(
     recipe = make(good, seeds, f'[{{name: judge, judges: ["{bad.address}#m"]}}]')
     for is_resumed in (False, True):
         before = len(bad.requests)
-        with pytest.raises(BackendError, match="consecutive records could not be scored"):
+        with pytest.raises(BackendError, match="consecutive records could not be scored") as caught:
             do(recipe, tmp_path / "out", resume=is_resumed)
+        assert "/v1" in caught.value.problems[0].next
         assert 0 < len(bad.requests) - before < 230  # of 240
 
 
-def test_units_of_which_a_part_is_answered_end_no_run():
+LOST, WRONG = GenerationFailure(NO_ANSWER, "busy"), GenerationFailure("a wrong answer", "7")
+RECORD = Record((Message("assistant", "a"),))
+
+
+@pytest.mark.parametrize(
+    ("records", "failures", "asked"),
+    [(15, (LOST,), 16), (1, (LOST, *(WRONG,) * 14), 16), (0, (LOST, *(WRONG,) * 15), 16)],
+)
+def test_units_of_which_most_is_answered_end_no_run(records, failures, asked):
     store = DraftCache({})
-    lost, record = GenerationFailure(NO_ANSWER, "busy"), Record((Message("assistant", "a"),))
     for number in range(40):
-        store.watch(GenerationResult(str(number), (record,) * 15, (lost,)))
+        store.watch(GenerationResult(str(number), (RECORD,) * records, failures, asked))
+
+
+@pytest.mark.parametrize(
+    ("records", "failures", "asked"), [(1, (LOST,), 2), (0, (LOST,), 5), (0, (LOST, WRONG), 3)]
+)
+def test_units_that_lack_half_or_end_for_one_answer_end_the_run(records, failures, asked):
+    store = DraftCache({})
     for number in range(9):
-        store.watch(GenerationResult(str(number), (record,), (lost,)))
+        store.watch(GenerationResult(str(number), (RECORD,) * records, failures, asked))
     with pytest.raises(BackendError):
-        store.watch(GenerationResult("9", (record,), (lost,)))
+        store.watch(GenerationResult("9", (RECORD,) * records, failures, asked))
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_units_of_an_earlier_run_say_nothing_of_a_dead_server(
+    serve, patient, tmp_path, concurrency
+):
+    """Half of them are in the cache, every second one."""
+    ill, is_dead = (503, {"error": {"message": "busy"}}), False
+
+    def answer(path, body, headers):
+        if path == "/models":
+            return {"data": [{"id": "m"}]}
+        number = number_of(body)
+        return ill if is_dead or number % 2 else completion(GOOD.format(number))
+
+    server, seeds = serve(answer), write_seeds(tmp_path / "seeds.jsonl", 60)
+    recipe = make(server, seeds, "[shape]")
+    engine = recipe.engine.model_copy(update={"concurrency": concurrency})
+    recipe = recipe.model_copy(update={"engine": engine})
+    do(recipe, tmp_path / "out")
+    is_dead = True
+    with pytest.raises(BackendError, match="10 consecutive units"):
+        do(recipe, tmp_path / "out", overwrite=True)
 
 
 def test_an_endless_answer_is_not_read_to_its_end(serve, patient, tmp_path, monkeypatch):

@@ -10,12 +10,14 @@ from tests.unit.synth.conftest import behave, make_passages
 
 from stillroom.errors import BackendError, Cancelled, DataError
 from stillroom.jobs import Job
+from stillroom.jobs.segments import read_segments
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Origin, Record, read_records, write_records
 from stillroom.synth.generators.grounded_qa import GroundedQa
 from stillroom.synth.interfaces import FILTERS, PASSAGE_FILTERS
 from stillroom.synth.jobs.records import JOB_KIND, RecordsRecipe, estimate
 from stillroom.synth.output.records import preview_records
+from stillroom.synth.pipeline.executor import RunCache
 from stillroom.synth.selection import MixSettings
 from stillroom.testing import scripted_model
 
@@ -439,3 +441,73 @@ def test_held_out_records_need_a_held_out_share():
     with pytest.raises(ValidationError, match="needs a held_out above 0"):
         RecordsRecipe(index="a", held_out=0, num_records={"held_out": 5})
     RecordsRecipe(index="a", held_out=0)
+
+
+def test_rows_that_may_be_test_rows_are_counted_in_a_warning(tmp_path):
+    names = ["driving test", "test-prep", "driving test", "gsm8k_test", "web"]
+    turns = [
+        (
+            Message("user", f"What is the number of bee {n}?"),
+            Message("assistant", f"It is number {n}."),
+        )
+        for n in range(5)
+    ]
+    rows = [Record(turns[n], {"split": name}) for n, name in enumerate(names)]
+    write_records(tmp_path / "seeds.jsonl", rows)
+    pipeline = {"steps": {"keep": {"from": "seeds", "filters": ["shape"]}}}
+    recipe = RecordsRecipe.model_validate(
+        {"seeds": str(tmp_path / "seeds.jsonl"), "held_out": 0, "pipeline": pipeline}
+    )
+    job = Job.start(tmp_path / "out", "kind: synth.records\n")
+    JOB_KIND.run(recipe, job)
+    job.close()
+    events = (tmp_path / "out" / "events.jsonl").read_text(encoding="utf-8")
+    assert "3 rows of" in events
+    assert "may be test rows (split: driving test, test-prep)" in events
+
+
+@pytest.mark.parametrize(("kinds", "most"), [(("unknown",) * 2, 0), (("human", "unknown"), 4)])
+def test_seeds_of_unknown_origin_are_refused_before_all_are_judged(
+    use, teacher, tmp_path, monkeypatch, kinds, most
+):
+    """Before any is, if all are; at the first one that is kept, if some are."""
+    use(teacher)
+    rows = [
+        Record(
+            (Message("user", f"What is bee {n}?"), Message("assistant", f"It is bee number {n}.")),
+            {},
+            Origin(kinds[n % 2]),
+        )
+        for n in range(40)
+    ]
+    write_records(tmp_path / "seeds.jsonl", rows)
+    steps = {"keep": {"from": "seeds", "filters": ["shape", {"name": "judge", "judges": ["t"]}]}}
+    plan = {"seeds": str(tmp_path / "seeds.jsonl"), "held_out": 0, "pipeline": {"steps": steps}}
+    recipe = RecordsRecipe.model_validate({**plan, "mix": {}, "batch_size": 1})
+    judged = []
+    grade = {"ratings": [{"scores": {"all": 5}, "way": "text", "mean": 5}], "length": 1}
+    measure = lambda _, record: judged.append(record) or grade  # noqa: E731
+    monkeypatch.setattr("stillroom.synth.filters.judge._JudgeState.measure", measure)
+    with pytest.raises(DataError) as caught:
+        do(recipe, tmp_path / "out")
+    assert caught.value.code == "synth.unknown-origin"
+    assert len(judged) <= most
+
+
+def test_what_an_ended_run_committed_beyond_the_result_is_withdrawn(tmp_path):
+    """A unit that was not answered at first may be, once the run goes on: others are used then."""
+    finished = []
+    for is_resumed, used in ((False, ("a", "b")), (True, ("b", "c"))):
+        job = Job.start(tmp_path / "out", "kind: synth.records\n", resume=is_resumed)
+        caches = RunCache.of(job)
+        cache = caches.open("units", 1)
+        for key in used:
+            cache.put(key, {"is": key})
+        caches.commit(job, [f"{cache.name}/{key}" for key in used])
+        caches.close()
+        if is_resumed:
+            (job.output / "x").write_text("x")
+            job.finish("records")
+        finished = [f"{cache.name}/{key}" for key in used]
+        job.close()
+    assert [one.name for one in read_segments(tmp_path / "out")] == finished

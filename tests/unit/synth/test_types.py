@@ -21,6 +21,7 @@ from stillroom.synth.types import (
     WorkItem,
     get_document_id,
     get_item_text,
+    has_unclear_split,
     read_split,
 )
 from stillroom.testing import scripted_model
@@ -248,14 +249,35 @@ def test_reasons_of_rejected_records_are_read_by_their_earlier_name_too(tmp_path
         ("held_out", ["mini_test", "public_test", "unseen_test", "test[50%:]", "devtest"]),
         ("held_out", ["test set", "validation set", "test_easy", "test_en", "test_1k", "test_a"]),
         ("held_out", ["test-v1.1", "test-00000-of-00001", "val_seen", "hidden_test", "ood_test"]),
+        ("held_out", ["gsm8k_test", "wmt14_test", "few_shot_test", "mnli-dev", "squad_v2.dev"]),
+        ("held_out", [["test"], "['test']", "gsm8k/test", "xnli_held_out", "test_dev", "dev-test"]),
+        ("held_out", ["test+validation", "test[:5%]+validation[:5%]"]),
+        ("train", ["gsm8k_train", "wmt14-train[:5%]", ["train_sft"], "train,train2"]),
+        (None, ["driving test", "json_valid", "trainval", ["train", "test"], "test_de_train"]),
         (None, ["dev tools", "test-prep", "train station", "eval/harness", "held hostage", "web"]),
         (
             None,
             ["valid_json", "dev-books", "devops", "unsupervised", "all", "train_test", "", "[]"],
         ),
-        (None, [["test"], 0, None, {"test": 1}, "_", "sft"]),
+        (None, [0, None, {"test": 1}, "_", "sft", [], [None], ["web", "books"]]),
     ],
 )
 def test_sides_by_name(side, names):
     for name in names:
         assert read_split(Record((Message("user", "q"),), {"split": name})) == side, name
+
+
+def test_names_with_a_part_of_test_rows_that_are_not_read_so_are_unclear():
+    unclear = [
+        "driving test",
+        "test-prep",
+        "json_valid",
+        "eval/harness",
+        ["train", "test"],
+        "dev-books",
+        "train+test",
+    ]
+    clear = ["test", "gsm8k_test", "train", "web", "unsupervised", "contest", None, 0, ["test"]]
+    fields = [{"split": name} for name in unclear + clear]
+    records = [Record((Message("user", "q"),), field) for field in fields]
+    assert [has_unclear_split(record) for record in records] == [True] * 7 + [False] * 9

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import shutil
 import subprocess
 import wave
@@ -52,6 +53,9 @@ __all__ = [
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 600.0
 _MAX_GAP = 0.1  # seconds
+_MAX_PAUSE = 1.0  # seconds; in discontinuous transmission, Opus sends a packet every .4 s
+_QUIET = 0.02  # highest amplitude of what is not sent
+_SPEECH_CODEC = re.compile("opus|amr|speex|evrc|g729|silk")
 _MIN_RATE = 1_000  # one sample a second would become SAMPLE_RATE of them
 _LOSSLESS = frozenset({"flac", "alac", "ape", "tta", "tak", "wavpack", "wmalossless"})
 
@@ -196,7 +200,7 @@ def read_blocks(path: Path, *, whole: bool = False) -> Iterator[AudioSamples]:
     Raises:
         DataError: If there is none, or nothing can be decoded.
     """
-    num_samples, end = 0, math.inf
+    num_samples, end, last = 0, math.inf, np.zeros(0, np.float32)
     with _open_track(path) as (container, stream):
         import av
 
@@ -206,13 +210,12 @@ def read_blocks(path: Path, *, whole: bool = False) -> Iterator[AudioSamples]:
                 if whole and frame.pts is not None:
                     start = float(frame.pts * frame.time_base)
                     if start > end + _MAX_GAP:  # decoders pass over what they cannot read
-                        raise make_clip_error(
-                            path, f"is damaged after {end:.1f} s", "a complete file"
-                        )
+                        yield _fill_pause(path, stream.codec_context.name, end, start, last)
                     end = start + frame.samples / frame.sample_rate
                 for part in resampler.resample(frame):
                     num_samples += part.samples
-                    yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
+                    last = np.asarray(part.to_ndarray(), np.float32).reshape(-1)
+                    yield last
             for part in resampler.resample(None):
                 yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
         except av.FFmpegError:
@@ -220,6 +223,20 @@ def read_blocks(path: Path, *, whole: bool = False) -> Iterator[AudioSamples]:
                 raise
     if not num_samples:
         raise make_clip_error(path, "has no audio that can be decoded", "a complete file")
+
+
+def _fill_pause(
+    path: Path, codec: str, start: float, end: float, before: AudioSamples
+) -> AudioSamples:
+    """Return silence for a gap in which a codec of speech sent nothing, as it was quiet.
+
+    Raises:
+        DataError: If the gap is none of these, but damage.
+    """
+    is_quiet = float(np.abs(before).max(initial=0.0)) < _QUIET
+    if not (is_quiet and end - start < _MAX_PAUSE and _SPEECH_CODEC.search(codec)):
+        raise make_clip_error(path, f"is damaged after {start:.1f} s", "a complete file")
+    return np.zeros(round((end - start) * SAMPLE_RATE), np.float32)
 
 
 @contextmanager

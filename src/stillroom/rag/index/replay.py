@@ -123,12 +123,12 @@ _ROUNDED = "SELECT 1 FROM fields WHERE kind = 'number' AND abs(value) >= ? LIMIT
 
 
 def compare_catalogs(
-    stored: Path, built: Path, restore: Callable[[str], str] = lambda text: text
+    stored: Path, built: Path, restore: Callable[[str, str], str] = lambda text, _: text
 ) -> SegmentOutcome:
     """Return an outcome that names the first rows in which a repeated index's catalog differs.
 
     Catalog files differ in the time of the snapshot, so they are not compared byte for byte.
-    ``restore`` puts the former places of moved inputs into a text.
+    ``restore`` puts the former places of moved inputs into a text where another has them.
     """
     name = f"output/{LEDGER}"
     try:
@@ -147,7 +147,7 @@ def _open_catalog(output: Path) -> sqlite3.Connection:
 
 
 def _compare_tables(
-    old: sqlite3.Connection, new: sqlite3.Connection, restore: Callable[[str], str]
+    old: sqlite3.Connection, new: sqlite3.Connection, restore: Callable[[str, str], str]
 ) -> Iterator[str]:
     """Yield what differs between two catalogs, table by table."""
     query = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
@@ -161,7 +161,7 @@ def _compare_tables(
 
 
 def _compare_table(
-    table: str, old: sqlite3.Connection, new: sqlite3.Connection, restore: Callable[[str], str]
+    table: str, old: sqlite3.Connection, new: sqlite3.Connection, restore: Callable[[str, str], str]
 ) -> Iterator[str]:
     cursor = new.execute(f'SELECT * FROM "{table}" LIMIT 0')  # noqa: S608  # from our own schema
     columns = [column[0] for column in cursor.description]
@@ -186,13 +186,15 @@ def _compare_table(
 
 
 def _is_same(
-    old_row: tuple[Any, ...] | None, new_row: tuple[Any, ...] | None, restore: Callable[[str], str]
+    old_row: tuple[Any, ...] | None,
+    new_row: tuple[Any, ...] | None,
+    restore: Callable[[str, str], str],
 ) -> bool:
     """Return whether two rows are equal, with the former places where the present ones differ."""
     if old_row is None or new_row is None:
         return False
     return all(
-        old == new or (isinstance(new, str) and old == restore(new))
+        old == new or (isinstance(new, str) and isinstance(old, str) and old == restore(new, old))
         for old, new in zip(old_row, new_row, strict=True)
     )
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, Tag, model_validator
+from typing_extensions import override
 
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
+from stillroom.jobs.segments import ReplayRequest
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER, GroundednessChecker
 from stillroom.rag.jobs.inputs import IndexInput, is_path
 from stillroom.recipes import DISTINCT, Recipe, Reference, Settings, choose_by_key
+from stillroom.registry import Method
 
 __all__ = [
     "JOB_KIND",
@@ -180,12 +184,49 @@ def _list_readers(recipe: AnswerEvaluationRecipe) -> list[str]:
     return list_installed_readers()
 
 
+_PATH_SETTINGS = frozenset({"reader", "checkpoint", "graph"})
+
+
+class _AnswerReplayer(JournalReplayer):
+    """Replays evaluations whose pipelines name files that are here."""
+
+    @override
+    def find_open(self, request: ReplayRequest) -> str:
+        for text in cast("AnswerEvaluationRecipe", request.recipe).pipelines:
+            for name in _list_paths(text):
+                path = Path(name).expanduser()
+                if not path.exists():
+                    place = "there" if path.is_absolute() else "in the current folder"
+                    return f"its pipeline {text} names {name}, which is not here; put it {place}"
+        return super().find_open(request)
+
+
+def _list_paths(pipeline: str) -> list[str]:
+    """Return the files that the settings of a pipeline name; none if it cannot be read here."""
+    from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
+
+    try:
+        parsed = parse_rag_pipeline(pipeline)
+    except RecipeError:
+        return []
+    pending: list[Method | None] = [parsed.retriever, parsed.reranker, parsed.answering]
+    pending.append(parsed.transform)
+    paths = []
+    while pending:
+        for name, value in pending.pop() or ():
+            if isinstance(value, Method):
+                pending.append(value)
+            elif name in _PATH_SETTINGS and isinstance(value, str) and is_path(value):
+                paths.append(value)
+    return paths
+
+
 JOB_KIND = JobKind(
     recipe=AnswerEvaluationRecipe,
     run=run,
     estimate=estimate,
     surroundings=_list_readers,
-    replayer=JournalReplayer(
+    replayer=_AnswerReplayer(
         ("readings", "verdicts", "silence"),
         timed=frozenset({"seconds", "search_seconds", "cpu_seconds"}),
         phases=("read", "generate", "abstention", "silence"),  # the last one of earlier versions

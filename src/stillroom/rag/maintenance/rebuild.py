@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -271,7 +272,8 @@ class _Questions:
 
 def _read_questions(home: Path, check: RecallCheck) -> _Questions:
     """Return the questions of a comparison, checked against the live index."""
-    pipeline = parse_pipeline(check.pipeline)
+    today = datetime.now(UTC).date()  # one day for all searches of both indexes
+    pipeline = parse_pipeline(check.pipeline).on_day(today)
     for measure in check.measures:
         parse_measure(measure)
     with Index.open(home, access=check.access) as index:

@@ -57,6 +57,9 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MAX_TEXT = 1_000
 FIRST_INEXACT = 2**sys.float_info.mant_dig
 """First whole number whose float is also that of another."""
+_MAX_WRITTEN = 10**4000
+"""Python writes whole numbers of up to 4300 digits."""
+
 _ROW_KEYS = {"path", "fields", "tenant", "labels"}
 
 
@@ -68,13 +71,24 @@ def derive_fields(document: Mapping[str, Any]) -> dict[str, Any]:
     )
     origin = document.get("origin", {})
     return {
-        **{name: value for name, value in front.items() if _is_field(name, value)},
+        **{name: value for name, value in _write_out(front) if _is_field(name, value)},
         "path": document["path"],
         "title": document["title"],
         "format": document["media_type"],
         "language": document["language"],
         "origin": origin.get("kind", "unknown"),
     }
+
+
+def _write_out(fields: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield fields with whole numbers beyond any float as text, by which they are found."""
+
+    def write(value: Any) -> Any:
+        is_large = isinstance(value, int) and sys.float_info.max < abs(value) < _MAX_WRITTEN
+        return str(value) if is_large else value
+
+    for name, value in fields.items():
+        yield name, list(map(write, value)) if isinstance(value, list) else write(value)
 
 
 def list_values(

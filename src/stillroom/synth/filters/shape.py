@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Record
+from stillroom.records import Message, Record
 from stillroom.synth.interfaces import Filter, FilterResult
 
 __all__ = ["Shape"]
@@ -27,11 +27,13 @@ _LEAK = re.compile(
     r"</?text>|<think>|^[ \t]{0,3}(?:system|user|assistant)[ \t]*:", re.IGNORECASE | re.MULTILINE
 )
 _NO_LEAK = re.compile(
-    r"^[ \t]*(```+|~~~+)[^\n]*\n.*?^[ \t]*\1|`[^`\n]+`|<text\s[^<>]*>[^<>]*</text>|"
-    r"\A\s*<think>(?:(?!<think>).)*?</think>(?=\s*\S)",
+    r"^[ \t]*(```+|~~~+)[^\n]*\n.*?^[ \t]*\1|`[^`\n]+`|<text\s[^<>]*>[^<>]*</text>",
     re.DOTALL | re.MULTILINE | re.IGNORECASE,
 )
-"""Code, a label of SVG, and reasoning before an answer."""
+"""Code and a label of SVG."""
+_REASONING = re.compile(
+    r"\A\s*<think>(?:(?!<think>).)*?</think>(?=\s*\S)", re.DOTALL | re.IGNORECASE
+)
 _LABELS = re.compile(
     r"^\s*(?:statement|topic|text)\s*:|\bas JSON\b|\bthis statement answers\b|[\"']answer[\"']\s*:",
     re.IGNORECASE | re.MULTILINE,
@@ -72,7 +74,7 @@ class Shape(Filter):
         is_generated = (
             len(texts) > 1 or record.origin.kind == "synthetic" or "question" in record.fields
         )
-        if is_generated and any(map(_is_leak, texts)):
+        if is_generated and any(map(_is_leak, record.messages)):
             return FilterResult(False, "leaks a prompt or template", 0.0)
         has_evidence = len(texts) > 1 and "evidence" in record.fields
         if has_evidence and any(_LABELS.search(text) for text in texts):
@@ -80,5 +82,8 @@ class Shape(Filter):
         return FilterResult(True)
 
 
-def _is_leak(text: str) -> bool:
-    return bool(_CONTROL.search(text) or _LEAK.search(_NO_LEAK.sub(" -", text)))
+def _is_leak(message: Message) -> bool:
+    text = message.content
+    if message.role == "assistant":
+        text = _REASONING.sub(" -", text)
+    return bool(_CONTROL.search(message.content) or _LEAK.search(_NO_LEAK.sub(" -", text)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,9 @@ from stillroom.synth.pipeline.filter_chain import FilterChain
 from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, read_inputs
 from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
 from stillroom.synth.pipeline.statistics import RecordStats
-from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
+from stillroom.synth.pipeline.steps import UNLIMITED, GenerateStep, GeneratorPipeline
 from stillroom.synth.prompting.requests import UNANSWERED
+from stillroom.synth.seeds import SeedSet
 from stillroom.synth.selection import (
     MixtureResult,
     judge_existing,
@@ -129,9 +130,11 @@ class _RecordsRun:
         if not target:
             return executor.run(target, self.files, self.costs, share, lambda _: None)
         total = target if target < UNLIMITED else 0
+        check = self._make_origin_check(split)
         with job.phase(f"generating {split} records", total, "records") as progress:
 
             def show(result: SplitResult) -> None:
+                check(result)
                 progress.advance(
                     len(result.records) - progress.done,
                     lambda: ", ".join(_describe_effort(result, self.costs)),
@@ -165,6 +168,29 @@ class _RecordsRun:
         train_items = list_train_items(self.inputs)
         if any(isinstance(item, Passage) and item.origin.kind == "unknown" for item in train_items):
             refuse_unknown(self._make_passage_records(held_out or ())[0], settings)
+        if not any(isinstance(step, GenerateStep) for step in self.recipe.steps.values()):
+            known = {row.id for row in existing}
+            seeds = [to_record(item, "train") for item in train_items]
+            if all(row.origin.kind == "unknown" and row.id not in known for row in seeds):
+                refuse_unknown(seeds, settings)  # whatever the filters keep
+
+    def _make_origin_check(self, split: Split) -> Callable[[SplitResult], None]:
+        """Return a check that refuses a kept record as soon as the mixture is certain to."""
+        settings = self.recipe.mix
+        if split != "train" or settings is None or settings.unknown != "refuse":
+            return lambda _: None
+
+        @cache
+        def list_known() -> set[str]:
+            return {row.id for row in read_existing(settings)}
+
+        def check(result: SplitResult) -> None:
+            count = result.stats.kinds["unknown"]
+            if count and count > len(list_known()):
+                rows = (row for row in result.records if row.id not in list_known())
+                refuse_unknown(rows, settings)
+
+        return check
 
     def write(self, train: SplitResult, held_out: SplitResult) -> Artifact:
         """Mix the training records if asked, write all files and publish them."""
@@ -367,6 +393,19 @@ def _log_inputs(inputs: PipelineInputs, job: Job) -> None:
         job.say(f"{name}: {train} {kind} to train on, {held_out} held out")
         for reason, count in source.dropped.items():
             job.warn(f"{count_noun(count, 'row')} of {source.path} left out: {reason}")
+        if source.unclear:
+            job.warn(_describe_unclear(source))
+
+
+def _describe_unclear(source: SeedSet) -> str:
+    """Return a warning with the number of rows that may be test rows but are not read as such."""
+    names = sorted(source.unclear)
+    shown = ", ".join(f"{name:.60}" for name in names[:3]) + (", …" if len(names) > 3 else "")
+    count = sum(source.unclear.values())
+    return (
+        f"{count_noun(count, 'row')} of {source.path} may be test rows (split: {shown}), but are "
+        "used as others; set split to test to leave them out of training"
+    )
 
 
 def _list_parents(

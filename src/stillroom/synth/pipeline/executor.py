@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Journal, read_journal
 from stillroom.jobs.engines.interfaces import iter_batches, map_prefetched
-from stillroom.jobs.segments import digest_value
+from stillroom.jobs.segments import LISTED_JOURNAL, digest_value, withdraw_segments
 from stillroom.provenance import digest_json
 from stillroom.records import Message, Passage, Record
 from stillroom.synth.interfaces import CandidateSet, FilterContext, FilterResult, Generator
@@ -536,7 +536,9 @@ class RunCache:
             names: Cache and key, as in ``StepStats.used``. Values computed ahead that the result
                 does not depend on are not among them: how many there are depends on the clock.
         """
-        for name in dict.fromkeys(names):
+        used = dict.fromkeys(names)
+        withdraw_segments(job.journal(LISTED_JOURNAL), used)  # those of a run that a kill ended
+        for name in used:
             cache, _, key = name.partition("/")
             if (value := self._open[cache][0].get(key)) is not None:
                 job.commit(name, job.recipe_digest, digest_value(value))

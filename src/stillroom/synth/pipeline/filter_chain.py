@@ -24,6 +24,7 @@ from stillroom.synth.interfaces import (
     ScoringState,
 )
 from stillroom.synth.model_pool import ModelPool
+from stillroom.synth.prompting.requests import describe_resumption
 from stillroom.synth.types import CacheProtocol
 
 __all__ = ["FilterChain"]
@@ -214,9 +215,9 @@ class FilterChain:
         raise BackendError(
             f"{self._num_unanswered} consecutive records could not be scored: "
             f"{unanswered['failed']}",
-            code=str(unanswered[UNANSWERED_KEY]),
+            code=(code := str(unanswered[UNANSWERED_KEY])),
             expected="a model that answers",
-            next="run the same command again with --resume when it does",
+            next=describe_resumption(code),
         )
 
     def _look_up(self, key: str) -> Any:

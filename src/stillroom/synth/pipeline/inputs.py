@@ -1,10 +1,10 @@
 """Pipeline inputs: train/validation (held-out) split of documents by hash, order of work items.
 
 A file of records that marks test rows keeps its own split: these make no training records, and
-held-out ones up to the recipe's share.
+held-out ones up to the recipe's share, which rows without a split only fill up.
 Records without documents are split by ``train.data``. Both depend on hashes of ids and the seed,
-not on the order of files or the number of documents. Documents with the same text are on the same
-side, by the hash of the text.
+not on the order of files or, but for such a file, the number of documents. Documents with the same
+text are on the same side, by the hash of the text.
 """
 
 from __future__ import annotations
@@ -222,17 +222,16 @@ def read_inputs(recipe: RecordsRecipe) -> PipelineInputs:
     made = _find_made_sources(recipe)
     own = _find_own_sides(sources)
     _refuse_test_rows([source for name, source in sources.items() if name in made], own)
-    rest = [item for item in all_items if get_document_id(item) not in own]
-    if not rest and "train" not in own.values():
+    if all(own.get(get_document_id(item)) == "held_out" for item in all_items):
         own = {}  # what only filters may filter test rows
     if own and recipe.held_out:
-        sides = own | split_items(rest, recipe.held_out, recipe.seed)
+        sides = own | _split_rest(sources, own, recipe)
     else:
         sides = split_items(all_items, recipe.held_out, recipe.seed)
-    surplus = _find_surplus(own, sides, recipe)
+    surplus = {name: _find_surplus(sources[name], own, recipe) for name in made & sources.keys()}
     items: dict[tuple[str, Split], list[SeedItem]] = {}
     for name, source in sources.items():
-        left_out = surplus if name in made else set()
+        left_out = surplus.get(name, ())
         used = [item for item in source.items if get_document_id(item) not in left_out]
         if count := len(source.items) - len(used):
             reason = "test rows beyond the share of held_out"
@@ -240,7 +239,7 @@ def read_inputs(recipe: RecordsRecipe) -> PipelineInputs:
         for split in _SPLITS:
             side_items = (item for item in used if sides[get_document_id(item)] == split)
             items[name, split] = order_items(side_items, recipe.seed)
-    if surplus:
+    if any(surplus.values()):
         kept = {get_document_id(item) for part in items.values() for item in part}
         sides = {document: side for document, side in sides.items() if document in kept}
     return PipelineInputs(sources, sides, items, DocumentFrequency(all_items))
@@ -258,27 +257,60 @@ def _find_made_sources(recipe: RecordsRecipe) -> set[str]:
     return made
 
 
-def _find_surplus(
-    own: Mapping[str, Split], sides: Mapping[str, Split], recipe: RecordsRecipe
-) -> set[str]:
-    """Return the files' own test documents beyond the recipe's share, by hash order."""
+def _split_rest(
+    sources: Mapping[str, SeedSet], own: Mapping[str, Split], recipe: RecordsRecipe
+) -> dict[str, Split]:
+    """Split the documents whose side no file names.
+
+    Those beside test rows are held out only as far as these do not make up the share.
+    """
+    parts: dict[str, list[SeedItem]] = {}
+    shares: dict[str, float] = {}
+    for source in sources.values():
+        documents, num_tests = _count_own_tests(source, own)
+        rest = documents - own.keys()
+        missing = recipe.held_out * len(documents) - num_tests
+        share = min(max(missing, 0) / len(rest), recipe.held_out) if rest else 0
+        for document in rest:
+            shares[document] = min(share, shares.get(document, share))
+        for item in source.items:
+            if (document := get_document_id(item)) in rest:
+                parts.setdefault(document, []).append(item)
+    copies = find_duplicate_documents(parts)
+    for document, copy in copies.items():
+        shares[copy] = min(shares[document], shares.get(copy, 1))
+    by_share: dict[float, list[str]] = {}
+    for document in parts:
+        by_share.setdefault(shares[copies.get(document, document)], []).append(document)
+    sides: dict[str, Split] = {}
+    for share, documents_of_share in by_share.items():
+        sides |= split_documents(documents_of_share, share, recipe.seed, copies)
+    return sides
+
+
+def _find_surplus(source: SeedSet, own: Mapping[str, Split], recipe: RecordsRecipe) -> set[str]:
+    """Return a file's own test documents beyond the recipe's share, by hash order."""
+    documents, num_tests = _count_own_tests(source, own)
     tests = sorted(
-        (document for document, side in own.items() if side == "held_out"),
+        (document for document in documents if own.get(document) == "held_out"),
         key=lambda document: (_hash_position(document, recipe.seed, "split"), document),
     )
-    room, share = 0, recipe.held_out
-    if share:
-        counts = Counter(sides.values())
-        num_others = counts["held_out"] - len(tests)
-        room = max(round(share / (1 - share) * counts["train"]) - num_others, 1)
+    share = recipe.held_out
+    room = max(round(share / (1 - share) * (len(documents) - num_tests)), 1) if share else 0
     return set(tests[room:])
+
+
+def _count_own_tests(source: SeedSet, own: Mapping[str, Split]) -> tuple[set[str], int]:
+    """Return the documents of a source, and how many of them have test rows."""
+    documents = {get_document_id(item) for item in source.items}
+    return documents, sum(own.get(document) == "held_out" for document in documents)
 
 
 def _find_own_sides(sources: Mapping[str, SeedSet]) -> dict[str, Split]:
     """Return the sides of documents that the files themselves name.
 
-    A document with a test row, or with the text of one that has, is held out. Files without test
-    rows are split as others.
+    A document with a test row, or with the text of one that has, is held out; one with the text of
+    a training document is trained on. Files without test rows are split as others.
     """
     parts: dict[str, list[SeedItem]] = {}
     named: dict[str, set[Split]] = {}
@@ -292,10 +324,11 @@ def _find_own_sides(sources: Mapping[str, SeedSet]) -> dict[str, Split]:
         return {}
     copies = find_duplicate_documents(parts)
     tests = {copies.get(name, name) for name, sides in named.items() if "held_out" in sides}
+    marked = {copies.get(name, name) for name in named}
     own: dict[str, Split] = {
         name: "held_out" if copies.get(name, name) in tests else "train"
         for name in parts
-        if name in named or copies.get(name, name) in tests
+        if copies.get(name, name) in marked
     }
     return own
 

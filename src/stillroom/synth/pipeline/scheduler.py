@@ -33,6 +33,7 @@ from stillroom.synth.prompting.requests import (
     UNANSWERED,
     ModelRequest,
     RequestBatch,
+    describe_resumption,
     to_failure,
 )
 from stillroom.synth.prompting.stepwise import CoroutineBatch
@@ -55,11 +56,6 @@ expensive than the units themselves, and takes the interpreter from the requesti
 
 _MAX_REFUSALS = 20
 _MAX_UNANSWERED = 10
-_RESUME = "run the same command again with --resume when it does"
-_NEXT_STEPS = {
-    "backend.unavailable": f"read its log; {_RESUME}",
-    "backend.malformed": f"check that the address is an OpenAI-compatible API (…/v1); {_RESUME}",
-}
 
 
 def stream_units(
@@ -115,7 +111,21 @@ def stream_units(
 
 def is_unanswered(draft: GenerationResult) -> bool:
     """Return whether a unit is incomplete because the server did not answer all requests."""
-    return any(failure.reason in UNANSWERED for failure in draft.failures)
+    return bool(_find_unanswered(draft))
+
+
+def _find_unanswered(draft: GenerationResult) -> list[GenerationFailure]:
+    return [failure for failure in draft.failures if failure.reason in UNANSWERED]
+
+
+def _is_lost(draft: GenerationResult) -> bool:
+    """Return whether half of a unit's requests lack answers; without a record, half its failures.
+
+    One missing answer of many is none of a server that is down, even if no other was good.
+    """
+    whole = draft.asked if draft.records else min(draft.asked, len(draft.failures))
+    num_unanswered = len(_find_unanswered(draft))
+    return num_unanswered > 0 and 2 * num_unanswered >= whole
 
 
 def _wait_for_unit(
@@ -140,11 +150,14 @@ class DraftCache:
         self.cache = cache
         self._lock = threading.Lock()
         self._refused = self._records = self._num_unanswered = 0
+        self._cached: set[str] = set()
 
     def known(self, seed: WorkItem) -> GenerationResult | None:
         """Return the unit's draft from the cache."""
         with self._lock:
             value = self.cache.get(seed.key)
+            if value is not None:
+                self._cached.add(seed.key)
         return GenerationResult.from_json(value) if value is not None else None  # type: ignore[arg-type]
 
     def keep(self, draft: GenerationResult) -> GenerationResult:
@@ -160,19 +173,20 @@ class DraftCache:
         """Count refusals and missing answers, to stop early.
 
         Raises:
-            BackendError: If the server refused many units from the start without a record, or has
-                left at least half of each of the last ten units unanswered.
+            BackendError: If the server refused many units from the start without a record, or the
+                last ten that were not in the cache are lost for want of answers.
         """
-        unanswered = [failure for failure in draft.failures if failure.reason in UNANSWERED]
-        is_lost = unanswered and len(unanswered) >= len(draft.records)
-        self._num_unanswered = self._num_unanswered + 1 if is_lost else 0
+        if draft.key in self._cached:
+            self._cached.remove(draft.key)  # says nothing of the server as it is now
+        else:
+            self._num_unanswered = self._num_unanswered + 1 if _is_lost(draft) else 0
         if self._num_unanswered >= _MAX_UNANSWERED:
+            failure = _find_unanswered(draft)[-1]
             raise BackendError(
-                f"{self._num_unanswered} consecutive units lack answers: "
-                f"{unanswered[-1].text:.300}",
-                code=(code := UNANSWERED[unanswered[-1].reason]),
+                f"{self._num_unanswered} consecutive units lack answers: {failure.text:.300}",
+                code=UNANSWERED[failure.reason],
                 expected="a server that answers",
-                next=_NEXT_STEPS[code],
+                next=describe_resumption(UNANSWERED[failure.reason]),
             )
         refusals = [failure.text for failure in draft.failures if failure.reason == REFUSED]
         self._records += len(draft.records)

@@ -46,6 +46,7 @@ __all__ = [
     "check_prompts",
     "clean_answer",
     "clean_question",
+    "describe_resumption",
     "fence_text",
     "find_truncated",
     "get_max_length",
@@ -211,6 +212,15 @@ def to_failure(error: BackendError) -> GenerationFailure:
     if error.code not in _REQUEST_ERRORS:
         raise error
     return GenerationFailure(_REQUEST_ERRORS[error.code], error.problems[0].what)
+
+
+def describe_resumption(code: str) -> str:
+    """Return what to do about a job that ended because a server gave no answers."""
+    is_page = code == "backend.malformed"
+    first = (
+        "check that the address is an OpenAI-compatible API (…/v1)" if is_page else "read its log"
+    )
+    return f"{first}; run the same command again with --resume when it answers"
 
 
 def fence_text(text: str) -> str:
@@ -381,12 +391,17 @@ def get_max_length(schema: Mapping[str, Any]) -> int | None:
     return None
 
 
+_REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _LABELS = re.compile(r"^\s*(?:(?:question|answer)\s*[:.]|[qa]\s*:)\s*", re.IGNORECASE)
 _QUOTES = {('"', '"'), ("“", "”"), ("'", "'"), ("`", "`")}
 
 
 def clean_question(text: str) -> str:
-    """Return the first line without labels and quotes, cut after its first question mark."""
+    """Return the first line without labels and quotes, cut after its first question mark.
+
+    A closed block of reasoning before it does not count.
+    """
+    text = _REASONING.sub("", text)
     line = next((part for part in text.strip().splitlines() if part.strip()), "")
     line = _LABELS.sub("", line)
     for mark in "?？؟":

@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -54,6 +56,8 @@ _BLOCK_ENTRIES = 1 << 20
 _PAIR_PORTION = 1 << 20
 _ROUNDING = 1e-9
 _ITERATION_BLOCK = 1 << 12
+_EMPTY = -1
+_COUNTERS = 1 << 20
 _SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
@@ -254,7 +258,7 @@ class _SelfJoin:
         crowds, members = values[order], owners[order]
         falls_to = np.full(len(self.chosen), -1, dtype=np.int64)
         similarity = np.zeros(len(self.chosen))
-        kept_of: dict[int, list[int]] = defaultdict(list)
+        kept = _CrowdedTexts(self)
         owners = np.union1d(seconds, members)
         for owner, start, stop, begin, end in zip(
             owners.tolist(),
@@ -267,13 +271,12 @@ class _SelfJoin:
                 (-float(near[index]), int(firsts[index])) for index in itertools.islice(stays, 1)
             ]
             memberships = crowds[begin:end].tolist()
-            best += self._compare(owner, {text for crowd in memberships for text in kept_of[crowd]})
+            best += self._compare(owner, kept.list_near(owner, memberships))
             if best:
                 less, falls_to[owner] = min(best)
                 similarity[owner] = -less
                 continue
-            for crowd in memberships:
-                kept_of[crowd].append(owner)
+            kept.add(owner, memberships)
         return falls_to, similarity
 
     def _reorder_frequent(self, plain: NgramPartitions) -> Generator[_Entries]:
@@ -395,6 +398,55 @@ class _SelfJoin:
             self._verify(right, np.full(len(right), owner))
         )
         return list(zip((-similarity).tolist(), neighbors.tolist(), strict=True))
+
+
+class _CrowdedTexts:
+    """Kept texts by their frequent n-grams, and by the prefixes of their second sets.
+
+    A near text shares one of each, so that those of the smaller number are compared.
+    """
+
+    def __init__(self, join: _SelfJoin) -> None:
+        self._join = join
+        self._by_crowd: dict[int, list[int]] = defaultdict(list)
+        self._by_second: dict[int, list[int]] = defaultdict(list)
+
+    def add(self, owner: int, crowds: Sequence[int]) -> None:
+        """Add a kept text with its frequent n-grams; one without is found otherwise."""
+        for crowd in crowds:
+            self._by_crowd[crowd].append(owner)
+        for key in self._list_second(owner) if crowds else ():
+            self._by_second[key].append(owner)
+
+    def list_near(self, owner: int, crowds: Sequence[int]) -> set[int]:
+        """Return the kept texts that may be near one with these frequent n-grams."""
+        found = [self._by_crowd[crowd] for crowd in crowds]
+        if found and self._join.also is not None:
+            second = [self._by_second[key] for key in self._list_second(owner)]
+            found = min(found, second, key=lambda lists: sum(map(len, lists)))
+        return set(itertools.chain.from_iterable(found))
+
+    def _list_second(self, owner: int) -> list[int]:
+        """Return the prefix of the second set of a text; of an empty one, a key of its own."""
+        sets = self._join.also
+        if sets is None:
+            return []
+        start, end = sets.offsets[self._join.chosen[owner] :][:2].tolist()
+        least = max(math.ceil(self._join.threshold * (end - start) - _ROUNDING), 1)
+        values = sets.values[start:end]
+        order = np.argsort(self._counts[values % np.uint64(_COUNTERS)], kind="stable")
+        prefix: list[int] = values[order[: end - start - least + 1]].tolist()
+        return prefix if end > start else [_EMPTY]
+
+    @cached_property
+    def _counts(self) -> Positions:
+        """The number of second sets with an n-gram, some counted together: rare ones go first."""
+        values = () if self._join.also is None else self._join.also.values
+        counts = np.zeros(_COUNTERS, dtype=np.int64)
+        for start in range(0, len(values), _BLOCK_ENTRIES):
+            slots = np.asarray(values[start : start + _BLOCK_ENTRIES]) % np.uint64(_COUNTERS)
+            counts += np.bincount(slots.astype(np.int64), minlength=_COUNTERS)
+        return counts
 
 
 def _compute_jaccard(

@@ -17,6 +17,7 @@ from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.maintenance.rebuild import RecallCheck, drop_previous, rebuild_index, roll_back
 from stillroom.rag.maintenance.update import update_index
+from stillroom.rag.rerankers.recency import Recency
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.recipes import parse_recipe
 
@@ -241,3 +242,17 @@ def test_an_index_built_as_the_previous_one_was_is_not_taken_for_it(place, recip
     with pytest.raises(DataError):
         rebuild_index(place, recipe, RecallCheck(measures=("ndgc@10",)))
     assert shadow.exists()
+
+
+def test_ages_in_a_comparison_are_those_of_one_day(folder, recipe, tmp_path, monkeypatch):
+    (folder / "dated.md").write_text("---\ndate: 2020-01-01\n---\nOwls hunt at night.\n")
+    place = tmp_path / "index"
+    run_recipe(recipe, place)
+    days = []
+    rerank = Recency.rerank
+    noted = lambda method, *rest: days.append(method.today) or rerank(method, *rest)  # noqa: E731
+    monkeypatch.setattr(Recency, "rerank", noted)
+    rebuild_index(place, recipe, RecallCheck(pipeline="keyword+recency"), anyway=True)
+    assert len(days) > 2
+    assert None not in days
+    assert len(set(days)) == 1

@@ -294,7 +294,7 @@ def test_ids_that_no_float_tells_apart_are_found_as_texts(folder, tmp_path):
 
 
 def test_a_number_of_front_matter_that_no_column_holds_is_no_field():
-    front = {"small": 3, "large": 10**400, "infinite": float("inf"), "is_draft": True}
+    front = {"small": 3, "large": 10**5000, "infinite": float("inf"), "is_draft": True}
     document = {"path": "a.md", "title": "", "media_type": "", "language": ""}
     fields = derive_fields({**document, "metadata": {"front_matter": front}})
     assert [row[0] for row in list_values(fields) if row[0] in front] == ["is_draft", "small"]
@@ -389,3 +389,14 @@ def test_a_large_float_beside_a_large_whole_number_replays(folder, tmp_path):
     run_recipe(IndexRecipe(documents=str(folder), embedder="builtin:static"), place, overwrite=True)
     result = plan_replay(place, ReplayAmount.parse("all")).run()
     assert [f"{one.name} {one}" for _, one in result.differences] == []
+
+
+def test_whole_numbers_beyond_any_float_are_found_as_text(folder, tmp_path):
+    large = 10**400
+    heads = {"cats": f"id: {large}", "dogs": f"id: [7, -{large}]", "wolves": "id: 0x" + "f" * 4000}
+    for name, head in heads.items():
+        (folder / f"animals/{name}.md").write_text(f"---\n{head}\n---\nAn animal.\n")
+    run_recipe(IndexRecipe(documents=str(folder), embedder="builtin:static"), tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        assert paths(index, f'id = "{large}"') == {"cats.md"}
+        assert paths(index, f'id = "-{large}"') == paths(index, "id = 7") == {"dogs.md"}

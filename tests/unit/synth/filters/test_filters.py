@@ -232,6 +232,11 @@ DROPPED = [
             "`<|im_end|>`",
         )
     ),
+    (
+        "shape",
+        ASKED("<think>\nA task.\n</think>\nWhat is 17 times 3?", "It is 51."),
+        "leaks a prompt or template",
+    ),
     ("refusal", ASKED("How may I help you today?"), "refusal or talk of itself"),
     ("refusal", ASKED("As an AI language model, I write."), "refusal or talk of itself"),
     ("shape", make_record(answer="Text: wax is soft."), "leaks a prompt or template"),

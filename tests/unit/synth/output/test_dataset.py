@@ -2,6 +2,7 @@
 
 import errno
 import json
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
@@ -32,7 +33,7 @@ from stillroom.records import (
     write_records,
 )
 from stillroom.synth.output.dataset import export_records, name_size
-from stillroom.synth.output.formats import list_lost_fields
+from stillroom.synth.output.formats import ExportFormat, list_lost_fields
 
 LINK = Link("synth.generators.grounded_qa", "model-1", ("doc-1",), "f" * 64)
 MADE = Origin("synthetic", (LINK,), "CC-BY-4.0")
@@ -657,3 +658,36 @@ def test_a_renaming_that_would_lose_something_is_refused(tmp_path, rename, expec
 )
 def test_sizes_are_named_as_on_the_hub(rows, size):
     assert name_size(rows) == size
+
+
+@pytest.mark.parametrize("shape", [*get_args(ExportFormat)])
+def test_an_export_in_parquet_with_fields_is_read_back(tmp_path, shape):
+    answers = [f"Wax number {n} is soft." for n in range(3)]
+    turns = [[Message("user", f"What is wax {n}?")] for n in range(3)]
+    pair = {"rejected": "No.", "chosen": "Yes."} if shape == "preference" else {}
+    origin = Origin("synthetic", (Link("synth.generators.rewrite", "m", ("p",), "d"),), "MIT")
+    fields = {"split": "train", "question": "q", "answer": "a", "score": 0.5, "list": [1, {"a": 2}]}
+    records = [
+        Record(((*turn, Message("assistant", text))), {**fields, **pair}, origin)
+        for turn, text in zip(turns if shape != "text" else [[]] * 3, answers, strict=True)
+    ]
+    write_records(tmp_path / "records.jsonl", records)
+    for kind in ("jsonl", "parquet"):
+        out = tmp_path / kind
+        paths = (tmp_path / "records.jsonl",)
+        export_records(paths, out, format=shape, kind=kind, name="", with_fields=True)
+        if (shape, kind) == ("text", "jsonl"):  # its fields are beside it
+            continue
+        for record, back in zip(records, read_records(out / f"train.{kind}"), strict=True):
+            assert back.origin == origin
+            assert back.messages == record.messages
+            known = {key: value for key, value in back.fields.items() if key != "id"}
+            assert {**fields, **known} == known
+
+
+def test_columns_of_text_that_are_no_export_stay_as_they_are():
+    row = {"messages": [{"role": "user", "content": "q"}], "fields": "{x", "origin": "human"}
+    with pytest.raises(DataError):
+        from_row(row)
+    row = {"text": "t", "fields": '{"a": 1}', "origin": '{"place": "here"}'}
+    assert from_row(row).fields == {"fields": '{"a": 1}', "origin": '{"place": "here"}'}

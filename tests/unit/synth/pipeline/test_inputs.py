@@ -175,6 +175,44 @@ def test_own_test_rows_are_held_out_up_to_the_share(tmp_path):
     assert len(texts_of(filtered, "held_out")) == 200
 
 
+@pytest.mark.parametrize(
+    ("num_tests", "held_out", "dropped"), [(20, 0.3, 3), (2, 0.3, 0), (8, 0.2, 0)]
+)
+def test_own_test_rows_fill_the_share_before_unmarked_rows(tmp_path, num_tests, held_out, dropped):
+    tests = [answered(number, "test") for number in range(num_tests)]
+    rows = [*tests, *(answered(number) for number in range(50, 90))]
+    inputs = plan_of(tmp_path, rows, held_out=held_out)
+    kept = texts_of(inputs, "held_out") & {f"Why {number}?" for number in range(num_tests)}
+    assert len(kept) == num_tests - dropped
+    assert inputs.sources["seeds"].dropped.get(BEYOND, 0) == dropped
+    others = len(texts_of(inputs, "held_out")) - len(kept)
+    assert len(texts_of(inputs, "train")) == 40 - others
+    assert others == 0 if dropped else others / 40 < held_out + 0.1
+
+
+def test_test_rows_of_one_source_leave_the_share_of_another(tmp_path):
+    write_records(
+        tmp_path / "s.jsonl", [answered(n, "test" if n < 30 else None) for n in range(40)]
+    )
+    index = [answered(number) for number in range(50, 90)]
+    write_records(tmp_path / "i.jsonl", index)
+    step = {"generator": "rewrite"}
+    steps = {"a": {"from": "seeds", **step}, "b": {"from": "index", **step}}
+    paths = {"seeds": str(tmp_path / "s.jsonl"), "index": str(tmp_path / "i.jsonl")}
+    recipe = RecordsRecipe.model_validate({**paths, "held_out": 0.3, "pipeline": {"steps": steps}})
+    inputs = read_inputs(recipe)
+    assert len(inputs.items["seeds", "train"]) == 10
+    assert len(inputs.items["seeds", "held_out"]) == 4
+    assert len(inputs.items["index", "held_out"]) > 5
+
+
+def test_a_copy_of_a_row_marked_train_is_not_held_out(tmp_path):
+    rows = [answered(99, "test"), *(answered(n, "train", copy="a") for n in range(30))]
+    rows += [answered(n, copy="b") for n in range(30)]
+    inputs = plan_of(tmp_path, rows, held_out=0.5)
+    assert not texts_of(inputs, "train") & texts_of(inputs, "held_out")
+
+
 @pytest.mark.parametrize("held_out", [0.0, 0.2])
 @pytest.mark.parametrize("made", ["seeds", "index"])
 def test_a_source_of_test_rows_alone_is_refused_where_it_is_made_of(tmp_path, made, held_out):

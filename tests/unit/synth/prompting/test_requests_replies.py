@@ -16,6 +16,7 @@ from stillroom.synth.prompting.requests import (
         ("**What is wax?** Good.", "What is wax?"),
         ("What is wax? And who cares?", "What is wax?"),
         ("蜡是什么？好的", "蜡是什么？"),
+        ("<think>\nIs it wax?\n</think>\n\nWhat is wax?", "What is wax?"),
         ("\n \n", ""),
         ("", ""),
     ],

@@ -186,3 +186,23 @@ def test_second_sets_and_groups_are_compared_as_by_brute_force(seed, tmp_path):
         index: (pytest.approx(value), other) for index, (value, other) in wanted.items()
     }
     assert len(wanted) > 20
+
+
+@pytest.mark.parametrize("start", ["", "I am sorry but I cannot help with this request because "])
+def test_equal_texts_with_other_second_texts_are_not_all_compared(start, monkeypatch):
+    rng = np.random.default_rng(0)
+    count, compared = 600, []
+    words = np.array([f"w{n}" for n in range(900)])
+    second = [start + " ".join(rng.choice(words, 30)) for _ in range(count)]
+    second[500:] = [f"{text} x" for text in second[:100]]
+    sets = build_shingle_sets(["the same question and its one answer"] * count, n=3)
+    real = near_duplicates._compute_jaccard
+
+    def count_pairs(sets, left, right):
+        compared.append(len(left))
+        return real(sets, left, right)
+
+    monkeypatch.setattr(near_duplicates, "_compute_jaccard", count_pairs)
+    found = find_duplicates(sets, threshold=0.8, also=build_shingle_sets(second, n=3))
+    assert {one.index: one.kept for one in found} == {n + 500: n for n in range(100)}
+    assert sum(compared) < 5 * count
