@@ -103,7 +103,7 @@ class ScaledTensor:
     zero: str = ""
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return a range of dequantized rows."""
+        """Dequantize a range of rows."""
         values = widen(parts.rows(self.codes, start, stop), parts.entry(self.codes).dtype)
         if self.zero:
             zero = widen(parts.whole(self.zero), parts.entry(self.zero).dtype)
@@ -148,7 +148,7 @@ class PackedTensor:
     is_divided: bool = False
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return a range of dequantized rows."""
+        """Dequantize a range of rows."""
         width, packed = self.shape[1], parts.rows(self.codes, start, stop)
         half = 1 << (self.bits - 1)
         if self.is_float:
@@ -201,7 +201,7 @@ class GptqTensor:
     has_order: bool
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return a range of dequantized rows."""
+        """Dequantize a range of rows."""
         packed = parts.whole(f"{self.stem}qweight")[:, start:stop]
         codes = unpack_bits(np.ascontiguousarray(packed.T), self.bits)
         first = start // 32
@@ -233,7 +233,7 @@ class AwqTensor:
     group: int
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return a range of dequantized rows."""
+        """Dequantize a range of rows."""
         groups = np.arange(self.shape[1]) // self.group
         codes = self._unpack(parts, "qweight", start, stop)
         zeros = self._unpack(parts, "qzeros", start, stop)
@@ -259,7 +259,7 @@ class Int8Tensor:
     largest: str
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return a range of dequantized rows."""
+        """Dequantize a range of rows."""
         largest = parts.floats(self.largest).reshape(-1)[start:stop, None]
         codes = parts.rows(self.codes, start, stop).astype(np.float32)
         return codes * largest * np.float32(1 / 127)
@@ -287,7 +287,7 @@ class BlockwiseTensor:
     nested: NestedQuantization | None = None
 
     def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return a range of dequantized rows."""
+        """Dequantize a range of rows."""
         width = math.prod(self.shape[1:])
         first, last = start * width, stop * width
         packed = parts.whole(self.codes).reshape(-1)[first // 2 : -(-last // 2)]

@@ -1,4 +1,4 @@
-"""API key file with scopes, and request limits (sizes, max_tokens, requests per minute).
+"""API key file with scopes, and request limits; ``serve.middleware.auth`` checks requests.
 
 Each line of a key file holds a key, followed by the identity and the scopes of its client::
 

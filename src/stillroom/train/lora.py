@@ -155,7 +155,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def export_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the model's weights by name, tied weights once, with low-rank updates merged.
+    """Merge LoRA adapters: yield the model's weights by name, tied weights once, updates added.
 
     The tensors of a sharded model are gathered one by one; every rank must exhaust the iterator.
     """

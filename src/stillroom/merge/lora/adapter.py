@@ -202,7 +202,7 @@ class Adapter:
     def rows(
         self, name: str, start: int, stop: int, base_rows: Array, norms: Array | None = None
     ) -> Array:
-        """Return rows of the base's tensor as changed by the adapter, in the input type.
+        """Merge the LoRA or DoRA adapter into rows of the base's tensor, in the input type.
 
         The result does not depend on how the tensor is split into blocks.
 

@@ -1,4 +1,4 @@
-"""Fixed number of tokens in each step.
+"""Fixed number of tokens in each step: those that the unmask order (confidence) ranks first.
 
 Source: Chang et al. 2022, arXiv:2202.04200, with a constant schedule.
 """
