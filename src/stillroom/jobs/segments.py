@@ -134,11 +134,11 @@ class ReplayRequest:
             at += match.start() - end
             parts.append(text[end : match.start()])
             end = match.end()
-            befores = [before for now, before in self.moved if now == match[0]]
+            formers = [before for now, before in self.moved if now == match[0]]
             rest = text[end : min(end + _FOLLOWING, following)]
-            fits = (one for one in (*befores, match[0]) if stored.startswith(one + rest, at))
-            also = (one for one in (*befores, match[0]) if stored.startswith(one, at))
-            parts.append(next(fits, next(also, befores[0])))
+            fits = (one for one in (*formers, match[0]) if stored.startswith(one + rest, at))
+            also = (one for one in (*formers, match[0]) if stored.startswith(one, at))
+            parts.append(next(fits, next(also, formers[0])))
             at += len(parts[-1])
         return "".join([*parts, text[end:]])
 
