@@ -494,6 +494,25 @@ def test_seeds_of_unknown_origin_are_refused_before_all_are_judged(
     assert len(judged) <= most
 
 
+@pytest.mark.parametrize(("split", "more"), [({}, 0), ({"split": "train_sft"}, 0), ({}, 1)])
+def test_seeds_of_unknown_origin_that_are_there_already_are_not_refused(tmp_path, split, more):
+    def make(number, kind, **fields):
+        texts = f"What is bee {number}?", f"It is bee number {number}."
+        return Record((Message("user", texts[0]), Message("assistant", texts[1])), fields, kind)
+
+    seeds = [make(n, Origin("unknown")) for n in range(4)]
+    seeds += [make(n + 4, Origin("human")) for n in range(more)]
+    existing = [make(n, Origin("human"), **split) for n in range(4)]
+    write_records(tmp_path / "seeds.jsonl", seeds)
+    write_records(tmp_path / "known.jsonl", [existing[0], existing[0], *existing[1:]])
+    steps = {"keep": {"from": "seeds", "filters": ["shape"]}}
+    plan = {"seeds": str(tmp_path / "seeds.jsonl"), "held_out": 0, "pipeline": {"steps": steps}}
+    mix = {"records": [str(tmp_path / "known.jsonl")]}
+    do(RecordsRecipe.model_validate({**plan, "mix": mix, "batch_size": 1}), tmp_path / "out")
+    records = list(read_records(tmp_path / "out"))
+    assert [row.origin.kind for row in records] == ["human"] * (4 + more)
+
+
 def test_what_an_ended_run_committed_beyond_the_result_is_withdrawn(tmp_path):
     """A unit that was not answered at first may be, once the run goes on: others are used then."""
     finished = []

@@ -169,7 +169,7 @@ class _RecordsRun:
         if any(isinstance(item, Passage) and item.origin.kind == "unknown" for item in train_items):
             refuse_unknown(self._make_passage_records(held_out or ())[0], settings)
         if not any(isinstance(step, GenerateStep) for step in self.recipe.steps.values()):
-            known = {row.id for row in existing}
+            known = _list_ids(existing)
             seeds = [to_record(item, "train") for item in train_items]
             if all(row.origin.kind == "unknown" and row.id not in known for row in seeds):
                 refuse_unknown(seeds, settings)  # whatever the filters keep
@@ -182,7 +182,7 @@ class _RecordsRun:
 
         @cache
         def list_known() -> set[str]:
-            return {row.id for row in read_existing(settings)}
+            return _list_ids(read_existing(settings))
 
         def check(result: SplitResult) -> None:
             count = result.stats.kinds["unknown"]
@@ -395,6 +395,11 @@ def _log_inputs(inputs: PipelineInputs, job: Job) -> None:
             job.warn(f"{count_noun(count, 'row')} of {source.path} left out: {reason}")
         if source.unclear:
             job.warn(_describe_unclear(source))
+
+
+def _list_ids(existing: Sequence[Record]) -> set[str]:
+    """Return the ids of existing records as a mixture has them."""
+    return {row.id for row, _ in judge_existing(existing, None)}
 
 
 def _describe_unclear(source: SeedSet) -> str:
