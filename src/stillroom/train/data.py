@@ -4,8 +4,8 @@ Generated records come split by document, from ``synth.pipeline.inputs.split_doc
 no iterator to restore: the batches of any step of any epoch are computed directly, so the data
 cursor of a resumed run is the step number. Uses token counts only, never token values. Records are
 not packed (no sequence packing): those of like length share a micro-batch. Over-long ones are
-truncated, and prompts masked, by ``models.tokenization.assistant_mask.encode_conversation``; batches
-are padded by the rooms (``distill.data.tokenized.make_batch``).
+truncated, and prompts masked, by ``models.tokenization.assistant_mask.encode_conversation``; the
+rooms pad batches (``distill.data.tokenized.make_batch``).
 
 If any record has a ``split`` field, ``train`` is trained on and ``held_out`` evaluated; records
 without one are split by a hash of their id, one in ten held out.
