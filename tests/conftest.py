@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 from _pytest.runner import runtestprotocol
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
 from tests.processes import skip_disk_syncs
@@ -33,6 +33,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would w
 HIDDEN = str(Path(__file__).with_name("hidden"))
 sys.path.insert(0, HIDDEN)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HIDDEN, os.environ.get("PYTHONPATH")]))
+
+# A machine that is busy, or makes its tables of characters first, is no fault of a property.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 _SLOW_FOLDERS = ("tests/attacks/", "tests/contracts/", "tests/property/")
 _LOOPBACK = ("127.", "::1", "localhost")
